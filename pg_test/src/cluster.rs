@@ -1,0 +1,293 @@
+//! Throwaway clusters: a private directory, a private socket, gone when the test ends.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Gid, Pid, Uid, User, geteuid};
+use postgres::{Client, Config, NoTls};
+
+use crate::wait::{TIMEOUT, wait_for};
+
+/// The superuser of every cluster.
+const SUPERUSER: &str = "postgres";
+
+/// Settings of every cluster: as a default server, but for what only costs time in a test.
+const SETTINGS: &str = "
+listen_addresses = ''
+fsync = off
+logging_collector = off
+log_line_prefix = '%m [%p] %u@%d %e '
+max_connections = 120
+autovacuum = off
+";
+
+/// A PostgreSQL server of one's own. Dropping it stops it and removes all that was its.
+pub struct Cluster {
+    directory: PathBuf,
+    server: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts a cluster with no settings of its own.
+    pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Starts a cluster with the lines `settings` added to `postgresql.conf`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_with(settings: &str) -> Self {
+        let directory = new_directory();
+        let template = template();
+        run(Command::new("cp").arg("-a").arg(&template).arg(directory.join("data")));
+        let cluster = Self { directory, server: None };
+        let configuration = cluster.data().join("postgresql.conf");
+        let text = fs::read_to_string(&configuration).expect("postgresql.conf");
+        fs::write(&configuration, format!("{text}{SETTINGS}{settings}\n"))
+            .expect("postgresql.conf");
+        let mut cluster = cluster;
+        cluster.start_server();
+        cluster
+    }
+
+    /// Starts the server of a cluster that was stopped.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_server(&mut self) {
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log");
+        let mut command = as_server_user(bindir().join("postgres"));
+        command.arg("-D").arg(self.data()).arg("-k").arg(&self.directory);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        // SAFETY: prctl() is async-signal-safe. A test that is killed takes its server with it.
+        unsafe {
+            command.pre_exec(|| {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGQUIT).map_err(std::io::Error::from)
+            });
+        }
+        self.server = Some(command.spawn().expect("postgres starts"));
+        wait_for("the server to accept connections", || {
+            let status = self.server.as_mut().map(Child::try_wait);
+            if let Some(Ok(Some(status))) = status {
+                panic!("the server ended with {status}:\n{}", self.log());
+            }
+            self.config("postgres", SUPERUSER).connect(NoTls).is_ok()
+        });
+    }
+
+    /// Stops the server as `pg_ctl stop -m fast` does.
+    ///
+    /// # Panics
+    /// When it does not stop.
+    pub fn stop_server(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        let pid = Pid::from_raw(i32::try_from(server.id()).expect("a pid"));
+        kill(pid, Signal::SIGINT).expect("the server is there");
+        let started = Instant::now();
+        while server.try_wait().expect("the server's status").is_none() {
+            if started.elapsed() > TIMEOUT {
+                let _ = kill(pid, Signal::SIGQUIT);
+                let _ = server.wait();
+                panic!("the server did not stop:\n{}", self.log());
+            }
+            thread::yield_now();
+        }
+    }
+
+    /// A client of the superuser in database `postgres`.
+    ///
+    /// # Panics
+    /// When it cannot connect.
+    pub fn connect(&self) -> Client {
+        self.connect_to("postgres", SUPERUSER)
+    }
+
+    /// A client of `user` in `database`.
+    ///
+    /// # Panics
+    /// When it cannot connect.
+    pub fn connect_to(&self, database: &str, user: &str) -> Client {
+        self.config(database, user).connect(NoTls).expect("a connection")
+    }
+
+    /// How to connect as `user` to `database`.
+    pub fn config(&self, database: &str, user: &str) -> Config {
+        let mut config = Config::new();
+        config.host_path(&self.directory).user(user).dbname(database);
+        config
+    }
+
+    /// A client program of this server's version, such as `pg_dump`, told where the server is.
+    pub fn program(&self, name: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(bindir().join(name));
+        command
+            .env("PGHOST", &self.directory)
+            .env("PGUSER", SUPERUSER)
+            .env("PGDATABASE", "postgres");
+        command.env("PGCLIENTENCODING", "UTF8");
+        command
+    }
+
+    /// A program of this server's version that runs as the server's own user, such as `pg_upgrade`.
+    pub fn server_program(&self, name: impl AsRef<Path>) -> Command {
+        let mut command = as_server_user(bindir().join(name));
+        command.current_dir(&self.directory);
+        command
+    }
+
+    /// The directory that is removed with the cluster, for files of the test's own.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        fs::read(self.log_file())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().rev().take(60).collect();
+            eprintln!("--- the server's log, its end ---");
+            lines.iter().rev().for_each(|line| eprintln!("{line}"));
+            if let Some(mut server) = self.server.take() {
+                let _ = kill(Pid::from_raw(server.id().cast_signed()), Signal::SIGQUIT);
+                let _ = server.wait();
+            }
+        } else {
+            self.stop_server();
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Runs a command to its end and returns what it printed.
+///
+/// # Panics
+/// When it fails.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}:\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The folder of the server's programs.
+///
+/// # Panics
+/// When `PG_TEST_BINDIR` is not set.
+pub fn bindir() -> PathBuf {
+    PathBuf::from(std::env::var_os("PG_TEST_BINDIR").expect("PG_TEST_BINDIR (run `make test`)"))
+}
+
+/// The user that servers run as: oneself, or where that is root, whom PostgreSQL refuses, another.
+fn server_user() -> Option<(Uid, Gid)> {
+    if !geteuid().is_root() {
+        return None;
+    }
+    ["postgres", "nobody"]
+        .iter()
+        .find_map(|name| User::from_name(name).ok().flatten())
+        .map(|user| (user.uid, user.gid))
+}
+
+fn as_server_user(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    if let Some((uid, gid)) = server_user() {
+        command.uid(uid.as_raw()).gid(gid.as_raw());
+    }
+    command
+}
+
+/// A new directory that only the server's user (and root) can enter, with a path short enough for a
+/// socket. Its name holds the id of this process, by which leftovers of killed ones are found.
+fn new_directory() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let temporary = std::env::temp_dir();
+    remove_leftovers(&temporary);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let directory = temporary.join(format!("{PREFIX}{}.{number}", process::id()));
+    fs::create_dir(&directory).expect("a directory");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("its mode");
+    if let Some((uid, gid)) = server_user() {
+        chown(&directory, Some(uid.as_raw()), Some(gid.as_raw())).expect("its owner");
+    }
+    directory
+}
+
+const PREFIX: &str = "loader_history_test.";
+
+fn remove_leftovers(temporary: &Path) {
+    for entry in fs::read_dir(temporary).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX))
+            .and_then(|rest| rest.split('.').next())
+            .and_then(|pid| pid.parse().ok());
+        if let Some(pid) = pid
+            && kill(Pid::from_raw(pid), None) == Err(nix::errno::Errno::ESRCH)
+        {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// A data directory as initdb makes it, made once for a copy of the server and kept beside its
+/// programs.
+fn template() -> PathBuf {
+    let template = bindir().join("initdb.template");
+    if template.join("PG_VERSION").exists() {
+        return template;
+    }
+    let directory = new_directory();
+    let data = directory.join("data");
+    run(as_server_user(bindir().join("initdb")).arg("-D").arg(&data).args([
+        "-U",
+        SUPERUSER,
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--locale",
+        "C.UTF-8",
+        "--no-sync",
+    ]));
+    // Others may do the same at the same time: whoever renames first has made it.
+    let own = bindir().join(format!("initdb.template.{}", process::id()));
+    run(Command::new("cp").arg("-a").arg(&data).arg(&own));
+    if fs::rename(&own, &template).is_err() {
+        let _ = fs::remove_dir_all(&own);
+    }
+    let _ = fs::remove_dir_all(&directory);
+    template
+}

@@ -1,0 +1,28 @@
+//! What the tests share: throwaway clusters, real clients, and a way to wait.
+//!
+//! The folder of the server's programs comes from `PG_TEST_BINDIR`, which `make test` sets.
+
+mod cluster;
+mod errors;
+mod wait;
+
+pub use cluster::{Cluster, bindir, run};
+pub use errors::{HasError, sqlstate};
+pub use wait::{TIMEOUT, wait_for};
+
+pub use postgres::{Client, Row};
+
+/// The application's own table, as an application would create it, with ten loaders.
+pub const APPLICATION_SQL: &str = "
+    CREATE SCHEMA IF NOT EXISTS loader;
+    CREATE TABLE loader.loader (id bigint PRIMARY KEY, loader_code varchar(64) NOT NULL);
+    INSERT INTO loader.loader SELECT n, 'LOADER_' || n FROM generate_series(1, 10) AS n;
+";
+
+/// A cluster whose database `postgres` has the application's table and the extension.
+pub fn cluster_with_extension() -> Cluster {
+    let cluster = Cluster::start();
+    cluster.connect().batch_execute(APPLICATION_SQL).expect("the application's table");
+    cluster.connect().batch_execute("CREATE EXTENSION loader_history").expect("the extension");
+    cluster
+}

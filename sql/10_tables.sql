@@ -1,0 +1,130 @@
+-- The history itself. Its columns are the public contract: what else must be remembered goes into
+-- tables of its own.
+CREATE TABLE loader.execution_history (
+    id               bigserial   NOT NULL,
+    loader_id        bigint      NOT NULL,
+    execution_start  timestamptz NOT NULL,
+    execution_end    timestamptz,
+    status           varchar(50) NOT NULL,
+    record_count     integer     DEFAULT 0,
+    error_message    text,
+    duration_seconds integer,
+    CONSTRAINT execution_history_pkey PRIMARY KEY (id),
+    CONSTRAINT execution_history_status_check
+        CHECK (status IN ('RUNNING', 'SUCCESS', 'FAILED')),
+    CONSTRAINT execution_history_running_check
+        CHECK ((status = 'RUNNING') = (execution_end IS NULL)),
+    CONSTRAINT execution_history_finite_check
+        CHECK (isfinite(execution_start) AND isfinite(execution_end)),
+    CONSTRAINT execution_history_order_check
+        CHECK (execution_end >= execution_start),
+    CONSTRAINT execution_history_record_count_check
+        CHECK (record_count >= 0)
+);
+
+COMMENT ON TABLE loader.execution_history IS
+    'Every execution of every loader. Written by loader.record_execution_start() and loader.record_execution_end().';
+COMMENT ON COLUMN loader.execution_history.id IS 'The execution''s id';
+COMMENT ON COLUMN loader.execution_history.loader_id IS 'The loader that ran: an id of loader.loader';
+COMMENT ON COLUMN loader.execution_history.execution_start IS 'When it started, by the server''s clock';
+COMMENT ON COLUMN loader.execution_history.execution_end IS 'When it ended; NULL while it runs';
+COMMENT ON COLUMN loader.execution_history.status IS 'RUNNING, SUCCESS or FAILED';
+COMMENT ON COLUMN loader.execution_history.record_count IS 'Records loaded, as the loader reported them';
+COMMENT ON COLUMN loader.execution_history.error_message IS 'What went wrong';
+COMMENT ON COLUMN loader.execution_history.duration_seconds IS
+    'Whole seconds from start to end, rounded down; NULL while it runs';
+COMMENT ON SEQUENCE loader.execution_history_id_seq IS 'Ids of loader.execution_history';
+COMMENT ON CONSTRAINT execution_history_pkey ON loader.execution_history IS 'An id names one execution';
+COMMENT ON CONSTRAINT execution_history_status_check ON loader.execution_history IS
+    'The three statuses there are';
+COMMENT ON CONSTRAINT execution_history_running_check ON loader.execution_history IS
+    'An execution is RUNNING exactly while it has no end';
+COMMENT ON CONSTRAINT execution_history_finite_check ON loader.execution_history IS
+    'Neither time is infinite';
+COMMENT ON CONSTRAINT execution_history_order_check ON loader.execution_history IS
+    'No execution ends before it starts';
+COMMENT ON CONSTRAINT execution_history_record_count_check ON loader.execution_history IS
+    'No execution loads fewer than no records';
+COMMENT ON INDEX loader.execution_history_pkey IS 'Finds an execution by its id';
+
+-- An end moves the row (its outcome is indexed, which rules HOT updates out), so every start and
+-- every end pays for each of these that its row belongs in. There is none without which a read would
+-- not grow with the history, and those for failures only failures pay for.
+CREATE INDEX execution_history_loader_start_idx
+    ON loader.execution_history (loader_id, execution_start DESC, id DESC);
+COMMENT ON INDEX loader.execution_history_loader_start_idx IS
+    'Pages of one loader, its newest execution; the foreign key';
+
+CREATE INDEX execution_history_start_idx
+    ON loader.execution_history (execution_start DESC, id DESC);
+COMMENT ON INDEX loader.execution_history_start_idx IS
+    'Pages of all loaders; starts in the activity feed';
+
+CREATE INDEX execution_history_end_idx
+    ON loader.execution_history (execution_end DESC, id DESC) WHERE execution_end IS NOT NULL;
+COMMENT ON INDEX loader.execution_history_end_idx IS
+    'Ends in the activity feed; what may be purged';
+
+CREATE INDEX execution_history_loader_running_idx
+    ON loader.execution_history (loader_id) WHERE status = 'RUNNING';
+COMMENT ON INDEX loader.execution_history_loader_running_idx IS
+    'The executions that run';
+
+CREATE INDEX execution_history_loader_success_end_idx
+    ON loader.execution_history (loader_id, execution_end DESC, id DESC) WHERE status = 'SUCCESS';
+COMMENT ON INDEX loader.execution_history_loader_success_end_idx IS
+    'A loader''s newest success';
+
+CREATE INDEX execution_history_loader_failed_end_idx
+    ON loader.execution_history (loader_id, execution_end DESC, id DESC) WHERE status = 'FAILED';
+COMMENT ON INDEX loader.execution_history_loader_failed_end_idx IS
+    'A loader''s newest failure, and its failures in a row or in a period';
+
+CREATE INDEX execution_history_loader_failed_start_idx
+    ON loader.execution_history (loader_id, execution_start DESC, id DESC) WHERE status = 'FAILED';
+COMMENT ON INDEX loader.execution_history_loader_failed_start_idx IS
+    'Pages of one loader''s failures';
+
+CREATE INDEX execution_history_failed_start_idx
+    ON loader.execution_history (execution_start DESC, id DESC) WHERE status = 'FAILED';
+COMMENT ON INDEX loader.execution_history_failed_start_idx IS
+    'Pages of all loaders'' failures';
+
+-- The loaders that have history, at least once each, so that a summary need not look for them among
+-- all executions. Not unique on purpose: with a unique key two sessions that start a new loader at
+-- the same time would wait for each other.
+CREATE TABLE loader.recorded_loader (
+    loader_id bigint NOT NULL
+);
+CREATE INDEX recorded_loader_loader_id_idx ON loader.recorded_loader (loader_id);
+
+COMMENT ON TABLE loader.recorded_loader IS
+    'Internal: every loader that has history, once or more often. Kept by a trigger.';
+COMMENT ON COLUMN loader.recorded_loader.loader_id IS 'The loader''s id';
+COMMENT ON INDEX loader.recorded_loader_loader_id_idx IS 'Finds out whether a loader is known';
+
+-- SECURITY DEFINER: whoever may write the history need not have a right to this table.
+CREATE FUNCTION loader.remember_loader() RETURNS trigger
+    LANGUAGE c SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'remember_loader_wrapper';
+COMMENT ON FUNCTION loader.remember_loader() IS
+    'Internal: trigger that keeps loader.recorded_loader';
+
+CREATE TRIGGER remember_loader_on_insert AFTER INSERT ON loader.execution_history
+    FOR EACH ROW EXECUTE FUNCTION loader.remember_loader();
+CREATE TRIGGER remember_loader_on_update AFTER UPDATE ON loader.execution_history
+    FOR EACH ROW WHEN (OLD.loader_id <> NEW.loader_id) EXECUTE FUNCTION loader.remember_loader();
+COMMENT ON TRIGGER remember_loader_on_insert ON loader.execution_history IS
+    'Keeps loader.recorded_loader';
+COMMENT ON TRIGGER remember_loader_on_update ON loader.execution_history IS
+    'Keeps loader.recorded_loader';
+-- Rows that replication brings count too.
+ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER remember_loader_on_insert;
+ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER remember_loader_on_update;
+
+-- Without these a dump would hold no history at all.
+SELECT pg_extension_config_dump('loader.execution_history', '');
+SELECT pg_extension_config_dump('loader.execution_history_id_seq', '');
+SELECT pg_extension_config_dump('loader.recorded_loader',
+    'WHERE ctid = (SELECT min(twin.ctid) FROM loader.recorded_loader AS twin WHERE twin.loader_id = recorded_loader.loader_id)');

@@ -1,0 +1,179 @@
+-- What backends read. The views name no table of the application's, and no function of this
+-- extension's, which their readers would need the right to call.
+
+-- Two plain selects and the condition outside: PostgreSQL merges the ends of two indexes then, and
+-- finds the newest events at the same cost whatever the history holds.
+CREATE VIEW loader.activity_feed AS
+    SELECT event_time, event_type, severity, execution_id, loader_id, status, record_count,
+           duration_seconds, error_message, message
+      FROM (SELECT execution_end AS event_time,
+                   concat('EXECUTION_', status) AS event_type,
+                   CASE status WHEN 'SUCCESS' THEN 'success' ELSE 'error' END AS severity,
+                   id AS execution_id,
+                   loader_id,
+                   status,
+                   record_count,
+                   duration_seconds,
+                   error_message,
+                   CASE status
+                   WHEN 'SUCCESS' THEN
+                       concat('Execution ', id, ' of loader ', loader_id, ' succeeded',
+                              ': ' || CASE record_count WHEN 1 THEN '1 record'
+                                      ELSE to_char(record_count, 'FM9,999,999,990') || ' records' END,
+                              ' in ' || to_char(duration_seconds, 'FM9,999,999,990') || ' s')
+                   ELSE
+                       concat('Execution ', id, ' of loader ', loader_id, ' failed',
+                              ' after ' || to_char(duration_seconds, 'FM9,999,999,990') || ' s',
+                              ': ' || split_part(left(error_message, 200), E'\n', 1))
+                   END AS message
+              FROM loader.execution_history
+            UNION ALL
+            SELECT execution_start, 'EXECUTION_STARTED', 'info', id, loader_id,
+                   'RUNNING'::varchar(50), NULL::integer, NULL::integer, NULL::text,
+                   concat('Execution ', id, ' of loader ', loader_id, ' started')
+              FROM loader.execution_history) AS event
+     WHERE event_time IS NOT NULL;
+
+COMMENT ON VIEW loader.activity_feed IS
+    'A row an event: each start and each end of an execution. ORDER BY event_time DESC, execution_id DESC LIMIT n is quick however long the history is.';
+COMMENT ON COLUMN loader.activity_feed.event_time IS 'When it happened';
+COMMENT ON COLUMN loader.activity_feed.event_type IS
+    'EXECUTION_STARTED, EXECUTION_SUCCESS or EXECUTION_FAILED';
+COMMENT ON COLUMN loader.activity_feed.severity IS 'info, success or error';
+COMMENT ON COLUMN loader.activity_feed.execution_id IS 'The execution''s id';
+COMMENT ON COLUMN loader.activity_feed.loader_id IS 'The loader''s id';
+COMMENT ON COLUMN loader.activity_feed.status IS 'The execution''s status after the event';
+COMMENT ON COLUMN loader.activity_feed.record_count IS 'Records loaded; NULL for a start';
+COMMENT ON COLUMN loader.activity_feed.duration_seconds IS 'Whole seconds it took; NULL for a start';
+COMMENT ON COLUMN loader.activity_feed.error_message IS 'What went wrong; NULL for a start';
+COMMENT ON COLUMN loader.activity_feed.message IS 'The event as a sentence';
+
+-- Not clock_timestamp(): with a volatile function PostgreSQL would work out the whole view first.
+CREATE VIEW loader.execution_details AS
+    SELECT id, loader_id, execution_start, execution_end, status, record_count, error_message,
+           duration_seconds,
+           greatest(coalesce(execution_end, statement_timestamp()) - execution_start, '0'::interval)
+               AS duration,
+           execution_end IS NULL AS is_running
+      FROM loader.execution_history;
+
+COMMENT ON VIEW loader.execution_details IS
+    'The executions with their exact durations: the table of a page about one loader';
+COMMENT ON COLUMN loader.execution_details.id IS 'The execution''s id';
+COMMENT ON COLUMN loader.execution_details.loader_id IS 'The loader''s id';
+COMMENT ON COLUMN loader.execution_details.execution_start IS 'When it started';
+COMMENT ON COLUMN loader.execution_details.execution_end IS 'When it ended; NULL while it runs';
+COMMENT ON COLUMN loader.execution_details.status IS 'RUNNING, SUCCESS or FAILED';
+COMMENT ON COLUMN loader.execution_details.record_count IS 'Records loaded';
+COMMENT ON COLUMN loader.execution_details.error_message IS 'What went wrong';
+COMMENT ON COLUMN loader.execution_details.duration_seconds IS 'Whole seconds it took; NULL while it runs';
+COMMENT ON COLUMN loader.execution_details.duration IS 'How long it took, exactly; while it runs: so far';
+COMMENT ON COLUMN loader.execution_details.is_running IS 'Whether it has not ended';
+
+-- A probe or two of an index for each thing said of a loader. The two counts stop at 1,000, so that
+-- a loader that never succeeds costs no more than another.
+CREATE VIEW loader.loader_summary AS
+    SELECT known.loader_id,
+           newest.id AS last_execution_id,
+           newest.status AS last_status,
+           newest.execution_start AS last_execution_start,
+           newest.execution_end AS last_execution_end,
+           success.execution_end AS last_success_at,
+           failure.execution_end AS last_failure_at,
+           failure.error_message AS last_error_message,
+           failure.id IS NOT NULL
+               AND (success.id IS NULL
+                    OR (failure.execution_end, failure.id) > (success.execution_end, success.id))
+               AS is_failed,
+           failures.consecutive AS consecutive_failures,
+           executions.running AS running_executions
+      FROM (SELECT DISTINCT loader_id FROM loader.recorded_loader) AS known
+     CROSS JOIN LATERAL (
+               SELECT id, status, execution_start, execution_end FROM loader.execution_history
+                WHERE loader_id = known.loader_id
+                ORDER BY execution_start DESC, id DESC LIMIT 1
+           ) AS newest
+      LEFT JOIN LATERAL (
+               SELECT id, execution_end FROM loader.execution_history
+                WHERE loader_id = known.loader_id AND status = 'SUCCESS'
+                ORDER BY execution_end DESC, id DESC LIMIT 1
+           ) AS success ON true
+      LEFT JOIN LATERAL (
+               SELECT id, execution_end, error_message FROM loader.execution_history
+                WHERE loader_id = known.loader_id AND status = 'FAILED'
+                ORDER BY execution_end DESC, id DESC LIMIT 1
+           ) AS failure ON true
+     CROSS JOIN LATERAL (
+               SELECT count(*) AS consecutive
+                 FROM (SELECT FROM loader.execution_history
+                        WHERE loader_id = known.loader_id AND status = 'FAILED'
+                          AND (execution_end, id) > (coalesce(success.execution_end, '-infinity'),
+                                                     coalesce(success.id, 0))
+                        LIMIT 1000) AS counted
+           ) AS failures
+     CROSS JOIN LATERAL (
+               SELECT count(*) AS running
+                 FROM (SELECT FROM loader.execution_history
+                        WHERE loader_id = known.loader_id AND status = 'RUNNING'
+                        LIMIT 1000) AS counted
+           ) AS executions;
+
+COMMENT ON VIEW loader.loader_summary IS
+    'A row a loader that has history. A loader is failed when its newest finished execution FAILED.';
+COMMENT ON COLUMN loader.loader_summary.loader_id IS 'The loader''s id';
+COMMENT ON COLUMN loader.loader_summary.last_execution_id IS 'Its newest execution, by start';
+COMMENT ON COLUMN loader.loader_summary.last_status IS 'Status of its newest execution';
+COMMENT ON COLUMN loader.loader_summary.last_execution_start IS 'When its newest execution started';
+COMMENT ON COLUMN loader.loader_summary.last_execution_end IS
+    'When its newest execution ended; NULL while that runs';
+COMMENT ON COLUMN loader.loader_summary.last_success_at IS 'When it last succeeded';
+COMMENT ON COLUMN loader.loader_summary.last_failure_at IS 'When it last failed';
+COMMENT ON COLUMN loader.loader_summary.last_error_message IS 'The error of its last failure';
+COMMENT ON COLUMN loader.loader_summary.is_failed IS
+    'Whether its newest finished execution FAILED; one that runs changes nothing';
+COMMENT ON COLUMN loader.loader_summary.consecutive_failures IS
+    'Failures since its last success, of the rows kept; 1,000 stands for 1,000 or more';
+COMMENT ON COLUMN loader.loader_summary.running_executions IS
+    'Executions that run now; 1,000 stands for 1,000 or more';
+
+CREATE VIEW loader.failed_loader_counts AS
+    SELECT count(*) FILTER (WHERE is_failed) AS failed_loaders,
+           count(*) FILTER (WHERE failed_24h) AS failed_loaders_24h,
+           count(*) FILTER (WHERE failed_previous_24h) AS failed_loaders_previous_24h,
+           coalesce(sum(failures_24h), 0)::bigint AS failed_executions_24h
+      FROM (SELECT NOT EXISTS (
+                       SELECT FROM loader.execution_history AS later
+                        WHERE later.loader_id = known.loader_id AND later.status = 'SUCCESS'
+                          AND (later.execution_end, later.id) > (failure.execution_end, failure.id)
+                   ) AS is_failed,
+                   failure.execution_end >= period.day AS failed_24h,
+                   failure.execution_end >= period.two_days AND EXISTS (
+                       SELECT FROM loader.execution_history AS earlier
+                        WHERE earlier.loader_id = known.loader_id AND earlier.status = 'FAILED'
+                          AND earlier.execution_end >= period.two_days
+                          AND earlier.execution_end < period.day
+                   ) AS failed_previous_24h,
+                   CASE WHEN failure.execution_end >= period.day THEN (
+                       SELECT count(*) FROM loader.execution_history AS recent
+                        WHERE recent.loader_id = known.loader_id AND recent.status = 'FAILED'
+                          AND recent.execution_end >= period.day
+                   ) END AS failures_24h
+              FROM (SELECT statement_timestamp() - '24 hours'::interval AS day,
+                           statement_timestamp() - '48 hours'::interval AS two_days) AS period
+             CROSS JOIN (SELECT DISTINCT loader_id FROM loader.recorded_loader) AS known
+             CROSS JOIN LATERAL (
+                       SELECT id, execution_end FROM loader.execution_history
+                        WHERE loader_id = known.loader_id AND status = 'FAILED'
+                        ORDER BY execution_end DESC, id DESC LIMIT 1
+                   ) AS failure
+           ) AS loaders;
+
+COMMENT ON VIEW loader.failed_loader_counts IS 'One row: how many loaders fail, and the trend';
+COMMENT ON COLUMN loader.failed_loader_counts.failed_loaders IS
+    'Loaders whose newest finished execution FAILED';
+COMMENT ON COLUMN loader.failed_loader_counts.failed_loaders_24h IS
+    'Loaders with an execution that FAILED in the last 24 hours';
+COMMENT ON COLUMN loader.failed_loader_counts.failed_loaders_previous_24h IS
+    'Loaders with an execution that FAILED in the 24 hours before those';
+COMMENT ON COLUMN loader.failed_loader_counts.failed_executions_24h IS
+    'Executions that FAILED in the last 24 hours';

@@ -1,0 +1,229 @@
+-- The foreign key to loader.loader, which the application owns.
+--
+-- pg_dump writes CREATE EXTENSION before CREATE TABLE loader.loader, and never the key of an
+-- extension's table. So the key cannot be part of CREATE TABLE: it is attached here where
+-- loader.loader exists, and otherwise by an event trigger, once it does. That trigger being enabled
+-- means that the key is still wanted; attaching the key disables it, so that nobody brings back a key
+-- that a DBA dropped, and other DDL never hears of it again. (A restore begins with it enabled.)
+--
+-- PL/pgSQL throughout, and catalog look-ups by name: nothing here may need loader.loader to exist.
+
+CREATE FUNCTION loader.foreign_key_state(OUT present boolean, OUT valid boolean, OUT obstacle text)
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    history constant oid := 'loader.execution_history'::regclass;
+    target record;
+    id_column record;
+BEGIN
+    present := false;
+    valid := false;
+
+    SELECT c.oid, c.relkind, c.relpersistence INTO target
+      FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+     WHERE n.nspname = 'loader' AND c.relname = 'loader';
+    IF NOT FOUND THEN
+        obstacle := 'table loader.loader does not exist';
+        RETURN;
+    END IF;
+
+    SELECT true, bool_and(k.convalidated) INTO present, valid
+      FROM pg_constraint AS k
+      JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND a.attname = 'loader_id'
+     WHERE k.conrelid = history AND k.contype = 'f' AND k.confrelid = target.oid
+       AND k.conkey = ARRAY[a.attnum]
+    HAVING count(*) > 0;
+    IF present THEN
+        RETURN;
+    END IF;
+    present := false;
+    valid := false;
+
+    IF target.relkind NOT IN ('r', 'p') THEN
+        obstacle := 'loader.loader is not a table';
+        RETURN;
+    ELSIF target.relpersistence <> 'p' THEN
+        obstacle := 'loader.loader is not a permanent table';
+        RETURN;
+    END IF;
+
+    SELECT a.attnum, CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END AS type INTO id_column
+      FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+     WHERE a.attrelid = target.oid AND a.attname = 'id' AND NOT a.attisdropped;
+    IF NOT FOUND THEN
+        obstacle := 'loader.loader has no column id';
+    ELSIF id_column.type NOT IN ('bigint'::regtype, 'integer'::regtype, 'smallint'::regtype, 'numeric'::regtype) THEN
+        obstacle := format('loader.loader.id is of type %s, which a bigint cannot reference',
+                           format_type(id_column.type, NULL));
+    ELSIF NOT EXISTS (
+        SELECT FROM pg_index AS i
+         WHERE i.indrelid = target.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
+           AND i.indpred IS NULL AND i.indexprs IS NULL
+           AND i.indnkeyatts = 1 AND i.indkey[0] = id_column.attnum)
+    THEN
+        obstacle := 'loader.loader has no primary key or unique index on (id)';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION loader.foreign_key_state() IS
+    'Internal: whether the foreign key is there, whether it is valid, and what keeps it from being attached';
+
+CREATE FUNCTION loader.validate_foreign_key() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN
+        SELECT k.conname FROM pg_constraint AS k
+         WHERE k.conrelid = 'loader.execution_history'::regclass AND k.contype = 'f' AND NOT k.convalidated
+    LOOP
+        BEGIN
+            EXECUTE format('ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I', name);
+        EXCEPTION WHEN foreign_key_violation THEN
+            RAISE WARNING 'foreign key % is NOT VALID: the history names loaders that loader.loader does not have', name
+                USING DETAIL = 'New executions are checked all the same.',
+                      HINT = 'Add those loaders or delete their executions, then run SELECT loader.attach_foreign_key().';
+        END;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION loader.validate_foreign_key() IS
+    'Internal: validates a foreign key that is NOT VALID, or warns of the executions in its way';
+
+CREATE FUNCTION loader.add_foreign_key() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    LOCK TABLE loader.execution_history IN SHARE ROW EXCLUSIVE MODE;
+    -- Looked at again: another session may have added it while this one waited.
+    IF NOT (SELECT present FROM loader.foreign_key_state()) THEN
+        ALTER TABLE loader.execution_history
+            ADD CONSTRAINT execution_history_loader_id_fkey
+            FOREIGN KEY (loader_id) REFERENCES loader.loader (id) NOT VALID;
+        COMMENT ON CONSTRAINT execution_history_loader_id_fkey ON loader.execution_history IS
+            'Every execution is one of a loader that exists';
+        PERFORM loader.validate_foreign_key();
+    END IF;
+    ALTER EVENT TRIGGER loader_history_foreign_key DISABLE;
+END
+$$;
+COMMENT ON FUNCTION loader.add_foreign_key() IS
+    'Internal: adds the foreign key, and disables what waited for the chance';
+
+CREATE FUNCTION loader.attach_foreign_key() RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    state record;
+BEGIN
+    PERFORM loader.require_writable();
+    SELECT * INTO state FROM loader.foreign_key_state();
+    IF state.obstacle IS NOT NULL THEN
+        RAISE NOTICE 'the foreign key of loader.execution_history cannot be attached: %', state.obstacle
+            USING HINT = 'It attaches itself when loader.loader gets a primary key on id.';
+        RETURN false;
+    ELSIF state.present THEN
+        PERFORM loader.validate_foreign_key();
+    ELSE
+        PERFORM loader.add_foreign_key();
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION loader.attach_foreign_key() IS
+    'Attaches the foreign key to loader.loader, or validates it, where that is possible; returns whether it is there';
+
+CREATE FUNCTION loader.attach_foreign_key_in_passing() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    state record;
+BEGIN
+    SELECT * INTO state FROM loader.foreign_key_state();
+    IF state.obstacle IS NULL THEN
+        PERFORM loader.add_foreign_key();
+    END IF;
+EXCEPTION WHEN query_canceled OR OTHERS THEN
+    -- The statement that this came along with is not to fail for it, not even of its own timeout.
+    RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
+        USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
+END
+$$;
+COMMENT ON FUNCTION loader.attach_foreign_key_in_passing() IS
+    'Internal: attaches the foreign key if that is possible, and never raises';
+
+CREATE FUNCTION loader.attach_foreign_key_on_ddl() RETURNS event_trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET lock_timeout = '200ms'
+AS $$
+BEGIN
+    IF EXISTS (
+        SELECT
+          FROM pg_event_trigger_ddl_commands() AS command
+          LEFT JOIN pg_index AS i ON i.indexrelid = command.objid
+          JOIN pg_class AS c ON c.oid = coalesce(i.indrelid, command.objid)
+          JOIN pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE command.classid = 'pg_class'::regclass
+           AND n.nspname = 'loader' AND c.relname IN ('loader', 'execution_history'))
+    THEN
+        PERFORM loader.attach_foreign_key_in_passing();
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION loader.attach_foreign_key_on_ddl() IS
+    'Internal: event trigger that attaches the foreign key when DDL has brought loader.loader or its key';
+
+CREATE EVENT TRIGGER loader_history_foreign_key ON ddl_command_end
+    WHEN TAG IN ('ALTER INDEX', 'ALTER TABLE', 'CREATE INDEX', 'CREATE SCHEMA', 'CREATE TABLE')
+    EXECUTE FUNCTION loader.attach_foreign_key_on_ddl();
+COMMENT ON EVENT TRIGGER loader_history_foreign_key IS
+    'Attaches the foreign key of loader.execution_history once loader.loader has its primary key; disabled from then on';
+
+-- In a parallel restore the primary key of loader.loader may appear while another session still
+-- copies the history, and the DDL gives up waiting for that. Then it is the copy that attaches the
+-- key, when it commits. It fires for a loader's first execution only, and acts once a transaction.
+CREATE FUNCTION loader.attach_foreign_key_on_commit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET lock_timeout = '2s'
+AS $$
+DECLARE
+    tried_in constant text := 'loader.foreign_key_tried_in';
+    this_transaction constant text := pg_current_xact_id()::text;
+BEGIN
+    IF current_setting(tried_in, true) IS NOT DISTINCT FROM this_transaction THEN
+        RETURN NULL;
+    END IF;
+    PERFORM set_config(tried_in, this_transaction, true);
+
+    IF EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'loader_history_foreign_key' AND evtenabled <> 'D')
+       AND EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                    WHERE n.nspname = 'loader' AND c.relname = 'loader' AND c.relkind IN ('r', 'p'))
+    THEN
+        BEGIN
+            -- Waits for the DDL that is about to commit the primary key.
+            LOCK TABLE loader.loader IN ACCESS SHARE MODE;
+            PERFORM loader.attach_foreign_key_in_passing();
+        EXCEPTION WHEN query_canceled OR OTHERS THEN
+            RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
+                USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
+        END;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION loader.attach_foreign_key_on_commit() IS
+    'Internal: trigger that attaches the foreign key when a restore has copied the history';
+
+CREATE CONSTRAINT TRIGGER attach_foreign_key_on_commit AFTER INSERT ON loader.recorded_loader
+    DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION loader.attach_foreign_key_on_commit();
+COMMENT ON TRIGGER attach_foreign_key_on_commit ON loader.recorded_loader IS
+    'Attaches the foreign key when a restore has copied the history';

@@ -1,0 +1,227 @@
+//! Everything that a caller can do wrong, and what it is told.
+//!
+//! The SQLSTATEs are part of the public contract. Functions return [`Error`]; the one place where it
+//! becomes a PostgreSQL error is the `From` at the end of this file.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use pgrx::datum::TryFromDatumError;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, PgSqlErrorCode, function_name, spi};
+
+use crate::execution::Status;
+
+/// Characters of a bad argument that its error message repeats.
+const SHOWN_CHARACTERS: usize = 60;
+
+/// What a call did wrong.
+#[derive(Debug)]
+pub enum Error {
+    /// A required argument is NULL.
+    MissingArgument(&'static str),
+    /// No execution has this id.
+    UnknownExecution(i64),
+    /// An execution can't end in this status.
+    NoOutcome(String),
+    /// The history can't be filtered by this status.
+    UnknownStatusFilter(String),
+    /// A count below zero.
+    NegativeRecordCount(i64),
+    /// A page of this size isn't served.
+    PageSizeOutOfRange(i32),
+    /// A cursor that no page returned.
+    MalformedCursor(String),
+    /// The first outcome that was reported stands.
+    AlreadyEnded {
+        /// The execution.
+        execution_id: i64,
+        /// How it ended.
+        status: String,
+        /// When it ended.
+        end: Option<DateTime<Utc>>,
+    },
+    /// The transaction can't write.
+    ReadOnlyTransaction,
+    /// The server can't write.
+    Standby,
+    /// An error message, of this many bytes, that no row can hold.
+    MessageTooLong(usize),
+    /// A trigger of the user's kept the row from being written.
+    Suppressed,
+    /// The page could not be written as JSON.
+    Json(serde_json::Error),
+    /// A row was not what the table's definition says.
+    Row(TryFromDatumError),
+    /// SPI refused a call.
+    Spi(spi::Error),
+}
+
+impl From<spi::Error> for Error {
+    fn from(error: spi::Error) -> Self {
+        Self::Spi(error)
+    }
+}
+
+impl From<TryFromDatumError> for Error {
+    fn from(error: TryFromDatumError) -> Self {
+        Self::Row(error)
+    }
+}
+
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(error)
+    }
+}
+
+impl Error {
+    fn sqlstate(&self) -> PgSqlErrorCode {
+        match self {
+            Self::MissingArgument(_) => PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            Self::UnknownExecution(_) => PgSqlErrorCode::ERRCODE_NO_DATA_FOUND,
+            Self::NoOutcome(_)
+            | Self::UnknownStatusFilter(_)
+            | Self::NegativeRecordCount(_)
+            | Self::PageSizeOutOfRange(_)
+            | Self::MalformedCursor(_) => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            Self::AlreadyEnded { .. } => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::ReadOnlyTransaction | Self::Standby => {
+                PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION
+            }
+            Self::MessageTooLong(_) => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Self::Suppressed => PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
+            Self::Json(_) | Self::Row(_) | Self::Spi(_) => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::MissingArgument(name) => format!("{name} must not be NULL"),
+            Self::UnknownExecution(id) => format!("execution {id} does not exist"),
+            Self::NoOutcome(text) => {
+                format!("an execution cannot end in status \"{}\"", shown(text))
+            }
+            Self::UnknownStatusFilter(text) => format!("unknown status \"{}\"", shown(text)),
+            Self::NegativeRecordCount(count) => format!("record_count {count} is negative"),
+            Self::PageSizeOutOfRange(size) => format!("page_size {size} is out of range"),
+            Self::MalformedCursor(text) => format!("malformed cursor \"{}\"", shown(text)),
+            Self::AlreadyEnded { execution_id, .. } => {
+                format!("execution {execution_id} has already ended")
+            }
+            Self::ReadOnlyTransaction => {
+                "cannot record an execution in a read-only transaction".to_owned()
+            }
+            Self::Standby => "cannot record an execution on a standby server".to_owned(),
+            Self::MessageTooLong(bytes) => {
+                format!("error_message of {bytes} bytes does not fit into a row")
+            }
+            Self::Suppressed => {
+                "a trigger on loader.execution_history suppressed the change".to_owned()
+            }
+            Self::Json(error) => format!("could not write the page as JSON: {error}"),
+            Self::Row(error) => format!("could not read a row of the history: {error}"),
+            Self::Spi(error) => format!("could not run a statement: {error}"),
+        }
+    }
+
+    fn detail(&self) -> Option<String> {
+        match self {
+            Self::AlreadyEnded { status, end, .. } => Some(end.map_or_else(
+                || format!("It ended as {status}."),
+                |end| {
+                    let end = end.to_rfc3339_opts(SecondsFormat::Micros, true);
+                    format!("It ended as {status} at {end}.")
+                },
+            )),
+            Self::MessageTooLong(_) => {
+                Some(format!("The limit is {} bytes.", crate::record::MAX_ERROR_MESSAGE_BYTES))
+            }
+            _ => None,
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::MissingArgument("loader_id") => {
+                "Pass the id of a row of loader.loader.".to_owned()
+            }
+            Self::MissingArgument("execution_id") | Self::UnknownExecution(_) => {
+                "Pass the id that loader.record_execution_start() returned; where the start was \
+                 rolled back, start again."
+                    .to_owned()
+            }
+            Self::MissingArgument("page_size") => {
+                "Leave the argument out for pages of 50 executions.".to_owned()
+            }
+            Self::MissingArgument(_) | Self::NoOutcome(_) => {
+                format!("Pass {}.", listed(&Status::OUTCOMES))
+            }
+            Self::UnknownStatusFilter(_) => {
+                format!("Pass {}, or NULL for all.", listed(&Status::ALL))
+            }
+            Self::NegativeRecordCount(_) => {
+                "Pass the number of records loaded, or NULL where it is not known.".to_owned()
+            }
+            Self::PageSizeOutOfRange(_) => format!(
+                "Pass a number from 1 to {}; next_cursor leads to the rest.",
+                crate::history::MAX_PAGE_SIZE
+            ),
+            Self::MalformedCursor(_) => {
+                "Pass next_cursor of the page before, unchanged, or NULL for the first page."
+                    .to_owned()
+            }
+            Self::AlreadyEnded { .. } => {
+                "The first outcome reported stands; record another run with \
+                 loader.record_execution_start()."
+                    .to_owned()
+            }
+            Self::ReadOnlyTransaction => {
+                "Record in a transaction that may write: SET TRANSACTION READ WRITE.".to_owned()
+            }
+            Self::Standby => "Connect to the primary server.".to_owned(),
+            Self::MessageTooLong(_) => "Pass the beginning of the message.".to_owned(),
+            Self::Suppressed => "Look at the BEFORE triggers of the table.".to_owned(),
+            Self::Json(_) | Self::Row(_) | Self::Spi(_) => {
+                "This is a defect of loader_history; please report it.".to_owned()
+            }
+        }
+    }
+}
+
+/// `text`, cut to what a message can repeat.
+fn shown(text: &str) -> String {
+    text.char_indices()
+        .nth(SHOWN_CHARACTERS)
+        .map_or_else(|| text.to_owned(), |(end, _)| format!("{}…", &text[..end]))
+}
+
+/// "A, B or C"
+fn listed(statuses: &[Status]) -> String {
+    let names: Vec<_> = statuses.iter().map(|status| status.as_str()).collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        let report =
+            Self::new(error.sqlstate(), error.message(), function_name!()).set_hint(error.hint());
+        match error.detail() {
+            Some(detail) => report.set_detail(detail),
+            None => report,
+        }
+    }
+}
+
+/// Tells the caller that `given` records were stored as `stored`. Never an error: recording does not
+/// break a load over a number.
+pub fn warn_of_saturated_count(given: i64, stored: i32) {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+        format!("record_count {given} was stored as {stored}"),
+        function_name!(),
+    )
+    .set_hint("The column is an integer; count in larger units where that is too small.")
+    .report(PgLogLevel::WARNING);
+}

@@ -1,0 +1,68 @@
+//! What an execution is: its statuses, the outcomes a loader may report, its duration (pure).
+
+use chrono::{DateTime, Utc};
+
+/// Where an execution stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Started and not ended.
+    Running,
+    /// Ended, and did what it was to do.
+    Success,
+    /// Ended without having done it.
+    Failed,
+}
+
+impl Status {
+    /// Every status.
+    pub const ALL: [Self; 3] = [Self::Running, Self::Success, Self::Failed];
+
+    /// The statuses in which an execution can end.
+    pub const OUTCOMES: [Self; 2] = [Self::Success, Self::Failed];
+
+    /// The status as the table stores it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "RUNNING",
+            Self::Success => "SUCCESS",
+            Self::Failed => "FAILED",
+        }
+    }
+
+    /// The one of `among` that the table would store as `text`.
+    pub fn parse(text: &str, among: &[Self]) -> Option<Self> {
+        among.iter().copied().find(|status| status.as_str() == text)
+    }
+}
+
+/// Whole seconds from `start` to `end`, rounded down and kept within an integer; 0 where the clock
+/// stepped back.
+pub fn duration_seconds(start: DateTime<Utc>, end: DateTime<Utc>) -> i32 {
+    i32::try_from(end.signed_duration_since(start).num_seconds().max(0)).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::from_postgres;
+
+    #[test]
+    fn every_status_reads_back() {
+        for status in Status::ALL {
+            assert_eq!(Status::parse(status.as_str(), &Status::ALL), Some(status));
+        }
+        assert_eq!(Status::parse("RUNNING", &Status::OUTCOMES), None);
+        assert_eq!(Status::parse("success", &Status::ALL), None);
+        assert_eq!(Status::parse("", &Status::ALL), None);
+    }
+
+    #[test]
+    fn durations_round_down_and_saturate() {
+        let at = |micros| from_postgres(micros);
+        assert_eq!(duration_seconds(at(0), at(2_999_999)), 2);
+        assert_eq!(duration_seconds(at(0), at(3_000_000)), 3);
+        assert_eq!(duration_seconds(at(5_000_000), at(0)), 0);
+        assert_eq!(duration_seconds(at(-1), at(0)), 0);
+        assert_eq!(duration_seconds(at(i64::MIN), at(i64::MAX)), i32::MAX);
+    }
+}

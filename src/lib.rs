@@ -1,0 +1,24 @@
+//! `loader_history`: a PostgreSQL extension that records every execution of a data loader.
+//!
+//! The SQL that users see stands in `sql/*.sql`; this library holds what SQL is the wrong tool for.
+
+mod cursor;
+mod error;
+mod event;
+mod execution;
+mod history;
+mod notify;
+mod record;
+mod recorded_loader;
+mod schema;
+mod settings;
+mod statement;
+mod time;
+
+pgrx::pg_module_magic!(name, version);
+
+/// Called by PostgreSQL when it loads the library.
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    settings::define();
+}

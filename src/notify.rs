@@ -1,0 +1,94 @@
+//! The trigger that tells listeners what became of an execution.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
+
+use pgrx::datum::{TimestampWithTimeZone, TryFromDatumError};
+use pgrx::heap_tuple::PgHeapTuple;
+use pgrx::htup::heap_getattr_raw;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{AllocatedByPostgres, PgLogLevel, PgTrigger, pg_sys, pg_trigger, varlena};
+
+use crate::error::Error;
+use crate::event::{Event, MAX_PAYLOAD_BYTES};
+use crate::execution::Status;
+use crate::settings;
+use crate::time::from_postgres;
+
+/// The channel that listeners LISTEN on.
+const CHANNEL: &CStr = c"loader_execution";
+
+type Row<'a> = PgHeapTuple<'a, AllocatedByPostgres>;
+
+/// Emits the event of the row that fired the trigger, whose WHEN has decided that it is one.
+#[pg_trigger(sql = false)]
+fn notify_execution<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
+    if settings::NOTIFY.get()
+        && let Some(row) = trigger.new()
+        && let Err(error) = notify(trigger, &row)
+    {
+        // Returned, the error would lose its SQLSTATE in the wrapper that pgrx generates.
+        ErrorReport::from(error).report(PgLogLevel::ERROR);
+    }
+    Ok(None)
+}
+
+/// Emits the event of `row`, the new row of `trigger`.
+fn notify(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Result<(), Error> {
+    let message = message_start(trigger, row);
+    let Some(mut event) = read_event(row)? else { return Ok(()) };
+    if let Some((start, truncated)) = &message {
+        event.error_message = Some(start);
+        event.truncated = *truncated;
+    }
+    let payload = event.payload()?;
+    // JSON escapes the only character that a C string can't hold.
+    let Ok(payload) = CString::new(payload) else { return Ok(()) };
+    // SAFETY: both are C strings that PostgreSQL copies; it runs in the transaction of the trigger.
+    unsafe { pg_sys::Async_Notify(CHANNEL.as_ptr(), payload.as_ptr()) };
+    Ok(())
+}
+
+/// The event that `row` is now, without its error message.
+fn read_event<'a>(row: &Row<'_>) -> Result<Option<Event<'a>>, TryFromDatumError> {
+    let status = row.get_by_name::<String>("status")?;
+    let Some(status) = status.and_then(|status| Status::parse(&status, &Status::ALL)) else {
+        return Ok(None);
+    };
+    let time = match status {
+        Status::Running => row.get_by_name::<TimestampWithTimeZone>("execution_start")?,
+        Status::Success | Status::Failed => row.get_by_name("execution_end")?,
+    };
+    let (Some(id), Some(loader_id), Some(time)) =
+        (row.get_by_name("id")?, row.get_by_name("loader_id")?, time)
+    else {
+        return Ok(None);
+    };
+    let mut event = Event::new(id, loader_id, status, from_postgres(time.into_inner()));
+    event.record_count = row.get_by_name("record_count")?;
+    event.duration_seconds = row.get_by_name("duration_seconds")?;
+    Ok(Some(event))
+}
+
+/// The beginning of the row's error message, and whether there is more of it.
+///
+/// Reads no more of the message than an event can carry: it may be hundreds of megabytes long.
+fn message_start(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Option<(String, bool)> {
+    let (number, _) = row.get_attribute_by_name("error_message")?;
+    let data = trigger.trigger_data();
+    let tuple =
+        if trigger.event().fired_by_insert() { data.tg_trigtuple } else { data.tg_newtuple };
+    let slice_bytes = i32::try_from(MAX_PAYLOAD_BYTES).unwrap_or(i32::MAX);
+    // SAFETY: PostgreSQL fired this row trigger, so the tuple (the same that `row` was made from) and
+    // the relation's descriptor are valid until it returns. The column is a text, stored in the
+    // database's encoding, which CREATE EXTENSION has checked to be UTF-8; the slice is a fresh copy.
+    let (bytes, whole_size) = unsafe {
+        let datum = heap_getattr_raw(tuple, number, (*data.tg_relation).rd_att)?;
+        let slice = pg_sys::pg_detoast_datum_slice(datum.cast_mut_ptr(), 0, slice_bytes);
+        let whole_size = pg_sys::toast_raw_datum_size(datum) - pg_sys::VARHDRSZ;
+        (varlena::varlena_to_byte_slice(slice), whole_size)
+    };
+    // The slice may end inside a character.
+    let start = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+    Some((start.to_owned(), bytes.len() < whole_size))
+}

@@ -1,0 +1,85 @@
+//! The trigger that keeps `loader.recorded_loader`: every loader that has history.
+//!
+//! In Rust for the sake of restores: it fires for each row, and must not ask a table about the same
+//! few thousand loaders a million times.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::convert::Infallible;
+
+use pgrx::heap_tuple::PgHeapTuple;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::{self, BuiltinOid};
+use pgrx::{AllocatedByPostgres, PgLogLevel, PgTrigger, Spi, pg_trigger};
+
+use crate::error::Error;
+use crate::statement::KeptStatement;
+
+/// Loaders known to be in the table, as one subtransaction saw it.
+///
+/// Valid within that subtransaction only: while it is the current one, what it saw or wrote cannot
+/// have been rolled back.
+#[derive(Default)]
+struct Known {
+    scope: Option<(u64, pg_sys::SubTransactionId)>,
+    loaders: HashSet<i64>,
+}
+
+thread_local! {
+    static KNOWN: RefCell<Known> = RefCell::default();
+    static SELECT_KNOWN: KeptStatement = const { KeptStatement::new(
+        c"SELECT loader_id FROM loader.recorded_loader \
+          WHERE loader_id OPERATOR(pg_catalog.=) $1 LIMIT 1",
+        &[BuiltinOid::INT8OID],
+    ) };
+    static INSERT_KNOWN: KeptStatement = const { KeptStatement::new(
+        c"INSERT INTO loader.recorded_loader (loader_id) VALUES ($1)",
+        &[BuiltinOid::INT8OID],
+    ) };
+}
+
+/// Remembers the loader of the row that fired the trigger.
+#[pg_trigger(sql = false)]
+fn remember_loader<'a>(
+    trigger: &'a PgTrigger<'a>,
+) -> Result<Option<PgHeapTuple<'a, AllocatedByPostgres>>, Infallible> {
+    if let Some(row) = trigger.new() {
+        let remembered = row.get_by_name("loader_id").map_err(Error::Row);
+        if let Err(error) = remembered.and_then(|id| id.map_or(Ok(()), remember)) {
+            // Returned, the error would lose its SQLSTATE in the wrapper that pgrx generates.
+            ErrorReport::from(error).report(PgLogLevel::ERROR);
+        }
+    }
+    Ok(None)
+}
+
+/// Makes sure that the table has `loader_id`.
+fn remember(loader_id: i64) -> Result<(), Error> {
+    // SAFETY: called from a row trigger, so in a transaction, which has its id since it wrote the row.
+    let scope = unsafe {
+        Some((pg_sys::GetTopFullTransactionId().value, pg_sys::GetCurrentSubTransactionId()))
+    };
+    let known = KNOWN.with_borrow_mut(|known| {
+        if known.scope != scope {
+            known.scope = scope;
+            known.loaders.clear();
+        }
+        known.loaders.contains(&loader_id)
+    });
+    if known {
+        return Ok(());
+    }
+    Spi::connect(|client| {
+        let arguments = [loader_id.into()];
+        if SELECT_KNOWN.with(|select| select.run(client, &arguments))?.is_empty() {
+            INSERT_KNOWN.with(|insert| insert.run(client, &arguments))?;
+        }
+        Ok::<(), Error>(())
+    })?;
+    KNOWN.with_borrow_mut(|known| {
+        if known.scope == scope {
+            known.loaders.insert(loader_id);
+        }
+    });
+    Ok(())
+}
