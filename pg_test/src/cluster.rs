@@ -6,15 +6,15 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid, User, geteuid};
 use postgres::{Client, Config, NoTls};
 
-use crate::wait::{TIMEOUT, wait_for};
+use crate::wait::wait_for;
 
 /// The superuser of every cluster.
 const SUPERUSER: &str = "postgres";
@@ -93,15 +93,7 @@ impl Cluster {
         let Some(mut server) = self.server.take() else { return };
         let pid = Pid::from_raw(i32::try_from(server.id()).expect("a pid"));
         kill(pid, Signal::SIGINT).expect("the server is there");
-        let started = Instant::now();
-        while server.try_wait().expect("the server's status").is_none() {
-            if started.elapsed() > TIMEOUT {
-                let _ = kill(pid, Signal::SIGQUIT);
-                let _ = server.wait();
-                panic!("the server did not stop:\n{}", self.log());
-            }
-            thread::yield_now();
-        }
+        wait_for("the server to stop", || server.try_wait().expect("the server's status").is_some());
     }
 
     /// A client of the superuser in database `postgres`.
@@ -265,6 +257,8 @@ fn remove_leftovers(temporary: &Path) {
 /// A data directory as initdb makes it, made once for a copy of the server and kept beside its
 /// programs.
 fn template() -> PathBuf {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock();
     let template = bindir().join("initdb.template");
     if template.join("PG_VERSION").exists() {
         return template;
@@ -282,7 +276,7 @@ fn template() -> PathBuf {
         "C.UTF-8",
         "--no-sync",
     ]));
-    // Others may do the same at the same time: whoever renames first has made it.
+    // Other processes may do the same at the same time: whoever renames first has made it.
     let own = bindir().join(format!("initdb.template.{}", process::id()));
     run(Command::new("cp").arg("-a").arg(&data).arg(&own));
     if fs::rename(&own, &template).is_err() {
