@@ -99,6 +99,9 @@ CREATE FUNCTION loader.add_foreign_key() RETURNS void
 AS $$
 BEGIN
     LOCK TABLE loader.execution_history IN SHARE ROW EXCLUSIVE MODE;
+    -- First, so that the trigger does not hear of what follows.
+    ALTER EVENT TRIGGER loader_history_foreign_key DISABLE;
+    ALTER TABLE loader.execution_history DISABLE TRIGGER request_foreign_key;
     -- Looked at again: another session may have added it while this one waited.
     IF NOT (SELECT present FROM loader.foreign_key_state()) THEN
         ALTER TABLE loader.execution_history
@@ -108,7 +111,6 @@ BEGIN
             'Every execution is one of a loader that exists';
         PERFORM loader.validate_foreign_key();
     END IF;
-    ALTER EVENT TRIGGER loader_history_foreign_key DISABLE;
 END
 $$;
 COMMENT ON FUNCTION loader.add_foreign_key() IS
@@ -188,42 +190,69 @@ COMMENT ON EVENT TRIGGER loader_history_foreign_key IS
 
 -- In a parallel restore the primary key of loader.loader may appear while another session still
 -- copies the history, and the DDL gives up waiting for that. Then it is the copy that attaches the
--- key, when it commits. It fires for a loader's first execution only, and acts once a transaction.
+-- key, when it commits. A trigger cannot alter the table that fires it, hence the request: a row of
+-- another table, whose deferred trigger can. Starts, which have no end, request nothing.
+CREATE TABLE loader.foreign_key_request (
+    requested_in xid8 NOT NULL,
+    CONSTRAINT foreign_key_request_pkey PRIMARY KEY (requested_in)
+);
+COMMENT ON TABLE loader.foreign_key_request IS
+    'Internal: transactions that attach the foreign key when they commit; empty otherwise';
+COMMENT ON COLUMN loader.foreign_key_request.requested_in IS 'The transaction''s id';
+COMMENT ON CONSTRAINT foreign_key_request_pkey ON loader.foreign_key_request IS
+    'A transaction requests once';
+COMMENT ON INDEX loader.foreign_key_request_pkey IS 'A transaction requests once';
+
+CREATE FUNCTION loader.request_foreign_key() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    requested_in constant text := 'loader.foreign_key_requested_in';
+    this_transaction constant text := pg_current_xact_id()::text;
+BEGIN
+    -- For the million rows of a restore: a setting is quicker to ask than a table.
+    IF current_setting(requested_in, true) IS DISTINCT FROM this_transaction THEN
+        PERFORM set_config(requested_in, this_transaction, true);
+        INSERT INTO loader.foreign_key_request VALUES (pg_current_xact_id()) ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION loader.request_foreign_key() IS
+    'Internal: trigger by which a transaction that copies history requests the foreign key';
+
+CREATE TRIGGER request_foreign_key AFTER INSERT ON loader.execution_history
+    FOR EACH ROW WHEN (NEW.execution_end IS NOT NULL) EXECUTE FUNCTION loader.request_foreign_key();
+COMMENT ON TRIGGER request_foreign_key ON loader.execution_history IS
+    'Requests the foreign key when history is copied; disabled once the key is there';
+
 CREATE FUNCTION loader.attach_foreign_key_on_commit() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET lock_timeout = '2s'
 AS $$
-DECLARE
-    tried_in constant text := 'loader.foreign_key_tried_in';
-    this_transaction constant text := pg_current_xact_id()::text;
 BEGIN
-    IF current_setting(tried_in, true) IS NOT DISTINCT FROM this_transaction THEN
-        RETURN NULL;
-    END IF;
-    PERFORM set_config(tried_in, this_transaction, true);
-
-    IF EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'loader_history_foreign_key' AND evtenabled <> 'D')
-       AND EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    DELETE FROM loader.foreign_key_request WHERE requested_in = NEW.requested_in;
+    BEGIN
+        IF EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
                     WHERE n.nspname = 'loader' AND c.relname = 'loader' AND c.relkind IN ('r', 'p'))
-    THEN
-        BEGIN
-            -- Waits for the DDL that is about to commit the primary key.
+        THEN
+            -- Waits for DDL that is about to commit the primary key.
             LOCK TABLE loader.loader IN ACCESS SHARE MODE;
-            PERFORM loader.attach_foreign_key_in_passing();
-        EXCEPTION WHEN query_canceled OR OTHERS THEN
-            RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
-                USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
-        END;
-    END IF;
+        END IF;
+    EXCEPTION WHEN query_canceled OR OTHERS THEN
+        NULL; -- that DDL attaches the key itself, or the next one does
+    END;
+    PERFORM loader.attach_foreign_key_in_passing();
     RETURN NULL;
 END
 $$;
 COMMENT ON FUNCTION loader.attach_foreign_key_on_commit() IS
-    'Internal: trigger that attaches the foreign key when a restore has copied the history';
+    'Internal: trigger that attaches the foreign key when a transaction that requested it commits';
 
-CREATE CONSTRAINT TRIGGER attach_foreign_key_on_commit AFTER INSERT ON loader.recorded_loader
+CREATE CONSTRAINT TRIGGER attach_foreign_key_on_commit AFTER INSERT ON loader.foreign_key_request
     DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION loader.attach_foreign_key_on_commit();
-COMMENT ON TRIGGER attach_foreign_key_on_commit ON loader.recorded_loader IS
-    'Attaches the foreign key when a restore has copied the history';
+COMMENT ON TRIGGER attach_foreign_key_on_commit ON loader.foreign_key_request IS
+    'Attaches the foreign key when the transaction commits';

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{Gid, Pid, Uid, User, geteuid};
 use postgres::{Client, Config, NoTls};
 
@@ -59,6 +60,22 @@ impl Cluster {
         cluster
     }
 
+    /// Starts a hot standby of this cluster.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_standby(&self) -> Self {
+        let directory = new_directory();
+        let mut standby = Self { directory, server: None };
+        let mut backup = as_server_user(bindir().join("pg_basebackup"));
+        backup.env("PGHOST", &self.directory).env("PGUSER", SUPERUSER);
+        run(backup
+            .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"])
+            .arg(standby.data()));
+        standby.start_server();
+        standby
+    }
+
     /// Starts the server of a cluster that was stopped.
     ///
     /// # Panics
@@ -93,7 +110,9 @@ impl Cluster {
         let Some(mut server) = self.server.take() else { return };
         let pid = Pid::from_raw(i32::try_from(server.id()).expect("a pid"));
         kill(pid, Signal::SIGINT).expect("the server is there");
-        wait_for("the server to stop", || server.try_wait().expect("the server's status").is_some());
+        wait_for("the server to stop", || {
+            server.try_wait().expect("the server's status").is_some()
+        });
     }
 
     /// A client of the superuser in database `postgres`.
@@ -224,7 +243,7 @@ fn as_server_user(program: impl AsRef<OsStr>) -> Command {
 /// socket. Its name holds the id of this process, by which leftovers of killed ones are found.
 fn new_directory() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let temporary = std::env::temp_dir();
+    let temporary = temporary_directory();
     remove_leftovers(&temporary);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let directory = temporary.join(format!("{PREFIX}{}.{number}", process::id()));
@@ -234,6 +253,19 @@ fn new_directory() -> PathBuf {
         chown(&directory, Some(uid.as_raw()), Some(gid.as_raw())).expect("its owner");
     }
     directory
+}
+
+/// Where clusters live: in memory where there is plenty, since making one on disk takes seconds on
+/// some machines. `TMPDIR` says otherwise.
+fn temporary_directory() -> PathBuf {
+    const PLENTY: u64 = 8 << 30;
+    let memory = Path::new("/dev/shm");
+    let free = statvfs(memory).map_or(0, |fs| fs.blocks_available() * fs.fragment_size());
+    if std::env::var_os("TMPDIR").is_none() && free >= PLENTY {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
 }
 
 const PREFIX: &str = "loader_history_test.";

@@ -1,0 +1,225 @@
+//! Promise: reads stay flat. The feed, a page and one loader's summary read a bounded number of
+//! pages whatever the history holds; the failed counts a bounded number a loader.
+//!
+//! Pages are counted, not time: by EXPLAIN (BUFFERS), at ten thousand executions and at a million.
+
+use std::collections::BTreeMap;
+
+use pg_test::{Client, cluster_with_extension};
+use serde_json::Value;
+
+/// Loaders with history, each with as many executions.
+const LOADERS: i64 = 200;
+
+/// What is read, and how many pages it may read.
+const READS: [(&str, &str, i64); 12] = [
+    ("feed", "SELECT * FROM loader.activity_feed ORDER BY event_time DESC LIMIT 50", 150),
+    (
+        "feed, before a time",
+        "SELECT * FROM loader.activity_feed WHERE event_time < now() - interval '1 hour' \
+         ORDER BY event_time DESC, execution_id DESC LIMIT 50",
+        150,
+    ),
+    (
+        "feed, with the application's table",
+        "SELECT f.*, l.loader_code FROM loader.activity_feed AS f JOIN loader.loader AS l ON l.id = f.loader_id \
+         ORDER BY f.event_time DESC LIMIT 50",
+        350,
+    ),
+    (
+        "page",
+        "SELECT * FROM loader.execution_details ORDER BY execution_start DESC, id DESC LIMIT 50",
+        120,
+    ),
+    (
+        "page of a loader",
+        "SELECT * FROM loader.execution_details WHERE loader_id = 7 ORDER BY execution_start DESC, id DESC LIMIT 50",
+        120,
+    ),
+    (
+        "page of a loader, by its code",
+        "SELECT d.* FROM loader.execution_details AS d JOIN loader.loader AS l ON l.id = d.loader_id \
+         WHERE l.loader_code = 'LOADER_7' ORDER BY d.execution_start DESC LIMIT 50",
+        // The application's own table has no index on the code here.
+        150,
+    ),
+    (
+        "page of a loader's failures",
+        "SELECT * FROM loader.execution_details WHERE loader_id = 7 AND status = 'FAILED' \
+         ORDER BY execution_start DESC, id DESC LIMIT 50",
+        120,
+    ),
+    (
+        "page of failures",
+        "SELECT * FROM loader.execution_details WHERE status = 'FAILED' ORDER BY execution_start DESC, id DESC LIMIT 50",
+        120,
+    ),
+    (
+        "page of what runs",
+        "SELECT * FROM loader.execution_details WHERE status = 'RUNNING' ORDER BY execution_start DESC, id DESC LIMIT 50",
+        120,
+    ),
+    ("an execution", "SELECT * FROM loader.execution_details WHERE id = 4711", 12),
+    ("summary of a loader", "SELECT * FROM loader.loader_summary WHERE loader_id = 7", 60),
+    ("failed counts", "SELECT * FROM loader.failed_loader_counts", 20 * LOADERS),
+];
+
+/// A history of `executions`, of which one in fifty failed and a few run.
+fn fill(client: &mut Client, executions: i64) {
+    client
+        .batch_execute(&format!(
+            "TRUNCATE loader.execution_history;
+             INSERT INTO loader.execution_history
+                    (loader_id, execution_start, execution_end, status, record_count, error_message, duration_seconds)
+             SELECT n % {LOADERS} + 1, start, start + interval '3 s',
+                    CASE WHEN n / {LOADERS} % 50 = 0 THEN 'FAILED' ELSE 'SUCCESS' END, n % 1000,
+                    CASE WHEN n / {LOADERS} % 50 = 0 THEN 'no such table' END, 3
+               FROM (SELECT n, now() - n * interval '90 days' / {executions} AS start
+                       FROM generate_series(1, {executions}) AS n) AS s;
+             INSERT INTO loader.execution_history (loader_id, execution_start, status)
+             SELECT n, now(), 'RUNNING' FROM generate_series(1, 5) AS n;"
+        ))
+        .unwrap();
+    client.batch_execute("VACUUM ANALYZE loader.execution_history").unwrap();
+    client.batch_execute("VACUUM ANALYZE loader.recorded_loader").unwrap();
+}
+
+/// Pages that executing `query` touches.
+fn pages(client: &mut Client, query: &str) -> i64 {
+    let plan: Value = client
+        .query_one(&format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}"), &[])
+        .unwrap()
+        .get(0);
+    let count = |key: &str| plan[0]["Plan"][key].as_i64().expect("a count of buffers");
+    count("Shared Hit Blocks") + count("Shared Read Blocks")
+}
+
+/// Pages that a call of `get_execution_history` touches: what runs inside it does not show in its own plan.
+fn pages_of_call(client: &mut Client, call: &str) -> i64 {
+    pages(client, &format!("SELECT loader.get_execution_history({call})"))
+}
+
+fn all(client: &mut Client) -> BTreeMap<String, i64> {
+    let mut counted: BTreeMap<String, i64> =
+        READS.iter().map(|(name, query, _)| ((*name).to_owned(), pages(client, query))).collect();
+    let cursor: String = client
+        .query_one(
+            "SELECT (extract(epoch FROM execution_start - '2000-01-01 00:00+00') * 1000000)::bigint || '_' || id \
+             FROM loader.execution_history ORDER BY execution_start, id OFFSET 5000 LIMIT 1",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    for call in [
+        "7".to_owned(),
+        "7, status => 'FAILED'".to_owned(),
+        "status => 'FAILED'".to_owned(),
+        "status => 'SUCCESS'".to_owned(),
+        "status => 'RUNNING'".to_owned(),
+        format!("\"cursor\" => '{cursor}'"),
+        format!("7, \"cursor\" => '{cursor}'"),
+        format!("status => 'FAILED', \"cursor\" => '{cursor}'"),
+        "started_from => now() - interval '60 days', started_before => now() - interval '40 days'"
+            .to_owned(),
+        String::new(),
+    ] {
+        let name = format!("get_execution_history({})", call.replace(&cursor, "…"));
+        // Once before, so that the catalog's pages and the plan are not counted.
+        pages_of_call(client, &call);
+        counted.insert(name, pages_of_call(client, &call));
+    }
+    counted
+}
+
+#[test]
+fn reads_touch_as_many_pages_at_a_million_executions_as_at_ten_thousand() {
+    let cluster = pg_test::Cluster::start_with("shared_buffers = '512MB'");
+    let mut client = cluster.connect();
+    client.batch_execute(pg_test::APPLICATION_SQL).unwrap();
+    client
+        .batch_execute(&format!(
+            "INSERT INTO loader.loader SELECT n, 'LOADER_' || n FROM generate_series(11, {LOADERS}) AS n;
+             CREATE EXTENSION loader_history;"
+        ))
+        .unwrap();
+    client.batch_execute("VACUUM ANALYZE loader.loader").unwrap();
+
+    fill(&mut client, 10_000);
+    let few = all(&mut client);
+    fill(&mut client, 1_000_000);
+    let many = all(&mut client);
+
+    for (name, at_a_million) in &many {
+        let at_ten_thousand = few[name];
+        println!("{name}: {at_ten_thousand} pages, {at_a_million} at a million");
+    }
+    for (name, at_a_million) in &many {
+        let bound = READS.iter().find(|read| read.0 == name).map_or(400, |read| read.2);
+        assert!(*at_a_million <= bound, "{name} reads {at_a_million} pages, more than {bound}");
+        // An index is a page or two deeper, and rows lie further apart.
+        let flat = few[name] * 2 + 80;
+        assert!(
+            *at_a_million <= flat,
+            "{name} reads {at_a_million} pages, and {} before",
+            few[name]
+        );
+    }
+}
+
+#[test]
+fn a_loader_that_never_succeeds_costs_no_more() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status, error_message)
+             SELECT 7, now() - make_interval(days => 3, secs => n), now() - make_interval(days => 3, secs => n), 'FAILED', 'x'
+               FROM generate_series(1, 200000) AS n",
+        )
+        .unwrap();
+    client.batch_execute("VACUUM ANALYZE loader.execution_history").unwrap();
+    let summary = pages(&mut client, "SELECT * FROM loader.loader_summary WHERE loader_id = 7");
+    assert!(summary < 100, "{summary}");
+    let counts = pages(&mut client, "SELECT * FROM loader.failed_loader_counts");
+    assert!(counts < 100, "{counts}");
+}
+
+#[test]
+fn what_a_start_and_an_end_write_stays_small() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+                 SELECT n % 10 + 1, now() - make_interval(secs => n), now(), 'SUCCESS' FROM generate_series(1, 20000) AS n;
+             SET loader_history.notify = off;
+             CREATE PROCEDURE record(times integer) LANGUAGE plpgsql AS $$
+             DECLARE ran bigint;
+             BEGIN
+                 FOR n IN 1..times LOOP
+                     ran := loader.record_execution_start(n % 10 + 1); COMMIT;
+                     PERFORM loader.record_execution_end(ran, 'SUCCESS', n); COMMIT;
+                 END LOOP;
+             END $$;",
+        )
+        .unwrap();
+    // Full-page images are a matter of checkpoints: none comes, and the pages have had theirs.
+    client.batch_execute("ALTER SYSTEM SET full_page_writes = off").unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    pg_test::wait_for("full_page_writes to be off", || {
+        cluster.connect().query_one("SHOW full_page_writes", &[]).unwrap().get::<_, &str>(0)
+            == "off"
+    });
+    client.batch_execute("CHECKPOINT").unwrap();
+    let position = |client: &mut Client| -> i64 {
+        client
+            .query_one("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint", &[])
+            .unwrap()
+            .get(0)
+    };
+    let before = position(&mut client);
+    client.batch_execute("CALL record(2000)").unwrap();
+    let bytes = (position(&mut client) - before) / 2000;
+    println!("{bytes} bytes of WAL a start and end");
+    assert!(bytes <= 1200, "{bytes} bytes of WAL a start and end");
+}
