@@ -8,6 +8,37 @@
 --
 -- PL/pgSQL throughout, and catalog look-ups by name: nothing here may need loader.loader to exist.
 
+-- The key is attached, by itself, with a superuser's rights, to a table that others own. Planning a
+-- query of that table, as validating the key does, evaluates what its indexes, constraints and
+-- statistics say; the code of anybody but a superuser is not to be evaluated here.
+CREATE FUNCTION loader.untrusted_code(target regclass) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH relation AS (
+        SELECT target::oid AS oid UNION SELECT relid::oid FROM pg_partition_tree(target)
+    ), expression AS (
+        SELECT 'pg_class'::regclass AS classid, oid AS objid FROM relation
+        UNION ALL
+        SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index AS i JOIN relation ON i.indrelid = relation.oid
+        UNION ALL
+        SELECT 'pg_constraint'::regclass, k.oid FROM pg_constraint AS k JOIN relation ON k.conrelid = relation.oid
+        UNION ALL
+        SELECT 'pg_statistic_ext'::regclass, s.oid FROM pg_statistic_ext AS s JOIN relation ON s.stxrelid = relation.oid
+    )
+    SELECT pg_describe_object(d.refclassid, d.refobjid, 0)
+      FROM expression AS e
+      JOIN pg_depend AS d ON d.classid = e.classid AND d.objid = e.objid AND d.objsubid = 0
+      LEFT JOIN pg_proc AS p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+      LEFT JOIN pg_operator AS o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+      -- An enum runs no code.
+      LEFT JOIN pg_type AS t ON d.refclassid = 'pg_type'::regclass AND t.oid = d.refobjid AND t.typtype <> 'e'
+     WHERE coalesce(p.proowner, o.oprowner, t.typowner) IN (SELECT oid FROM pg_roles WHERE NOT rolsuper)
+     LIMIT 1
+$$;
+COMMENT ON FUNCTION loader.untrusted_code(regclass) IS
+    'Internal: something of a role that is no superuser, which planning a query of a table would evaluate';
+
 CREATE FUNCTION loader.foreign_key_state(OUT present boolean, OUT valid boolean, OUT obstacle text)
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
@@ -63,6 +94,9 @@ BEGIN
            AND i.indnkeyatts = 1 AND i.indkey[0] = id_column.attnum)
     THEN
         obstacle := 'loader.loader has no primary key or unique index on (id)';
+    ELSIF target.relkind = 'p' AND loader.untrusted_code(target.oid) IS NOT NULL THEN
+        obstacle := format('the partitioned table loader.loader depends on %s, which belongs to no superuser',
+                           loader.untrusted_code(target.oid));
     END IF;
 END
 $$;
@@ -74,16 +108,24 @@ CREATE FUNCTION loader.validate_foreign_key() RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    name text;
+    key record;
+    untrusted text;
 BEGIN
-    FOR name IN
-        SELECT k.conname FROM pg_constraint AS k
+    FOR key IN
+        SELECT k.conname AS name, k.confrelid::regclass AS target FROM pg_constraint AS k
          WHERE k.conrelid = 'loader.execution_history'::regclass AND k.contype = 'f' AND NOT k.convalidated
     LOOP
+        untrusted := loader.untrusted_code(key.target);
+        IF untrusted IS NOT NULL THEN
+            RAISE WARNING 'foreign key % is NOT VALID: % depends on %, which belongs to no superuser', key.name, key.target, untrusted
+                USING DETAIL = 'New executions are checked all the same.',
+                      HINT = format('If you trust it, run ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I.', key.name);
+            CONTINUE;
+        END IF;
         BEGIN
-            EXECUTE format('ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I', name);
+            EXECUTE format('ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I', key.name);
         EXCEPTION WHEN foreign_key_violation THEN
-            RAISE WARNING 'foreign key % is NOT VALID: the history names loaders that loader.loader does not have', name
+            RAISE WARNING 'foreign key % is NOT VALID: the history names loaders that loader.loader does not have', key.name
                 USING DETAIL = 'New executions are checked all the same.',
                       HINT = 'Add those loaders or delete their executions, then run SELECT loader.attach_foreign_key().';
         END;
@@ -183,7 +225,7 @@ COMMENT ON FUNCTION loader.attach_foreign_key_on_ddl() IS
     'Internal: event trigger that attaches the foreign key when DDL has brought loader.loader or its key';
 
 CREATE EVENT TRIGGER loader_history_foreign_key ON ddl_command_end
-    WHEN TAG IN ('ALTER INDEX', 'ALTER TABLE', 'CREATE INDEX', 'CREATE SCHEMA', 'CREATE TABLE')
+    WHEN TAG IN ('ALTER INDEX', 'ALTER TABLE', 'CREATE INDEX', 'CREATE TABLE')
     EXECUTE FUNCTION loader.attach_foreign_key_on_ddl();
 COMMENT ON EVENT TRIGGER loader_history_foreign_key IS
     'Attaches the foreign key of loader.execution_history once loader.loader has its primary key; disabled from then on';

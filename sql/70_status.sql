@@ -23,7 +23,7 @@ BEGIN
             || coalesce(state.obstacle,
                         'it was dropped, or waits for SELECT loader.attach_foreign_key()') || '.';
     ELSIF NOT state.valid THEN
-        detail := 'The foreign key to loader.loader is NOT VALID: the history may name loaders that it does not have.';
+        detail := 'The foreign key to loader.loader is NOT VALID: the history may name loaders that it does not have. SELECT loader.attach_foreign_key() validates it, or says why not.';
     END IF;
 END
 $$;

@@ -425,3 +425,56 @@ fn a_copy_waits_for_the_ddl_that_is_about_to_commit() {
     });
     assert_eq!(key(&mut client), "there");
 }
+
+#[test]
+fn no_code_of_the_tables_owner_runs_with_a_superusers_rights() {
+    let traps = [
+        "CREATE INDEX ON loader.loader (id) WHERE trap(1)",
+        "CREATE INDEX ON loader.loader ((id + trap(1)::integer))",
+        "ALTER TABLE loader.loader ADD CHECK (trap(1))",
+        "CREATE STATISTICS loader.s ON (id + trap(1)::integer), (id + 1) FROM loader.loader",
+        "CREATE INDEX ON loader.loader (id) WHERE 1 ?? 1",
+    ];
+    let cluster = Cluster::start();
+    cluster.connect().batch_execute("CREATE ROLE application LOGIN").unwrap();
+    for (number, trap) in traps.iter().enumerate() {
+        for orphan in [true, false] {
+            let database = format!("d{number}{orphan}");
+            cluster
+                .connect()
+                .batch_execute(&format!("CREATE DATABASE {database} OWNER application"))
+                .unwrap();
+            let mut superuser = cluster.connect_to(&database, "postgres");
+            superuser.batch_execute("CREATE SCHEMA loader AUTHORIZATION application; CREATE EXTENSION loader_history").unwrap();
+            if orphan {
+                superuser.batch_execute("SELECT loader.record_execution_start(99)").unwrap();
+            }
+            let mut application = cluster.connect_to(&database, "application");
+            application
+                .batch_execute(&format!(
+                    "CREATE SCHEMA own; SET search_path = own; SET constraint_exclusion = on;
+                     CREATE TABLE sprung (as_whom name);
+                     CREATE FUNCTION note() RETURNS boolean LANGUAGE plpgsql VOLATILE SET search_path = own AS
+                         'BEGIN INSERT INTO own.sprung VALUES (current_user); RETURN true; END';
+                     -- Said to be immutable, so that the planner evaluates it.
+                     CREATE FUNCTION trap(integer) RETURNS boolean LANGUAGE plpgsql IMMUTABLE SET search_path = own AS
+                         'BEGIN PERFORM own.note(); RETURN true; END';
+                     CREATE FUNCTION trap(integer, integer) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT own.trap(1)';
+                     CREATE OPERATOR ?? (LEFTARG = integer, RIGHTARG = integer, FUNCTION = trap);
+                     CREATE TABLE loader.loader (id bigint NOT NULL);
+                     {trap};"
+                ))
+                .unwrap();
+            application.batch_execute("ALTER TABLE loader.loader ADD PRIMARY KEY (id)").unwrap();
+            superuser
+                .batch_execute("SELECT loader.attach_foreign_key(), loader.recorder_status()")
+                .unwrap();
+            assert_eq!(key(&mut superuser), "not valid", "{trap}");
+            let sprung: i64 = superuser
+                .query_one("SELECT count(*) FROM own.sprung WHERE as_whom <> 'application'", &[])
+                .unwrap()
+                .get(0);
+            assert_eq!(sprung, 0, "{trap}");
+        }
+    }
+}
