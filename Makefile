@@ -35,4 +35,4 @@ schema: setup
 	@scripts/schema
 
 clean:
-	rm -rf target
+	@scripts/clean
