@@ -112,7 +112,7 @@ fn every_object_and_column_has_a_comment() {
              SELECT 'pg_class'::regclass, indexrelid, 0 FROM member JOIN pg_index ON indrelid = objid
              UNION ALL
              SELECT 'pg_constraint'::regclass, k.oid, 0 FROM member JOIN pg_constraint AS k ON conrelid = objid
-              WHERE contype <> 't'
+              WHERE contype NOT IN ('t', 'n')
              UNION ALL
              SELECT 'pg_trigger'::regclass, t.oid, 0 FROM member JOIN pg_trigger AS t ON tgrelid = objid
               WHERE NOT tgisinternal
