@@ -13,3 +13,33 @@ BEGIN
     END IF;
 END
 $$;
+
+-- The functions of this extension that run with a superuser's rights name what they use, as
+-- loader.something. Whoever owns the schema could rename it and put another in its place, so it must
+-- not belong to anybody who is no superuser. Its owner keeps the right to create and to grant in it.
+DO $$
+DECLARE
+    former text;
+BEGIN
+    SELECT quote_ident(r.rolname) INTO former
+      FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner
+     WHERE n.nspname = 'loader' AND NOT r.rolsuper;
+    IF former IS NOT NULL THEN
+        ALTER SCHEMA loader OWNER TO CURRENT_USER;
+        EXECUTE format('GRANT USAGE, CREATE ON SCHEMA loader TO %s WITH GRANT OPTION', former);
+        -- CREATE EXTENSION silences the notices of its script.
+        IF current_setting('client_min_messages') = 'warning' THEN
+            PERFORM set_config('client_min_messages', 'notice', true);
+        END IF;
+        RAISE NOTICE 'schema loader belongs to % now, and no longer to %', quote_ident(current_user), former
+            USING DETAIL = 'Functions that run with a superuser''s rights rely on the schema.',
+                  HINT = format('%s may create objects in it as before, and grant these rights to others.', former);
+    END IF;
+    IF (SELECT extnamespace FROM pg_extension WHERE extname = 'loader_history')
+       IS DISTINCT FROM to_regnamespace('loader')
+    THEN
+        RAISE EXCEPTION 'schema loader was renamed meanwhile' USING ERRCODE = 'invalid_schema_name',
+            HINT = 'Try again.';
+    END IF;
+END
+$$;

@@ -34,6 +34,12 @@ AS $$
       -- An enum runs no code.
       LEFT JOIN pg_type AS t ON d.refclassid = 'pg_type'::regclass AND t.oid = d.refobjid AND t.typtype <> 'e'
      WHERE coalesce(p.proowner, o.oprowner, t.typowner) IN (SELECT oid FROM pg_roles WHERE NOT rolsuper)
+    UNION ALL
+    -- The planner sees what an older snapshot hides.
+    SELECT 'what this transaction''s snapshot may not show'
+      FROM relation JOIN pg_class AS c ON c.oid = relation.oid
+     WHERE current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted')
+       AND c.relowner IN (SELECT oid FROM pg_roles WHERE NOT rolsuper)
      LIMIT 1
 $$;
 COMMENT ON FUNCTION loader.untrusted_code(regclass) IS
@@ -109,17 +115,24 @@ CREATE FUNCTION loader.validate_foreign_key() RETURNS void
 AS $$
 DECLARE
     key record;
+    name text;
     untrusted text;
 BEGIN
     FOR key IN
         SELECT k.conname AS name, k.confrelid::regclass AS target FROM pg_constraint AS k
          WHERE k.conrelid = 'loader.execution_history'::regclass AND k.contype = 'f' AND NOT k.convalidated
     LOOP
+        -- Locked before it is looked at, so that nothing is added to it afterwards.
+        name := key.target::text;
+        EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', name);
         untrusted := loader.untrusted_code(key.target);
+        IF to_regclass(name) IS DISTINCT FROM key.target THEN
+            untrusted := 'a table that was renamed';
+        END IF;
         IF untrusted IS NOT NULL THEN
-            RAISE WARNING 'foreign key % is NOT VALID: % depends on %, which belongs to no superuser', key.name, key.target, untrusted
-                USING DETAIL = 'New executions are checked all the same.',
-                      HINT = format('If you trust it, run ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I.', key.name);
+            RAISE WARNING 'foreign key % is NOT VALID: to validate it would evaluate %', key.name, untrusted
+                USING DETAIL = 'What belongs to no superuser is not evaluated with a superuser''s rights. New executions are checked all the same.',
+                      HINT = format('Run SELECT loader.attach_foreign_key() in a transaction of its own or, if you trust it, ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I.', key.name);
             CONTINUE;
         END IF;
         BEGIN
@@ -139,13 +152,19 @@ CREATE FUNCTION loader.add_foreign_key() RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    state record;
 BEGIN
     LOCK TABLE loader.execution_history IN SHARE ROW EXCLUSIVE MODE;
     -- First, so that the trigger does not hear of what follows.
     ALTER EVENT TRIGGER loader_history_foreign_key DISABLE;
     ALTER TABLE loader.execution_history DISABLE TRIGGER request_foreign_key;
-    -- Looked at again: another session may have added it while this one waited.
-    IF NOT (SELECT present FROM loader.foreign_key_state()) THEN
+    LOCK TABLE loader.loader IN SHARE ROW EXCLUSIVE MODE;
+    -- Looked at again: much may have happened while this session waited.
+    SELECT * INTO state FROM loader.foreign_key_state();
+    IF state.obstacle IS NOT NULL THEN
+        RAISE EXCEPTION '%', state.obstacle USING ERRCODE = 'object_not_in_prerequisite_state';
+    ELSIF NOT state.present THEN
         ALTER TABLE loader.execution_history
             ADD CONSTRAINT execution_history_loader_id_fkey
             FOREIGN KEY (loader_id) REFERENCES loader.loader (id) NOT VALID;
@@ -174,7 +193,11 @@ BEGIN
     ELSIF state.present THEN
         PERFORM loader.validate_foreign_key();
     ELSE
-        PERFORM loader.add_foreign_key();
+        BEGIN
+            PERFORM loader.add_foreign_key();
+        EXCEPTION WHEN duplicate_object THEN
+            NULL; -- another session has added it, which this transaction's snapshot does not show
+        END;
     END IF;
     RETURN true;
 END

@@ -24,6 +24,36 @@ BEGIN
     END IF;
 END
 $$;
+
+-- The functions of this extension that run with a superuser's rights name what they use, as
+-- loader.something. Whoever owns the schema could rename it and put another in its place, so it must
+-- not belong to anybody who is no superuser. Its owner keeps the right to create and to grant in it.
+DO $$
+DECLARE
+    former text;
+BEGIN
+    SELECT quote_ident(r.rolname) INTO former
+      FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner
+     WHERE n.nspname = 'loader' AND NOT r.rolsuper;
+    IF former IS NOT NULL THEN
+        ALTER SCHEMA loader OWNER TO CURRENT_USER;
+        EXECUTE format('GRANT USAGE, CREATE ON SCHEMA loader TO %s WITH GRANT OPTION', former);
+        -- CREATE EXTENSION silences the notices of its script.
+        IF current_setting('client_min_messages') = 'warning' THEN
+            PERFORM set_config('client_min_messages', 'notice', true);
+        END IF;
+        RAISE NOTICE 'schema loader belongs to % now, and no longer to %', quote_ident(current_user), former
+            USING DETAIL = 'Functions that run with a superuser''s rights rely on the schema.',
+                  HINT = format('%s may create objects in it as before, and grant these rights to others.', former);
+    END IF;
+    IF (SELECT extnamespace FROM pg_extension WHERE extname = 'loader_history')
+       IS DISTINCT FROM to_regnamespace('loader')
+    THEN
+        RAISE EXCEPTION 'schema loader was renamed meanwhile' USING ERRCODE = 'invalid_schema_name',
+            HINT = 'Try again.';
+    END IF;
+END
+$$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -508,6 +538,43 @@ COMMENT ON TRIGGER notify_on_outcome ON loader.execution_history IS
 --
 -- PL/pgSQL throughout, and catalog look-ups by name: nothing here may need loader.loader to exist.
 
+-- The key is attached, by itself, with a superuser's rights, to a table that others own. Planning a
+-- query of that table, as validating the key does, evaluates what its indexes, constraints and
+-- statistics say; the code of anybody but a superuser is not to be evaluated here.
+CREATE FUNCTION loader.untrusted_code(target regclass) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH relation AS (
+        SELECT target::oid AS oid UNION SELECT relid::oid FROM pg_partition_tree(target)
+    ), expression AS (
+        SELECT 'pg_class'::regclass AS classid, oid AS objid FROM relation
+        UNION ALL
+        SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index AS i JOIN relation ON i.indrelid = relation.oid
+        UNION ALL
+        SELECT 'pg_constraint'::regclass, k.oid FROM pg_constraint AS k JOIN relation ON k.conrelid = relation.oid
+        UNION ALL
+        SELECT 'pg_statistic_ext'::regclass, s.oid FROM pg_statistic_ext AS s JOIN relation ON s.stxrelid = relation.oid
+    )
+    SELECT pg_describe_object(d.refclassid, d.refobjid, 0)
+      FROM expression AS e
+      JOIN pg_depend AS d ON d.classid = e.classid AND d.objid = e.objid AND d.objsubid = 0
+      LEFT JOIN pg_proc AS p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+      LEFT JOIN pg_operator AS o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+      -- An enum runs no code.
+      LEFT JOIN pg_type AS t ON d.refclassid = 'pg_type'::regclass AND t.oid = d.refobjid AND t.typtype <> 'e'
+     WHERE coalesce(p.proowner, o.oprowner, t.typowner) IN (SELECT oid FROM pg_roles WHERE NOT rolsuper)
+    UNION ALL
+    -- The planner sees what an older snapshot hides.
+    SELECT 'what this transaction''s snapshot may not show'
+      FROM relation JOIN pg_class AS c ON c.oid = relation.oid
+     WHERE current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted')
+       AND c.relowner IN (SELECT oid FROM pg_roles WHERE NOT rolsuper)
+     LIMIT 1
+$$;
+COMMENT ON FUNCTION loader.untrusted_code(regclass) IS
+    'Internal: something of a role that is no superuser, which planning a query of a table would evaluate';
+
 CREATE FUNCTION loader.foreign_key_state(OUT present boolean, OUT valid boolean, OUT obstacle text)
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
@@ -563,6 +630,9 @@ BEGIN
            AND i.indnkeyatts = 1 AND i.indkey[0] = id_column.attnum)
     THEN
         obstacle := 'loader.loader has no primary key or unique index on (id)';
+    ELSIF target.relkind = 'p' AND loader.untrusted_code(target.oid) IS NOT NULL THEN
+        obstacle := format('the partitioned table loader.loader depends on %s, which belongs to no superuser',
+                           loader.untrusted_code(target.oid));
     END IF;
 END
 $$;
@@ -574,16 +644,31 @@ CREATE FUNCTION loader.validate_foreign_key() RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    key record;
     name text;
+    untrusted text;
 BEGIN
-    FOR name IN
-        SELECT k.conname FROM pg_constraint AS k
+    FOR key IN
+        SELECT k.conname AS name, k.confrelid::regclass AS target FROM pg_constraint AS k
          WHERE k.conrelid = 'loader.execution_history'::regclass AND k.contype = 'f' AND NOT k.convalidated
     LOOP
+        -- Locked before it is looked at, so that nothing is added to it afterwards.
+        name := key.target::text;
+        EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', name);
+        untrusted := loader.untrusted_code(key.target);
+        IF to_regclass(name) IS DISTINCT FROM key.target THEN
+            untrusted := 'a table that was renamed';
+        END IF;
+        IF untrusted IS NOT NULL THEN
+            RAISE WARNING 'foreign key % is NOT VALID: to validate it would evaluate %', key.name, untrusted
+                USING DETAIL = 'What belongs to no superuser is not evaluated with a superuser''s rights. New executions are checked all the same.',
+                      HINT = format('Run SELECT loader.attach_foreign_key() in a transaction of its own or, if you trust it, ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I.', key.name);
+            CONTINUE;
+        END IF;
         BEGIN
-            EXECUTE format('ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I', name);
+            EXECUTE format('ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I', key.name);
         EXCEPTION WHEN foreign_key_violation THEN
-            RAISE WARNING 'foreign key % is NOT VALID: the history names loaders that loader.loader does not have', name
+            RAISE WARNING 'foreign key % is NOT VALID: the history names loaders that loader.loader does not have', key.name
                 USING DETAIL = 'New executions are checked all the same.',
                       HINT = 'Add those loaders or delete their executions, then run SELECT loader.attach_foreign_key().';
         END;
@@ -597,13 +682,19 @@ CREATE FUNCTION loader.add_foreign_key() RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    state record;
 BEGIN
     LOCK TABLE loader.execution_history IN SHARE ROW EXCLUSIVE MODE;
     -- First, so that the trigger does not hear of what follows.
     ALTER EVENT TRIGGER loader_history_foreign_key DISABLE;
     ALTER TABLE loader.execution_history DISABLE TRIGGER request_foreign_key;
-    -- Looked at again: another session may have added it while this one waited.
-    IF NOT (SELECT present FROM loader.foreign_key_state()) THEN
+    LOCK TABLE loader.loader IN SHARE ROW EXCLUSIVE MODE;
+    -- Looked at again: much may have happened while this session waited.
+    SELECT * INTO state FROM loader.foreign_key_state();
+    IF state.obstacle IS NOT NULL THEN
+        RAISE EXCEPTION '%', state.obstacle USING ERRCODE = 'object_not_in_prerequisite_state';
+    ELSIF NOT state.present THEN
         ALTER TABLE loader.execution_history
             ADD CONSTRAINT execution_history_loader_id_fkey
             FOREIGN KEY (loader_id) REFERENCES loader.loader (id) NOT VALID;
@@ -632,7 +723,11 @@ BEGIN
     ELSIF state.present THEN
         PERFORM loader.validate_foreign_key();
     ELSE
-        PERFORM loader.add_foreign_key();
+        BEGIN
+            PERFORM loader.add_foreign_key();
+        EXCEPTION WHEN duplicate_object THEN
+            NULL; -- another session has added it, which this transaction's snapshot does not show
+        END;
     END IF;
     RETURN true;
 END
@@ -683,7 +778,7 @@ COMMENT ON FUNCTION loader.attach_foreign_key_on_ddl() IS
     'Internal: event trigger that attaches the foreign key when DDL has brought loader.loader or its key';
 
 CREATE EVENT TRIGGER loader_history_foreign_key ON ddl_command_end
-    WHEN TAG IN ('ALTER INDEX', 'ALTER TABLE', 'CREATE INDEX', 'CREATE SCHEMA', 'CREATE TABLE')
+    WHEN TAG IN ('ALTER INDEX', 'ALTER TABLE', 'CREATE INDEX', 'CREATE TABLE')
     EXECUTE FUNCTION loader.attach_foreign_key_on_ddl();
 COMMENT ON EVENT TRIGGER loader_history_foreign_key IS
     'Attaches the foreign key of loader.execution_history once loader.loader has its primary key; disabled from then on';
@@ -788,7 +883,7 @@ BEGIN
             || coalesce(state.obstacle,
                         'it was dropped, or waits for SELECT loader.attach_foreign_key()') || '.';
     ELSIF NOT state.valid THEN
-        detail := 'The foreign key to loader.loader is NOT VALID: the history may name loaders that it does not have.';
+        detail := 'The foreign key to loader.loader is NOT VALID: the history may name loaders that it does not have. SELECT loader.attach_foreign_key() validates it, or says why not.';
     END IF;
 END
 $$;
@@ -818,6 +913,9 @@ BEGIN
             USING ERRCODE = 'undefined_object', HINT = 'Pass the name of a role.';
     END IF;
     PERFORM loader.require_writable();
+    -- Two sessions that grant at the same time would fail each other with an internal error.
+    PERFORM pg_advisory_xact_lock('pg_class'::regclass::oid::integer,
+                                  'loader.execution_history'::regclass::oid::integer);
     EXECUTE format('GRANT USAGE ON SCHEMA loader TO %s', role);
     FOREACH function IN ARRAY functions LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', function, role);

@@ -270,3 +270,20 @@ fn a_snapshot_sees_what_plain_sql_would_see() {
         drop(old);
     }
 }
+
+#[test]
+fn sessions_that_grant_at_the_same_time_wait_for_each_other() {
+    let cluster = cluster_with_extension();
+    cluster.connect().batch_execute("CREATE ROLE backend").unwrap();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = cluster.connect();
+                for _ in 0..20 {
+                    client.batch_execute("SELECT loader.grant_recorder('backend')").unwrap();
+                    client.batch_execute("SELECT loader.grant_reader('backend')").unwrap();
+                }
+            });
+        }
+    });
+}

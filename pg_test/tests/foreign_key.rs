@@ -326,7 +326,7 @@ fn it_never_makes_ddl_fail_or_wait_long() {
             "SET lock_timeout = 0; SET statement_timeout = 0",
             "ALTER TABLE loader.loader ADD PRIMARY KEY (id)",
         ),
-        ("SET statement_timeout = '100ms'", "CREATE UNIQUE INDEX ON loader.loader (id)"),
+        ("SET statement_timeout = '180ms'", "CREATE UNIQUE INDEX ON loader.loader (id)"),
         ("SET lock_timeout = '1ms'", "ALTER TABLE loader.loader ADD COLUMN note text"),
     ] {
         client.batch_execute(timeouts).unwrap();
@@ -476,5 +476,51 @@ fn no_code_of_the_tables_owner_runs_with_a_superusers_rights() {
                 .get(0);
             assert_eq!(sprung, 0, "{trap}");
         }
+    }
+}
+
+#[test]
+fn an_older_snapshot_finds_the_key_that_another_session_attached() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "ALTER TABLE loader.execution_history DROP CONSTRAINT execution_history_loader_id_fkey",
+        )
+        .unwrap();
+    let mut older = cluster.connect();
+    let mut transaction = older.transaction().unwrap();
+    transaction
+        .batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        .unwrap();
+    assert!(attach(&mut client));
+    let there: bool =
+        transaction.query_one("SELECT loader.attach_foreign_key()", &[]).unwrap().get(0);
+    assert!(there);
+}
+
+#[test]
+fn a_schema_of_the_applications_is_taken_over_and_still_serves_it() {
+    let cluster = Cluster::start();
+    cluster.connect().batch_execute("CREATE ROLE application LOGIN; CREATE ROLE backend").unwrap();
+    cluster.connect().batch_execute("CREATE DATABASE app OWNER application").unwrap();
+    let mut application = cluster.connect_to("app", "application");
+    application.batch_execute("CREATE SCHEMA loader").unwrap();
+    application.batch_execute("CREATE TABLE loader.loader (id bigint PRIMARY KEY)").unwrap();
+    let mut superuser = cluster.connect_to("app", "postgres");
+    superuser.batch_execute("CREATE EXTENSION loader_history").unwrap();
+    assert_eq!(key(&mut superuser), "there");
+
+    application
+        .batch_execute(
+            "ALTER TABLE loader.loader ADD COLUMN note text;
+             CREATE TABLE loader.more (id bigint REFERENCES loader.loader);
+             CREATE FUNCTION loader.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+             GRANT USAGE ON SCHEMA loader TO backend;
+             DROP TABLE loader.more;",
+        )
+        .unwrap();
+    for ddl in ["ALTER SCHEMA loader RENAME TO mine", "DROP SCHEMA loader CASCADE"] {
+        application.batch_execute(ddl).error("42501");
     }
 }
