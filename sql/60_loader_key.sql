@@ -7,6 +7,9 @@
 -- that a DBA dropped, and other DDL never hears of it again. (A restore begins with it enabled.)
 --
 -- PL/pgSQL throughout, and catalog look-ups by name: nothing here may need loader.loader to exist.
+-- Others may create functions in this schema. So calls from one function to another pass exactly the
+-- declared types, which no overload can match better; one that makes a call ambiguous gives an error,
+-- which must not reach the DDL that these functions come along with.
 
 -- The key is attached, by itself, with a superuser's rights, to a table that others own. Planning a
 -- query of that table, as validating the key does, evaluates what its indexes, constraints and
@@ -77,6 +80,16 @@ BEGIN
     present := false;
     valid := false;
 
+    SELECT format('its constraint %I references %s, not loader.loader; drop that first', k.conname, k.confrelid::regclass)
+      INTO obstacle
+      FROM pg_constraint AS k
+      JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND a.attname = 'loader_id'
+     WHERE k.conrelid = history AND k.contype = 'f' AND k.conkey = ARRAY[a.attnum]
+     LIMIT 1;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+
     IF target.relkind NOT IN ('r', 'p') THEN
         obstacle := 'loader.loader is not a table';
         RETURN;
@@ -85,9 +98,15 @@ BEGIN
         RETURN;
     END IF;
 
-    SELECT a.attnum, CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END AS type INTO id_column
-      FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
-     WHERE a.attrelid = target.oid AND a.attname = 'id' AND NOT a.attisdropped;
+    WITH RECURSIVE type AS (
+        SELECT a.attnum, a.atttypid AS oid
+          FROM pg_attribute AS a
+         WHERE a.attrelid = target.oid AND a.attname = 'id' AND NOT a.attisdropped
+        UNION ALL
+        SELECT type.attnum, t.typbasetype FROM type JOIN pg_type AS t ON t.oid = type.oid AND t.typtype = 'd'
+    )
+    SELECT type.attnum, t.oid AS type INTO id_column
+      FROM type JOIN pg_type AS t ON t.oid = type.oid AND t.typtype <> 'd';
     IF NOT FOUND THEN
         obstacle := 'loader.loader has no column id';
     ELSIF id_column.type NOT IN ('bigint'::regtype, 'integer'::regtype, 'smallint'::regtype, 'numeric'::regtype) THEN
@@ -100,9 +119,9 @@ BEGIN
            AND i.indnkeyatts = 1 AND i.indkey[0] = id_column.attnum)
     THEN
         obstacle := 'loader.loader has no primary key or unique index on (id)';
-    ELSIF target.relkind = 'p' AND loader.untrusted_code(target.oid) IS NOT NULL THEN
+    ELSIF target.relkind = 'p' AND loader.untrusted_code(target.oid::regclass) IS NOT NULL THEN
         obstacle := format('the partitioned table loader.loader depends on %s, which belongs to no superuser',
-                           loader.untrusted_code(target.oid));
+                           loader.untrusted_code(target.oid::regclass));
     END IF;
 END
 $$;
@@ -132,7 +151,7 @@ BEGIN
         IF untrusted IS NOT NULL THEN
             RAISE WARNING 'foreign key % is NOT VALID: to validate it would evaluate %', key.name, untrusted
                 USING DETAIL = 'What belongs to no superuser is not evaluated with a superuser''s rights. New executions are checked all the same.',
-                      HINT = format('Run SELECT loader.attach_foreign_key() in a transaction of its own or, if you trust it, ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I.', key.name);
+                      HINT = format('Run SELECT loader.attach_foreign_key() in a READ COMMITTED transaction of its own or, if you trust it, ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I.', key.name);
             CONTINUE;
         END IF;
         BEGIN
@@ -205,31 +224,13 @@ $$;
 COMMENT ON FUNCTION loader.attach_foreign_key() IS
     'Attaches the foreign key to loader.loader, or validates it, where that is possible; returns whether it is there';
 
-CREATE FUNCTION loader.attach_foreign_key_in_passing() RETURNS void
-    LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    state record;
-BEGIN
-    SELECT * INTO state FROM loader.foreign_key_state();
-    IF state.obstacle IS NULL THEN
-        PERFORM loader.add_foreign_key();
-    END IF;
-EXCEPTION WHEN query_canceled OR OTHERS THEN
-    -- The statement that this came along with is not to fail for it, not even of its own timeout.
-    RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
-        USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
-END
-$$;
-COMMENT ON FUNCTION loader.attach_foreign_key_in_passing() IS
-    'Internal: attaches the foreign key if that is possible, and never raises';
-
 CREATE FUNCTION loader.attach_foreign_key_on_ddl() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET lock_timeout = '200ms'
 AS $$
+DECLARE
+    state record;
 BEGIN
     IF EXISTS (
         SELECT
@@ -240,8 +241,14 @@ BEGIN
          WHERE command.classid = 'pg_class'::regclass
            AND n.nspname = 'loader' AND c.relname IN ('loader', 'execution_history'))
     THEN
-        PERFORM loader.attach_foreign_key_in_passing();
+        SELECT * INTO state FROM loader.foreign_key_state();
+        IF state.obstacle IS NULL THEN
+            PERFORM loader.add_foreign_key();
+        END IF;
     END IF;
+EXCEPTION WHEN query_canceled OR OTHERS THEN
+    RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
+        USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
 END
 $$;
 COMMENT ON FUNCTION loader.attach_foreign_key_on_ddl() IS
@@ -279,7 +286,12 @@ BEGIN
     -- For the million rows of a restore: a setting is quicker to ask than a table.
     IF current_setting(requested_in, true) IS DISTINCT FROM this_transaction THEN
         PERFORM set_config(requested_in, this_transaction, true);
-        INSERT INTO loader.foreign_key_request VALUES (pg_current_xact_id()) ON CONFLICT DO NOTHING;
+        -- ENABLE TRIGGER ALL, as a data-only restore ends with, does not mean that the key is wanted.
+        IF EXISTS (SELECT FROM pg_event_trigger
+                    WHERE evtname = 'loader_history_foreign_key' AND evtenabled <> 'D')
+        THEN
+            INSERT INTO loader.foreign_key_request VALUES (pg_current_xact_id()) ON CONFLICT DO NOTHING;
+        END IF;
     END IF;
     RETURN NULL;
 END
@@ -295,8 +307,10 @@ COMMENT ON TRIGGER request_foreign_key ON loader.execution_history IS
 CREATE FUNCTION loader.attach_foreign_key_on_commit() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
-    SET lock_timeout = '2s'
+    SET lock_timeout = '500ms' -- longer than DDL that has met this transaction still waits
 AS $$
+DECLARE
+    state record;
 BEGIN
     DELETE FROM loader.foreign_key_request WHERE requested_in = NEW.requested_in;
     BEGIN
@@ -305,11 +319,15 @@ BEGIN
         THEN
             -- Waits for DDL that is about to commit the primary key.
             LOCK TABLE loader.loader IN ACCESS SHARE MODE;
+            SELECT * INTO state FROM loader.foreign_key_state();
+            IF state.obstacle IS NULL THEN
+                PERFORM loader.add_foreign_key();
+            END IF;
         END IF;
     EXCEPTION WHEN query_canceled OR OTHERS THEN
-        NULL; -- that DDL attaches the key itself, or the next one does
+        RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
+            USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
     END;
-    PERFORM loader.attach_foreign_key_in_passing();
     RETURN NULL;
 END
 $$;

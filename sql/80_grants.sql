@@ -16,8 +16,7 @@ BEGIN
     END IF;
     PERFORM loader.require_writable();
     -- Two sessions that grant at the same time would fail each other with an internal error.
-    PERFORM pg_advisory_xact_lock('pg_class'::regclass::oid::integer,
-                                  'loader.execution_history'::regclass::oid::integer);
+    LOCK TABLE loader.foreign_key_request IN SHARE ROW EXCLUSIVE MODE;
     EXECUTE format('GRANT USAGE ON SCHEMA loader TO %s', role);
     FOREACH function IN ARRAY functions LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', function, role);

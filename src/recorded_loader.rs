@@ -18,10 +18,11 @@ use crate::statement::KeptStatement;
 /// Loaders known to be in the table, as one subtransaction saw it.
 ///
 /// Valid within that subtransaction only: while it is the current one, what it saw or wrote cannot
-/// have been rolled back.
+/// have been rolled back. And for that trigger only, by its OID: the extension may have been
+/// dropped and created again.
 #[derive(Default)]
 struct Known {
-    scope: Option<(u64, pg_sys::SubTransactionId)>,
+    scope: Option<(pg_sys::Oid, u64, pg_sys::SubTransactionId)>,
     loaders: HashSet<i64>,
 }
 
@@ -44,8 +45,9 @@ fn remember_loader<'a>(
     trigger: &'a PgTrigger<'a>,
 ) -> Result<Option<PgHeapTuple<'a, AllocatedByPostgres>>, Infallible> {
     if let Some(row) = trigger.new() {
+        let oid = trigger.trigger().tgoid;
         let remembered = row.get_by_name("loader_id").map_err(Error::Row);
-        if let Err(error) = remembered.and_then(|id| id.map_or(Ok(()), remember)) {
+        if let Err(error) = remembered.and_then(|id| id.map_or(Ok(()), |id| remember(oid, id))) {
             // Returned, the error would lose its SQLSTATE in the wrapper that pgrx generates.
             ErrorReport::from(error).report(PgLogLevel::ERROR);
         }
@@ -54,10 +56,14 @@ fn remember_loader<'a>(
 }
 
 /// Makes sure that the table has `loader_id`.
-fn remember(loader_id: i64) -> Result<(), Error> {
+fn remember(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
     // SAFETY: called from a row trigger, so in a transaction, which has its id since it wrote the row.
     let scope = unsafe {
-        Some((pg_sys::GetTopFullTransactionId().value, pg_sys::GetCurrentSubTransactionId()))
+        Some((
+            trigger,
+            pg_sys::GetTopFullTransactionId().value,
+            pg_sys::GetCurrentSubTransactionId(),
+        ))
     };
     let known = KNOWN.with_borrow_mut(|known| {
         if known.scope != scope {

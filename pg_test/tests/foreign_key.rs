@@ -524,3 +524,61 @@ fn a_schema_of_the_applications_is_taken_over_and_still_serves_it() {
         application.batch_execute(ddl).error("42501");
     }
 }
+
+#[test]
+fn enabling_all_triggers_does_not_bring_a_dropped_key_back() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    // As a data-only restore with --disable-triggers ends.
+    client
+        .batch_execute(
+            "ALTER TABLE loader.execution_history DISABLE TRIGGER ALL;
+             ALTER TABLE loader.execution_history ENABLE TRIGGER ALL;
+             ALTER TABLE loader.execution_history DROP CONSTRAINT execution_history_loader_id_fkey;",
+        )
+        .unwrap();
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+                 VALUES (1, now(), now(), 'SUCCESS')",
+        )
+        .unwrap();
+    assert_eq!(key(&mut client), "missing");
+}
+
+#[test]
+fn a_key_to_a_table_that_was_renamed_is_not_taken_for_the_key() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "ALTER TABLE loader.loader RENAME TO loader_old;
+             CREATE TABLE loader.loader (id bigint PRIMARY KEY);
+             INSERT INTO loader.loader SELECT generate_series(1, 99);",
+        )
+        .unwrap();
+    assert!(!attach(&mut client));
+    let (there, why) = status(&mut client);
+    assert!(!there && why.unwrap().contains("loader.loader_old"));
+    client
+        .batch_execute(
+            "ALTER TABLE loader.execution_history DROP CONSTRAINT execution_history_loader_id_fkey",
+        )
+        .unwrap();
+    assert!(attach(&mut client));
+    assert_eq!(status(&mut client), (true, None));
+}
+
+#[test]
+fn a_domain_over_a_domain_is_referenced() {
+    let cluster = Cluster::start();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "CREATE EXTENSION loader_history;
+             CREATE DOMAIN one AS bigint; CREATE DOMAIN two AS one;
+             CREATE TABLE loader.loader (id two PRIMARY KEY);",
+        )
+        .unwrap();
+    assert_eq!(key(&mut client), "there");
+}

@@ -1064,7 +1064,7 @@ fn the_schemas_owner_neither_reads_nor_changes_what_is_the_extensions() {
         "ALTER EVENT TRIGGER loader_history_foreign_key DISABLE",
         "CREATE OR REPLACE FUNCTION loader.record_execution_start(loader_id bigint) RETURNS bigint
              LANGUAGE sql AS 'SELECT trap.spring()'",
-        "CREATE OR REPLACE FUNCTION loader.attach_foreign_key_in_passing() RETURNS void
+        "CREATE OR REPLACE FUNCTION loader.add_foreign_key() RETURNS void
              LANGUAGE sql AS 'SELECT trap.spring()'",
         "CREATE OR REPLACE VIEW loader.activity_feed AS SELECT trap.spring()",
         "CREATE TRIGGER mine BEFORE INSERT ON loader.execution_history
@@ -1476,4 +1476,65 @@ fn a_view_in_the_place_of_loader_loader_never_runs_as_superuser() {
          CREATE MATERIALIZED VIEW loader.loader AS SELECT trap.spring() AS id;
          CREATE UNIQUE INDEX ON loader.loader (id)",
     );
+}
+
+#[test]
+fn overloads_that_others_create_in_the_schema_never_run_as_superuser_and_fail_no_ddl() {
+    let cluster = Cluster::start();
+    let mut attacker = set_trap(&cluster);
+    let mut dba = cluster.connect();
+    dba.batch_execute(
+        "CREATE EXTENSION loader_history; GRANT USAGE, CREATE ON SCHEMA loader TO attacker",
+    )
+    .unwrap();
+    dba.batch_execute("SELECT loader.grant_reader('attacker'), loader.grant_recorder('attacker')")
+        .unwrap();
+    // For every function of the extension: the same with one more argument, which makes calls
+    // ambiguous, and with arguments of other types, which a careless call would match better.
+    attacker
+        .batch_execute(
+            "DO $do$
+             DECLARE
+                 r record;
+                 argument text;
+             BEGIN
+                 FOR r IN SELECT p.proname, oidvectortypes(p.proargtypes) AS arguments, p.pronargs
+                            FROM pg_proc AS p
+                           WHERE p.pronamespace = 'loader'::regnamespace AND p.proowner <> 'attacker'::regrole
+                 LOOP
+                     EXECUTE format('CREATE FUNCTION loader.%I(%s) RETURNS text LANGUAGE plpgsql AS '
+                                    '$$ BEGIN PERFORM trap.spring(); RETURN NULL; END $$',
+                                    r.proname, concat_ws(', ', nullif(r.arguments, ''), 'boolean DEFAULT true'));
+                     FOREACH argument IN ARRAY ARRAY['oid', 'text', 'anyelement', 'integer'] LOOP
+                         BEGIN
+                             EXECUTE format('CREATE FUNCTION loader.%I(%s) RETURNS text LANGUAGE plpgsql AS '
+                                            '$$ BEGIN PERFORM trap.spring(); RETURN NULL; END $$', r.proname, argument);
+                         EXCEPTION WHEN duplicate_function THEN NULL;
+                         END;
+                     END LOOP;
+                 END LOOP;
+             END
+             $do$",
+        )
+        .unwrap();
+    forget(&cluster);
+    for table in [
+        "CREATE TABLE loader.loader (id bigint PRIMARY KEY) PARTITION BY HASH (id)",
+        "DROP TABLE loader.loader CASCADE",
+        "CREATE TABLE loader.loader (id bigint PRIMARY KEY)",
+        "ALTER TABLE loader.loader ADD COLUMN note text",
+    ] {
+        attacker.batch_execute(table).unwrap();
+        nothing_ran_as_superuser(&cluster);
+    }
+    for call in [
+        "recorder_status()",
+        "attach_foreign_key()",
+        "purge_execution_history('1 day'::interval, 1::bigint)",
+        "grant_reader('attacker'::regrole)",
+        "record_execution_start(1::bigint)",
+    ] {
+        attempt(&mut dba, &[&format!("SELECT loader.{call}")]);
+        nothing_ran_as_superuser(&cluster);
+    }
 }

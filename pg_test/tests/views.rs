@@ -276,3 +276,22 @@ fn loaders_are_known_however_their_rows_came() {
         .collect();
     assert_eq!(known, [1, 3, 4]);
 }
+
+#[test]
+fn a_loader_is_known_to_an_extension_created_anew_in_the_same_transaction() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "BEGIN;
+             SELECT loader.record_execution_start(1);
+             DROP EXTENSION loader_history;
+             CREATE EXTENSION loader_history;
+             SELECT loader.record_execution_start(1);
+             COMMIT;",
+        )
+        .unwrap();
+    let known: i64 =
+        client.query_one("SELECT count(*) FROM loader.loader_summary", &[]).unwrap().get(0);
+    assert_eq!(known, 1);
+}
