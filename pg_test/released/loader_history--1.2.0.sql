@@ -776,6 +776,7 @@ BEGIN
             PERFORM loader.add_foreign_key();
         END IF;
     END IF;
+-- The DDL is not to fail for this, not even of its own timeout.
 EXCEPTION WHEN query_canceled OR OTHERS THEN
     RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
         USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
@@ -854,6 +855,7 @@ BEGIN
                 PERFORM loader.add_foreign_key();
             END IF;
         END IF;
+    -- Nor is the copy.
     EXCEPTION WHEN query_canceled OR OTHERS THEN
         RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
             USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
