@@ -38,6 +38,10 @@ BEGIN
     IF former IS NOT NULL THEN
         ALTER SCHEMA loader OWNER TO CURRENT_USER;
         EXECUTE format('GRANT USAGE, CREATE ON SCHEMA loader TO %s WITH GRANT OPTION', former);
+        -- What an extension's script grants counts as the extension's own, and pg_dump leaves it out; the
+        -- schema is no part of the extension, and its grants are to be dumped.
+        DELETE FROM pg_init_privs
+         WHERE classoid = 'pg_namespace'::regclass AND objoid = 'loader'::regnamespace AND privtype = 'e';
         -- CREATE EXTENSION silences the notices of its script.
         IF current_setting('client_min_messages') = 'warning' THEN
             PERFORM set_config('client_min_messages', 'notice', true);

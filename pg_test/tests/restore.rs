@@ -294,3 +294,27 @@ fn pg_upgrade() {
     assert_eq!(next, before.last().unwrap().parse::<i64>().unwrap() + 1);
     assert!(fs::metadata(new.data()).is_ok());
 }
+
+#[test]
+fn the_application_keeps_its_rights_to_a_schema_that_was_its_own() {
+    let cluster = Cluster::start();
+    let mut client = cluster.connect();
+    client.batch_execute("CREATE ROLE application LOGIN; CREATE ROLE backend").unwrap();
+    client.batch_execute("CREATE SCHEMA loader AUTHORIZATION application").unwrap();
+    let mut application = cluster.connect_to("postgres", "application");
+    application.batch_execute("CREATE TABLE loader.loader (id bigint PRIMARY KEY)").unwrap();
+    application.batch_execute("GRANT USAGE ON SCHEMA loader TO backend").unwrap();
+    client.batch_execute("CREATE EXTENSION loader_history").unwrap();
+    let file = dump(&cluster, &[]);
+    database(&cluster, "restored");
+    run(psql(&cluster, "restored").arg("-f").arg(&file));
+    let rights =
+        "SELECT nspowner::regrole || nspacl::text FROM pg_namespace WHERE nspname = 'loader'";
+    let mut restored = cluster.connect_to("restored", "postgres");
+    let before: String = client.query_one(rights, &[]).unwrap().get(0);
+    assert_eq!(before, restored.query_one(rights, &[]).unwrap().get::<_, String>(0));
+    cluster
+        .connect_to("restored", "application")
+        .batch_execute("CREATE TABLE loader.more (id bigint REFERENCES loader.loader)")
+        .unwrap();
+}
