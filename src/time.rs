@@ -1,6 +1,6 @@
 //! PostgreSQL's `timestamptz` as chrono's `DateTime<Utc>` (pure).
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 
 /// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01 (`POSTGRES_EPOCH_JDATE` in
 /// PostgreSQL's `datatype/timestamp.h`).
@@ -19,7 +19,8 @@ pub fn from_postgres(micros: i64) -> DateTime<Utc> {
     micros
         .checked_add(POSTGRES_EPOCH_MICROS)
         .and_then(DateTime::from_timestamp_micros)
-        .unwrap_or(nearest)
+        // To the microsecond, as PostgreSQL's times are.
+        .unwrap_or_else(|| nearest.trunc_subsecs(6))
 }
 
 /// When an execution that started at `start` and is ended at `now` ended, all in PostgreSQL's
@@ -43,8 +44,9 @@ mod tests {
 
     #[test]
     fn times_beyond_chrono_saturate() {
-        assert_eq!(from_postgres(LAST_TIMESTAMP), DateTime::<Utc>::MAX_UTC);
-        assert_eq!(from_postgres(i64::MAX), DateTime::<Utc>::MAX_UTC);
+        let last = DateTime::<Utc>::MAX_UTC.trunc_subsecs(6);
+        assert_eq!(from_postgres(LAST_TIMESTAMP), last);
+        assert_eq!(from_postgres(i64::MAX), last);
         assert_eq!(from_postgres(i64::MIN), DateTime::<Utc>::MIN_UTC);
     }
 
