@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::time::{FIRST_TIMESTAMP, LAST_TIMESTAMP};
+
 /// A position in the history, which is ordered by `(execution_start, id)`, newest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
@@ -36,8 +38,7 @@ impl FromStr for Cursor {
         };
         // Signs and leading zeros parse too, but no cursor of ours is written like that. Times past
         // PostgreSQL's range would reach it as values that it has no words for.
-        let within_range =
-            (-211_813_488_000_000_000..9_223_371_331_200_000_000).contains(&cursor.start);
+        let within_range = (FIRST_TIMESTAMP..=LAST_TIMESTAMP).contains(&cursor.start);
         if within_range && cursor.to_string() == text { Ok(cursor) } else { Err(MalformedCursor) }
     }
 }
@@ -70,7 +71,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_reads_back(start in -211_813_488_000_000_000..9_223_371_331_200_000_000_i64, id: i64) {
+        fn a_cursor_reads_back(start in FIRST_TIMESTAMP..=LAST_TIMESTAMP, id: i64) {
             let cursor = Cursor { start, id };
             prop_assert_eq!(cursor.to_string().parse(), Ok(cursor));
         }

@@ -214,6 +214,12 @@ impl From<Error> for ErrorReport {
     }
 }
 
+/// Raises `error` from a trigger, where returned it would lose its SQLSTATE in the wrapper that pgrx
+/// generates.
+pub fn raise(error: Error) {
+    ErrorReport::from(error).report(PgLogLevel::ERROR);
+}
+
 /// Tells the caller that `given` records were stored as `stored`. Never an error: recording does not
 /// break a load over a number.
 pub fn warn_of_saturated_count(given: i64, stored: i32) {

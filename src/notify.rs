@@ -6,10 +6,9 @@ use std::ffi::{CStr, CString};
 use pgrx::datum::{TimestampWithTimeZone, TryFromDatumError};
 use pgrx::heap_tuple::PgHeapTuple;
 use pgrx::htup::heap_getattr_raw;
-use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::{AllocatedByPostgres, PgLogLevel, PgTrigger, pg_sys, pg_trigger, varlena};
+use pgrx::{AllocatedByPostgres, PgTrigger, pg_sys, pg_trigger, varlena};
 
-use crate::error::Error;
+use crate::error::{Error, raise};
 use crate::event::{Event, MAX_PAYLOAD_BYTES};
 use crate::execution::Status;
 use crate::settings;
@@ -27,8 +26,7 @@ fn notify_execution<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, I
         && let Some(row) = trigger.new()
         && let Err(error) = notify(trigger, &row)
     {
-        // Returned, the error would lose its SQLSTATE in the wrapper that pgrx generates.
-        ErrorReport::from(error).report(PgLogLevel::ERROR);
+        raise(error);
     }
     Ok(None)
 }

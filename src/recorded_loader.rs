@@ -8,11 +8,10 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 
 use pgrx::heap_tuple::PgHeapTuple;
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::pg_sys::{self, BuiltinOid};
-use pgrx::{AllocatedByPostgres, PgLogLevel, PgTrigger, Spi, pg_trigger};
+use pgrx::{AllocatedByPostgres, PgTrigger, Spi, pg_trigger};
 
-use crate::error::Error;
+use crate::error::{Error, raise};
 use crate::statement::KeptStatement;
 
 /// Loaders known to be in the table, as one subtransaction saw it.
@@ -48,8 +47,7 @@ fn remember_loader<'a>(
         let oid = trigger.trigger().tgoid;
         let remembered = row.get_by_name("loader_id").map_err(Error::Row);
         if let Err(error) = remembered.and_then(|id| id.map_or(Ok(()), |id| remember(oid, id))) {
-            // Returned, the error would lose its SQLSTATE in the wrapper that pgrx generates.
-            ErrorReport::from(error).report(PgLogLevel::ERROR);
+            raise(error);
         }
     }
     Ok(None)

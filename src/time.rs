@@ -6,9 +6,12 @@ use chrono::{DateTime, SubsecRound, Utc};
 /// PostgreSQL's `datatype/timestamp.h`).
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
-/// The last microsecond that a finite `timestamptz` can hold (`END_TIMESTAMP - 1` in PostgreSQL's
+/// The first microsecond that a finite `timestamptz` can hold (`MIN_TIMESTAMP` in PostgreSQL's
 /// `datatype/timestamp.h`).
-const LAST_TIMESTAMP: i64 = 9_223_371_331_200_000_000 - 1;
+pub const FIRST_TIMESTAMP: i64 = -211_813_488_000_000_000;
+
+/// The last one (`END_TIMESTAMP - 1` there).
+pub const LAST_TIMESTAMP: i64 = 9_223_371_331_200_000_000 - 1;
 
 /// The time that `micros` microseconds since 2000-01-01 UTC stand for.
 ///

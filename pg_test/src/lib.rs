@@ -4,13 +4,17 @@
 
 mod cluster;
 mod errors;
+mod seed;
 mod wait;
 
 pub use cluster::{Cluster, bindir, run};
 pub use errors::{HasError, sqlstate};
+pub use seed::seed;
 pub use wait::{TIMEOUT, wait_for};
 
 pub use postgres::{Client, Row};
+
+use postgres::types::FromSqlOwned;
 
 /// The application's own table, as an application would create it, with ten loaders.
 pub const APPLICATION_SQL: &str = "
@@ -25,4 +29,13 @@ pub fn cluster_with_extension() -> Cluster {
     cluster.connect().batch_execute(APPLICATION_SQL).expect("the application's table");
     cluster.connect().batch_execute("CREATE EXTENSION loader_history").expect("the extension");
     cluster
+}
+
+/// The first column of what `query` returns.
+///
+/// # Panics
+/// When the query fails, or the column is not of the type.
+pub fn column<T: FromSqlOwned>(client: &mut Client, query: &str) -> Vec<T> {
+    let rows = client.query(query, &[]).expect("a query that succeeds");
+    rows.iter().map(|row| row.get(0)).collect()
 }

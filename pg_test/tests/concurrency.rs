@@ -12,14 +12,6 @@ use rand::{Rng, SeedableRng};
 
 const LEVELS: [&str; 3] = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"];
 
-/// The seed of a test's random timing, printed so that a failure can be repeated with PG_TEST_SEED.
-fn seed() -> u64 {
-    let seed = std::env::var("PG_TEST_SEED")
-        .map_or_else(|_| rand::rng().random(), |text| text.parse().unwrap());
-    println!("PG_TEST_SEED={seed}");
-    seed
-}
-
 fn start(client: &mut Client) -> i64 {
     client.query_one("SELECT loader.record_execution_start(1)", &[]).unwrap().get(0)
 }
@@ -73,7 +65,7 @@ fn race(
 fn one_of_many_sessions_ends_an_execution() {
     let cluster = cluster_with_extension();
     let mut client = cluster.connect();
-    let seed = seed();
+    let seed = pg_test::seed();
     for level in LEVELS {
         for round in 0..8 {
             let id = start(&mut client);
@@ -221,12 +213,8 @@ fn savepoints_and_exception_blocks_undo_what_they_undo() {
         .unwrap()
         .get(0);
     assert_eq!(recorded, ["1SUCCESS,3SUCCESS"; 3].join(","));
-    let loaders: Vec<i64> = client
-        .query("SELECT loader_id FROM loader.loader_summary ORDER BY 1", &[])
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let loaders: Vec<i64> =
+        pg_test::column(&mut client, "SELECT loader_id FROM loader.loader_summary ORDER BY 1");
     assert_eq!(loaders, [1, 3], "a start that was rolled back leaves no loader behind");
 }
 

@@ -7,11 +7,15 @@ use pg_test::{APPLICATION_SQL, Client, Cluster, HasError, cluster_with_extension
 use postgres::NoTls;
 use postgres::error::DbError;
 
-/// A superuser's client, and the notices that it gets.
-fn client_with_notices(cluster: &Cluster, user: &str) -> (Client, Receiver<DbError>) {
+/// A client, and the notices that it gets.
+fn client_with_notices(
+    cluster: &Cluster,
+    database: &str,
+    user: &str,
+) -> (Client, Receiver<DbError>) {
     let (sender, notices) = channel();
     let client = cluster
-        .config("postgres", user)
+        .config(database, user)
         // The receiver may be gone when the last notices arrive.
         .notice_callback(move |notice| drop(sender.send(notice)))
         .connect(NoTls)
@@ -67,7 +71,7 @@ fn it_is_there_when_create_extension_returns() {
 #[test]
 fn it_attaches_itself_when_the_migrations_run_later() {
     let cluster = Cluster::start();
-    let (mut client, notices) = client_with_notices(&cluster, "postgres");
+    let (mut client, notices) = client_with_notices(&cluster, "postgres", "postgres");
     client.batch_execute("CREATE EXTENSION loader_history").unwrap();
     let said = about_the_key(&notices);
     assert!(said.len() == 1 && said[0].0 == "NOTICE", "{said:?}");
@@ -145,12 +149,7 @@ fn an_integer_id_is_referenced_and_what_cannot_be_gets_a_notice() {
         for before in [true, false] {
             let database = format!("d{number}{before}");
             cluster.connect().batch_execute(&format!("CREATE DATABASE {database}")).unwrap();
-            let (sender, notices) = channel();
-            let mut client = cluster
-                .config(&database, "postgres")
-                .notice_callback(move |notice| drop(sender.send(notice)))
-                .connect(NoTls)
-                .unwrap();
+            let (mut client, notices) = client_with_notices(&cluster, &database, "postgres");
             client.batch_execute("CREATE SCHEMA loader").unwrap();
             if before {
                 client.batch_execute(table).unwrap();
@@ -180,7 +179,7 @@ fn an_integer_id_is_referenced_and_what_cannot_be_gets_a_notice() {
 #[test]
 fn history_that_names_missing_loaders_gets_it_not_valid() {
     let cluster = Cluster::start();
-    let (mut client, notices) = client_with_notices(&cluster, "postgres");
+    let (mut client, notices) = client_with_notices(&cluster, "postgres", "postgres");
     client.batch_execute("CREATE EXTENSION loader_history").unwrap();
     client.batch_execute("SELECT loader.record_execution_start(99)").unwrap();
     notices.try_iter().for_each(drop);
@@ -281,7 +280,7 @@ fn migrations_of_an_ordinary_role_bring_it() {
              CREATE EXTENSION loader_history;",
         )
         .unwrap();
-    let (mut application, notices) = client_with_notices(&cluster, "application");
+    let (mut application, notices) = client_with_notices(&cluster, "postgres", "application");
     application
         .batch_execute(
             "BEGIN;
@@ -312,7 +311,7 @@ fn ddl_that_is_rolled_back_takes_the_key_with_it() {
 fn it_never_makes_ddl_fail_or_wait_long() {
     let cluster = Cluster::start();
     let mut holder = cluster.connect();
-    let (mut client, notices) = client_with_notices(&cluster, "postgres");
+    let (mut client, notices) = client_with_notices(&cluster, "postgres", "postgres");
     client
         .batch_execute("CREATE EXTENSION loader_history; CREATE TABLE loader.loader (id bigint)")
         .unwrap();
@@ -348,7 +347,7 @@ fn it_never_makes_ddl_fail_or_wait_long() {
 #[test]
 fn another_event_trigger_that_refuses_the_key_does_not_make_ddl_fail() {
     let cluster = Cluster::start();
-    let (mut client, notices) = client_with_notices(&cluster, "postgres");
+    let (mut client, notices) = client_with_notices(&cluster, "postgres", "postgres");
     client
         .batch_execute(
             "CREATE EXTENSION loader_history;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use pg_test::{Client, cluster_with_extension};
+use pg_test::{Client, cluster_with_extension, column};
 use serde_json::{Value, json};
 
 fn page(client: &mut Client, arguments: &str) -> Value {
@@ -29,17 +29,12 @@ fn walk(client: &mut Client, arguments: &str) -> Vec<i64> {
 }
 
 fn ids(client: &mut Client, condition: &str) -> Vec<i64> {
-    client
-        .query(
-            &format!(
-                "SELECT id FROM loader.execution_history WHERE {condition} ORDER BY execution_start DESC, id DESC"
-            ),
-            &[],
-        )
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect()
+    column(
+        client,
+        &format!(
+            "SELECT id FROM loader.execution_history WHERE {condition} ORDER BY execution_start DESC, id DESC"
+        ),
+    )
 }
 
 #[test]

@@ -3,16 +3,12 @@
 use std::fs;
 use std::process::Command;
 
-use pg_test::{APPLICATION_SQL, Client, Cluster, HasError, bindir, cluster_with_extension, run};
-
-fn strings(client: &mut Client, query: &str) -> Vec<String> {
-    client.query(query, &[]).unwrap().iter().map(|row| row.get(0)).collect()
-}
+use pg_test::{APPLICATION_SQL, Cluster, HasError, bindir, cluster_with_extension, column, run};
 
 #[test]
 fn the_table_has_exactly_the_columns_of_the_contract() {
     let cluster = cluster_with_extension();
-    let columns = strings(
+    let columns: Vec<String> = column(
         &mut cluster.connect(),
         "SELECT concat_ws(' ', attname, format_type(atttypid, atttypmod), CASE WHEN attnotnull THEN 'not null' END,
                           'default ' || pg_get_expr(adbin, adrelid))
@@ -37,7 +33,7 @@ fn the_table_has_exactly_the_columns_of_the_contract() {
 #[test]
 fn the_functions_have_the_signatures_of_the_contract() {
     let cluster = cluster_with_extension();
-    let functions = strings(
+    let functions: Vec<String> = column(
         &mut cluster.connect(),
         "SELECT format('%s(%s) %s', proname, pg_get_function_arguments(oid), pg_get_function_result(oid))
            FROM pg_proc WHERE pronamespace = 'loader'::regnamespace
@@ -67,7 +63,7 @@ fn the_functions_have_the_signatures_of_the_contract() {
 #[test]
 fn the_views_have_the_columns_of_the_contract() {
     let cluster = cluster_with_extension();
-    let views = strings(
+    let views: Vec<String> = column(
         &mut cluster.connect(),
         "SELECT attrelid::regclass || ': ' || string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attnum)
            FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
@@ -97,7 +93,7 @@ fn the_views_have_the_columns_of_the_contract() {
 fn every_object_and_column_has_a_comment() {
     let cluster = cluster_with_extension();
     let mut client = cluster.connect();
-    let bare = strings(
+    let bare: Vec<String> = column(
         &mut client,
         "WITH member AS (
              SELECT classid, objid FROM pg_depend
@@ -170,7 +166,7 @@ fn it_comes_and_goes_and_leaves_the_application_alone() {
     client.batch_execute(APPLICATION_SQL).unwrap();
     let objects = "SELECT pg_describe_object(classid, objid, 0) FROM pg_depend
                     WHERE refclassid = 'pg_namespace'::regclass AND refobjid = 'loader'::regnamespace ORDER BY 1";
-    let before = strings(&mut client, objects);
+    let before: Vec<String> = column(&mut client, objects);
     // One session throughout, as a pool would have it: what it has kept of the old one must not matter.
     for _ in 0..3 {
         client.batch_execute("CREATE EXTENSION loader_history").unwrap();
@@ -184,12 +180,12 @@ fn it_comes_and_goes_and_leaves_the_application_alone() {
             .unwrap();
         assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 2));
         client.batch_execute("DROP EXTENSION loader_history").unwrap();
-        assert_eq!(strings(&mut client, objects), before);
+        assert_eq!(column::<String>(&mut client, objects), before);
         let triggers: i64 =
             client.query_one("SELECT count(*) FROM pg_event_trigger", &[]).unwrap().get(0);
         assert_eq!(triggers, 0);
     }
-    let columns = strings(
+    let columns: Vec<String> = column(
         &mut client,
         "SELECT attname::text FROM pg_attribute WHERE attrelid = 'loader.loader'::regclass AND attnum > 0 ORDER BY attnum",
     );

@@ -70,7 +70,7 @@ fn cluster_with_roles() -> Cluster {
 }
 
 fn set_of(client: &mut Client, query: &str) -> BTreeSet<String> {
-    client.query(query, &[]).unwrap().iter().map(|row| row.get(0)).collect()
+    pg_test::column(client, query).into_iter().collect()
 }
 
 /// The owner's view of all history, to tell that an attempt changed nothing.

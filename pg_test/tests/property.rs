@@ -716,10 +716,7 @@ fn listener(cluster: &Cluster) -> Client {
 
 #[test]
 fn no_argument_breaks_anything() {
-    let seed = std::env::var("PG_TEST_SEED")
-        .map(|seed| seed.parse().expect("PG_TEST_SEED is a number"))
-        .unwrap_or_else(|_| rand::random::<u64>());
-    eprintln!("to repeat: PG_TEST_SEED={seed}");
+    let seed = pg_test::seed();
 
     let cluster = cluster_with_extension();
     let mut dba = cluster.connect();

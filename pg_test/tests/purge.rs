@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use pg_test::{Client, cluster_with_extension};
+use pg_test::{Client, cluster_with_extension, column};
 
 fn purge(client: &mut Client, arguments: &str) -> i64 {
     client
@@ -13,12 +13,7 @@ fn purge(client: &mut Client, arguments: &str) -> i64 {
 
 /// "id status" of what is left.
 fn left(client: &mut Client) -> Vec<String> {
-    client
-        .query("SELECT id || ' ' || status FROM loader.execution_history ORDER BY id", &[])
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect()
+    column(client, "SELECT id || ' ' || status FROM loader.execution_history ORDER BY id")
 }
 
 /// Executions given as "loader, days since start, days since end or NULL, status".

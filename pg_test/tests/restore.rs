@@ -60,11 +60,6 @@ fn state(client: &mut Client) -> Vec<String> {
     .collect()
 }
 
-/// What is the same before a dump and after its restore: all of `state` but the id that it took.
-fn assert_restored(before: &[String], after: &[String]) {
-    assert_eq!(before, after);
-}
-
 fn dump(cluster: &Cluster, arguments: &[&str]) -> PathBuf {
     let file = cluster.directory().join("dump");
     run(cluster.program("pg_dump").args(arguments).arg("-f").arg(&file));
@@ -96,8 +91,8 @@ fn pg_dump_into_psql() {
         before[2].contains("FOREIGN KEY (loader_id) REFERENCES loader.loader(id)true"),
         "{before:?}"
     );
-    assert_restored(&before, &state(&mut cluster.connect_to("restored", "postgres")));
-    assert_restored(&before, &state(&mut cluster.connect_to("at_once", "postgres")));
+    assert_eq!(before, state(&mut cluster.connect_to("restored", "postgres")));
+    assert_eq!(before, state(&mut cluster.connect_to("at_once", "postgres")));
 }
 
 #[test]
@@ -115,7 +110,7 @@ fn a_second_generation_is_like_the_first() {
     let known: i64 =
         restored.query_one("SELECT count(*) FROM loader.recorded_loader", &[]).unwrap().get(0);
     assert!(known <= 20, "what is remembered of a loader does not pile up: {known}");
-    assert_restored(&state(&mut client), &state(&mut restored));
+    assert_eq!(state(&mut client), state(&mut restored));
 }
 
 #[test]
@@ -130,7 +125,7 @@ fn custom_format_serial_and_parallel() {
             .program("pg_restore")
             .args(["--exit-on-error", "-j", jobs, "-d", name])
             .arg(&file));
-        assert_restored(&before, &state(&mut cluster.connect_to(name, "postgres")));
+        assert_eq!(before, state(&mut cluster.connect_to(name, "postgres")));
     }
 }
 

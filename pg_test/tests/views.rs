@@ -1,7 +1,7 @@
 //! Promise: the four views say what the history says: checked against the plainest SQL that could be
 //! written for each, on random histories.
 
-use pg_test::{Client, cluster_with_extension};
+use pg_test::{Client, cluster_with_extension, column};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -30,28 +30,20 @@ fn fill(client: &mut Client, random: &mut StdRng) {
 
 /// Rows that only one of two queries returns.
 fn differences(client: &mut Client, one: &str, other: &str) -> Vec<String> {
-    client
-        .query(
-            &format!(
-                "SELECT t::text FROM (({one}) EXCEPT ALL ({other})) AS t \
+    column(
+        client,
+        &format!(
+            "SELECT t::text FROM (({one}) EXCEPT ALL ({other})) AS t \
                  UNION ALL SELECT t::text FROM (({other}) EXCEPT ALL ({one})) AS t"
-            ),
-            &[],
-        )
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect()
+        ),
+    )
 }
 
 #[test]
 fn summaries_and_counts_equal_the_plainest_sql() {
     let cluster = cluster_with_extension();
     let mut client = cluster.connect();
-    let seed: u64 = std::env::var("PG_TEST_SEED")
-        .map_or_else(|_| rand::rng().random(), |text| text.parse().unwrap());
-    println!("PG_TEST_SEED={seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = StdRng::seed_from_u64(pg_test::seed());
     for _ in 0..25 {
         fill(&mut client, &mut random);
         let ended = "loader.execution_history WHERE execution_end IS NOT NULL";
@@ -252,12 +244,8 @@ fn loaders_are_known_however_their_rows_came() {
         )
         .unwrap();
     client.batch_execute("SELECT loader.record_execution_start(4)").unwrap();
-    let known: Vec<i64> = client
-        .query("SELECT loader_id FROM loader.loader_summary ORDER BY 1", &[])
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let known: Vec<i64> =
+        column(&mut client, "SELECT loader_id FROM loader.loader_summary ORDER BY 1");
     // The batch above is one transaction until its BEGIN, whose ROLLBACK undoes it all.
     assert_eq!(known, [1, 4]);
     client
@@ -268,12 +256,8 @@ fn loaders_are_known_however_their_rows_came() {
     client
         .batch_execute("UPDATE loader.execution_history SET loader_id = 3 WHERE loader_id = 2")
         .unwrap();
-    let known: Vec<i64> = client
-        .query("SELECT loader_id FROM loader.loader_summary ORDER BY 1", &[])
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let known: Vec<i64> =
+        column(&mut client, "SELECT loader_id FROM loader.loader_summary ORDER BY 1");
     assert_eq!(known, [1, 3, 4]);
 }
 
