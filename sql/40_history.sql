@@ -58,28 +58,33 @@ BEGIN
 
     -- What is newer never goes before what is older, so a row that another session purges meanwhile
     -- cannot be the newer one that allows this one to go.
-    DELETE FROM loader.execution_history
-     WHERE id = ANY (ARRAY(
-               SELECT old.id
-                 FROM loader.execution_history AS old
-                WHERE old.execution_end < cutoff
-                  AND (old.status = 'SUCCESS'
-                       AND EXISTS (SELECT FROM loader.execution_history AS newer
-                                    WHERE newer.loader_id = old.loader_id AND newer.status = 'SUCCESS'
-                                      AND (newer.execution_end, newer.id) > (old.execution_end, old.id))
-                       OR old.status = 'FAILED'
-                       AND EXISTS (SELECT FROM loader.execution_history AS newer
-                                    WHERE newer.loader_id = old.loader_id AND newer.status = 'FAILED'
-                                      AND (newer.execution_end, newer.id) > (old.execution_end, old.id)))
-                  -- IS NOT FALSE keeps this a probe a row; a join would look at all rows first.
-                  AND EXISTS (SELECT FROM loader.execution_history AS newer
-                               WHERE newer.loader_id = old.loader_id
-                                 AND (newer.execution_start, newer.id) > (old.execution_start, old.id))
-                      IS NOT FALSE
-                ORDER BY old.execution_end, old.id
-                LIMIT max_rows
-                  FOR UPDATE SKIP LOCKED));
-    GET DIAGNOSTICS deleted = ROW_COUNT;
+    WITH purged AS (
+        DELETE FROM loader.execution_history
+         WHERE id = ANY (ARRAY(
+                   SELECT old.id
+                     FROM loader.execution_history AS old
+                    WHERE old.execution_end < cutoff
+                      AND (old.status = 'SUCCESS'
+                           AND EXISTS (SELECT FROM loader.execution_history AS newer
+                                        WHERE newer.loader_id = old.loader_id AND newer.status = 'SUCCESS'
+                                          AND (newer.execution_end, newer.id) > (old.execution_end, old.id))
+                           OR old.status = 'FAILED'
+                           AND EXISTS (SELECT FROM loader.execution_history AS newer
+                                        WHERE newer.loader_id = old.loader_id AND newer.status = 'FAILED'
+                                          AND (newer.execution_end, newer.id) > (old.execution_end, old.id)))
+                      -- IS NOT FALSE keeps this a probe a row; a join would look at all rows first.
+                      AND EXISTS (SELECT FROM loader.execution_history AS newer
+                                   WHERE newer.loader_id = old.loader_id
+                                     AND (newer.execution_start, newer.id) > (old.execution_start, old.id))
+                          IS NOT FALSE
+                    ORDER BY old.execution_end, old.id
+                    LIMIT max_rows
+                      FOR UPDATE SKIP LOCKED))
+        RETURNING id
+    ), unmarked AS (
+        DELETE FROM loader.derived_failure WHERE execution_id = ANY (ARRAY(SELECT id FROM purged))
+    )
+    SELECT count(*) INTO deleted FROM purged;
     RETURN deleted;
 END
 $$;

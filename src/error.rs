@@ -9,6 +9,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode, function_name, spi};
 
 use crate::execution::Status;
+use crate::recorder::Declined;
 
 /// Characters of a bad argument that its error message repeats.
 const SHOWN_CHARACTERS: usize = 60;
@@ -39,12 +40,16 @@ pub enum Error {
         /// When it ended.
         end: Option<DateTime<Utc>>,
     },
+    /// SUCCESS was reported while the transaction that started the execution is open elsewhere.
+    StillOpen(i64),
     /// The transaction can't write.
     ReadOnlyTransaction,
     /// The server can't write.
     Standby,
     /// An error message, of this many bytes, that no row can hold.
     MessageTooLong(usize),
+    /// Somebody locks a table that the worker must not wait for.
+    TableLocked,
     /// A trigger of the user's kept the row from being written.
     Suppressed,
     /// The page could not be written as JSON.
@@ -84,6 +89,8 @@ impl Error {
             | Self::PageSizeOutOfRange(_)
             | Self::MalformedCursor(_) => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             Self::AlreadyEnded { .. } => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::StillOpen(_) => PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            Self::TableLocked => PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
             Self::ReadOnlyTransaction | Self::Standby => {
                 PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION
             }
@@ -107,6 +114,10 @@ impl Error {
             Self::AlreadyEnded { execution_id, .. } => {
                 format!("execution {execution_id} has already ended")
             }
+            Self::StillOpen(id) => {
+                format!("the transaction that started execution {id} is still open")
+            }
+            Self::TableLocked => "a table of the history is locked".to_owned(),
             Self::ReadOnlyTransaction => {
                 "cannot record an execution in a read-only transaction".to_owned()
             }
@@ -174,6 +185,11 @@ impl Error {
                  loader.record_execution_start()."
                     .to_owned()
             }
+            Self::StillOpen(_) => {
+                "Report SUCCESS in that transaction, so that it commits with the data, or after its commit."
+                    .to_owned()
+            }
+            Self::TableLocked => "Try again.".to_owned(),
             Self::ReadOnlyTransaction => {
                 "Record in a transaction that may write: SET TRANSACTION READ WRITE.".to_owned()
             }
@@ -229,5 +245,17 @@ pub fn warn_of_saturated_count(given: i64, stored: i32) {
         function_name!(),
     )
     .set_hint("The column is an integer; count in larger units where that is too small.")
+    .report(PgLogLevel::WARNING);
+}
+
+/// Tells the caller that the start of an execution is in its own transaction, and why.
+pub fn warn_of_plain_start(execution_id: i64, reason: &Declined) {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_WARNING,
+        format!("the start of execution {execution_id} was recorded in this transaction"),
+        function_name!(),
+    )
+    .set_detail(format!("{reason} Other sessions see it when this transaction commits."))
+    .set_hint("SELECT * FROM loader.recorder_status() shows how the background worker is.")
     .report(PgLogLevel::WARNING);
 }

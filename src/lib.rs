@@ -7,9 +7,11 @@ mod error;
 mod event;
 mod execution;
 mod history;
+mod lookup;
 mod notify;
 mod record;
 mod recorded_loader;
+mod recorder;
 mod schema;
 mod settings;
 mod statement;
@@ -20,5 +22,9 @@ pgrx::pg_module_magic!(name, version);
 /// Called by PostgreSQL when it loads the library.
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    settings::define();
+    let preloaded = recorder::is_preloading();
+    settings::define(preloaded);
+    if preloaded {
+        recorder::install();
+    }
 }

@@ -39,10 +39,18 @@ fn notify(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Result<(), Error> {
         event.error_message = Some(start);
         event.truncated = *truncated;
     }
+    emit(&event)
+}
+
+/// Emits `event` when the current transaction commits.
+///
+/// # Errors
+/// None in practice, as of [`Event::payload`].
+pub fn emit(event: &Event<'_>) -> Result<(), Error> {
     let payload = event.payload()?;
     // JSON escapes the only character that a C string can't hold.
     let Ok(payload) = CString::new(payload) else { return Ok(()) };
-    // SAFETY: both are C strings that PostgreSQL copies; it runs in the transaction of the trigger.
+    // SAFETY: both are C strings that PostgreSQL copies; called in a transaction.
     unsafe { pg_sys::Async_Notify(CHANNEL.as_ptr(), payload.as_ptr()) };
     Ok(())
 }

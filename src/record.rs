@@ -8,9 +8,11 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::{PgSqlErrorCode, Spi, pg_extern};
 
-use crate::error::{Error, warn_of_saturated_count};
+use crate::error::{Error, warn_of_plain_start, warn_of_saturated_count};
 use crate::execution::{Status, duration_seconds};
-use crate::statement::{KeptStatement, require_writable};
+use crate::lookup::{OpenRelation, find, relation};
+use crate::recorder::{self, Started, binding};
+use crate::statement::{KeptStatement, Sight, require_writable};
 use crate::time::{end_of_execution, from_postgres};
 
 /// The longest error message, in bytes, that fits into a row: PostgreSQL allocates no tuple beyond
@@ -23,22 +25,24 @@ thread_local! {
           VALUES ($1, $2, 'RUNNING') RETURNING id",
         &[BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
     ) };
-    static SELECT_STATE: KeptStatement = const { KeptStatement::new(
-        c"SELECT execution_start, status::pg_catalog.text, execution_end \
-          FROM loader.execution_history WHERE id OPERATOR(pg_catalog.=) $1",
-        &[BuiltinOid::INT8OID],
-    ) };
     static UPDATE_TO_OUTCOME: KeptStatement = const { KeptStatement::new(
         c"UPDATE loader.execution_history \
-          SET execution_end = $3, status = $4, record_count = COALESCE($5, record_count), \
-              error_message = COALESCE($6, error_message), duration_seconds = $7 \
-          WHERE id OPERATOR(pg_catalog.=) $1 AND execution_start OPERATOR(pg_catalog.=) $2 \
-            AND execution_end IS NULL \
-          RETURNING id",
+          SET execution_end = $4, status = $5, record_count = COALESCE($6, record_count), \
+              error_message = CASE WHEN $5 OPERATOR(pg_catalog.=) 'SUCCESS' AND $3 IS NOT NULL THEN $7 \
+                                   ELSE COALESCE($7, error_message) END, \
+              duration_seconds = $8 \
+          WHERE ctid OPERATOR(pg_catalog.=) $1 AND id OPERATOR(pg_catalog.=) $2 \
+            AND execution_end IS NOT DISTINCT FROM $3",
         &[
-            BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TIMESTAMPTZOID,
-            BuiltinOid::TEXTOID, BuiltinOid::INT4OID, BuiltinOid::TEXTOID, BuiltinOid::INT4OID,
+            BuiltinOid::TIDOID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID,
+            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TEXTOID, BuiltinOid::INT4OID,
+            BuiltinOid::TEXTOID, BuiltinOid::INT4OID,
         ],
+    ) };
+    static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
+        c"DELETE FROM loader.derived_failure \
+          WHERE ctid OPERATOR(pg_catalog.=) $1 AND execution_id OPERATOR(pg_catalog.=) $2",
+        &[BuiltinOid::TIDOID, BuiltinOid::INT8OID],
     ) };
 }
 
@@ -47,16 +51,31 @@ thread_local! {
 fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
     let loader_id = loader_id.ok_or(Error::MissingArgument("loader_id"))?;
     require_writable()?;
-    let start = TimestampWithTimeZone::try_from(now()).ok();
+    let start = now();
+    let declined = match recorder::start(loader_id, start)? {
+        Started::Durably(id) => return Ok(id),
+        Started::Plainly => None,
+        Started::Declined(reason) => Some(reason),
+    };
+    let id = insert_running(loader_id, start)?;
+    if let Some(reason) = declined {
+        recorder::remember_plain_start(id, loader_id, start);
+        warn_of_plain_start(id, &reason);
+    }
+    Ok(id)
+}
+
+/// Records a start in the current transaction.
+fn insert_running(loader_id: i64, start: i64) -> Result<i64, Error> {
+    let start = TimestampWithTimeZone::try_from(start).ok();
     let id = hinting_at_unknown_loaders(|| {
         Spi::connect(|client| {
-            let rows = INSERT_RUNNING
-                .with(|insert| insert.run(client, &[loader_id.into(), start.into()]))?;
-            if rows.is_empty() { Ok(None) } else { rows.first().get_one() }
+            INSERT_RUNNING
+                .with(|insert| insert.run(client, Sight::Usual, &[loader_id.into(), start.into()]))
+                .map(|rows| rows.get(0, 1))
         })
-    })
-    .map_err(Error::Spi)?;
-    Ok(id.ok_or(Error::Suppressed)?)
+    })?;
+    id.ok_or(Error::Suppressed)
 }
 
 /// Records how the execution `execution_id` ended, and returns its duration in whole seconds.
@@ -88,7 +107,7 @@ fn record_execution_end(
     Ok(seconds)
 }
 
-/// Ends a running execution.
+/// Ends an execution.
 ///
 /// The row is read, and then updated only if it still is what was read: a session that ends it
 /// meanwhile makes the update wait and then match nothing, and the second look says what happened.
@@ -98,32 +117,57 @@ fn end_execution(
     record_count: Option<i32>,
     error_message: Option<&str>,
 ) -> Result<i32, Error> {
+    let history = relation(c"execution_history").ok_or(Error::UnknownExecution(execution_id))?;
+    let history = OpenRelation::table(history, pg_sys::RowExclusiveLock);
     let mut seen = None;
     loop {
-        let (start, status, end) = execution_state(execution_id)?;
-        if let Some(end) = end {
-            let end = Some(from_postgres(end));
-            return Err(Error::AlreadyEnded { execution_id, status, end });
-        }
+        let state = execution_state(&history, execution_id)?;
+        // When the server ended it, and where it has noted that, if the loader may still correct it.
+        let derived = match state.end {
+            None if outcome == Status::Success && binding::is_open_elsewhere(execution_id) => {
+                return Err(Error::StillOpen(execution_id));
+            }
+            None => None,
+            Some(end) => match binding::derived_failure(execution_id) {
+                Some((derived_end, noted_at)) if derived_end == end => Some(noted_at),
+                _ => {
+                    let end = Some(from_postgres(end));
+                    return Err(Error::AlreadyEnded { execution_id, status: state.status, end });
+                }
+            },
+        };
         // Only a trigger leaves a row as it was and yet not updated.
-        if seen.replace(start) == Some(start) {
+        let version = (state.tid.ip_posid, state.tid.ip_blkid.bi_hi, state.tid.ip_blkid.bi_lo);
+        if seen.replace(version) == Some(version) {
             return Err(Error::Suppressed);
         }
-        let end = end_of_execution(start, now());
-        let seconds = duration_seconds(from_postgres(start), from_postgres(end));
+        // Under these isolation levels an update that meets another session's would fail.
+        if is_isolated() && !lock_version(&history, state.tid) {
+            seen = None;
+            continue;
+        }
+        let end = end_of_execution(state.start, now());
+        let seconds = duration_seconds(from_postgres(state.start), from_postgres(end));
         let updated = Spi::connect(|client| {
-            UPDATE_TO_OUTCOME.with(|update| {
-                let arguments = [
-                    execution_id.into(),
-                    TimestampWithTimeZone::try_from(start).ok().into(),
-                    TimestampWithTimeZone::try_from(end).ok().into(),
-                    outcome.as_str().into(),
-                    record_count.into(),
-                    error_message.into(),
-                    seconds.into(),
-                ];
-                update.run(client, &arguments).map(|rows| !rows.is_empty())
-            })
+            let time = |micros| TimestampWithTimeZone::try_from(micros).ok();
+            let arguments = [
+                state.tid.into(),
+                execution_id.into(),
+                state.end.and_then(time).into(),
+                time(end).into(),
+                outcome.as_str().into(),
+                record_count.into(),
+                error_message.into(),
+                seconds.into(),
+            ];
+            let updated = UPDATE_TO_OUTCOME
+                .with(|update| update.run(client, Sight::Latest, &arguments))?
+                .len();
+            if let Some(noted_at) = derived.filter(|_| updated > 0) {
+                let arguments = [noted_at.into(), execution_id.into()];
+                DELETE_DERIVED.with(|delete| delete.run(client, Sight::Latest, &arguments))?;
+            }
+            Ok::<_, Error>(updated > 0)
         })?;
         if updated {
             return Ok(seconds);
@@ -131,26 +175,69 @@ fn end_execution(
     }
 }
 
-/// When an execution started, its status, and when it ended.
-fn execution_state(execution_id: i64) -> Result<(i64, String, Option<i64>), Error> {
-    Spi::connect(|client| {
-        let rows = SELECT_STATE.with(|select| select.run(client, &[execution_id.into()]))?;
-        if rows.is_empty() {
-            return Err(Error::UnknownExecution(execution_id));
-        }
-        let (start, status, end) =
-            rows.first().get_three::<TimestampWithTimeZone, String, TimestampWithTimeZone>()?;
-        match (start, status) {
-            (Some(start), Some(status)) => {
-                Ok((start.into_inner(), status, end.map(TimestampWithTimeZone::into_inner)))
-            }
-            _ => Err(Error::UnknownExecution(execution_id)),
-        }
-    })
+/// An execution as it is now.
+struct State {
+    tid: pg_sys::ItemPointerData,
+    start: i64,
+    end: Option<i64>,
+    status: String,
+}
+
+/// The state of an execution, as committed by now or written by this transaction.
+fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, Error> {
+    let look = || {
+        // SAFETY: by the contract column 3 is the start and 4 the end, timestamptz, which are passed by
+        // value as a bigint is, and column 5 the status, a varchar.
+        find(history, execution_id, |row| unsafe {
+            Some(State { tid: row.tid(), start: row.get(3)?, end: row.get(4), status: row.get(5)? })
+        })
+        .flatten()
+    };
+    look()
+        .or_else(|| {
+            recorder::wait_for_lost_start(execution_id);
+            look()
+        })
+        .ok_or(Error::UnknownExecution(execution_id))
+}
+
+/// Whether the transaction keeps one snapshot: REPEATABLE READ or SERIALIZABLE.
+fn is_isolated() -> bool {
+    // SAFETY: reads the state of the current transaction.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() }
+}
+
+/// Locks a row for an update, waiting for others; whether it still is the version at `tid`.
+fn lock_version(history: &OpenRelation, mut tid: pg_sys::ItemPointerData) -> bool {
+    let wanted = (tid.ip_blkid.bi_hi, tid.ip_blkid.bi_lo, tid.ip_posid);
+    // SAFETY: the relation is open, and the slot is made for it and dropped after use. The row's page
+    // is there: its TID was just read, and tables shrink only under a lock that the open relation's
+    // excludes.
+    unsafe {
+        // What this transaction has just written is to be seen.
+        pg_sys::CommandCounterIncrement();
+        let slot = pg_sys::table_slot_create(history.as_ptr(), std::ptr::null_mut());
+        let mut failure = pg_sys::TM_FailureData::default();
+        let result = pg_sys::table_tuple_lock(
+            history.as_ptr(),
+            &raw mut tid,
+            &raw mut pg_sys::SnapshotSelfData,
+            slot,
+            pg_sys::GetCurrentCommandId(true),
+            pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+            pg_sys::LockWaitPolicy::LockWaitBlock,
+            u8::try_from(pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION).unwrap_or_default(),
+            &raw mut failure,
+        );
+        let found = (*slot).tts_tid;
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+        result == pg_sys::TM_Result::TM_Ok
+            && (found.ip_blkid.bi_hi, found.ip_blkid.bi_lo, found.ip_posid) == wanted
+    }
 }
 
 /// What `clock_timestamp()` returns: `now()` stands still within a transaction.
-fn now() -> pg_sys::TimestampTz {
+fn now() -> i64 {
     // SAFETY: reads the clock; no precondition.
     unsafe { pg_sys::GetCurrentTimestamp() }
 }

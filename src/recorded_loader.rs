@@ -12,7 +12,7 @@ use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::{AllocatedByPostgres, PgTrigger, Spi, pg_trigger};
 
 use crate::error::{Error, raise};
-use crate::statement::KeptStatement;
+use crate::statement::{KeptStatement, Sight};
 
 /// Loaders known to be in the table, as one subtransaction saw it.
 ///
@@ -75,8 +75,8 @@ fn remember(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
     }
     Spi::connect(|client| {
         let arguments = [loader_id.into()];
-        if SELECT_KNOWN.with(|select| select.run(client, &arguments))?.is_empty() {
-            INSERT_KNOWN.with(|insert| insert.run(client, &arguments))?;
+        if SELECT_KNOWN.with(|select| select.run(client, Sight::Usual, &arguments))?.is_empty() {
+            INSERT_KNOWN.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
         }
         Ok::<(), Error>(())
     })?;

@@ -7,7 +7,12 @@ use pgrx::extension_sql_file;
 
 extension_sql_file!("../sql/00_prelude.sql", name = "prelude", bootstrap);
 extension_sql_file!("../sql/10_tables.sql", name = "tables", requires = ["prelude"]);
-extension_sql_file!("../sql/20_recording.sql", name = "recording", requires = ["tables"]);
+extension_sql_file!(
+    "../sql/15_recorder_tables.sql",
+    name = "recorder_tables",
+    requires = ["tables"]
+);
+extension_sql_file!("../sql/20_recording.sql", name = "recording", requires = ["recorder_tables"]);
 extension_sql_file!("../sql/30_views.sql", name = "views", requires = ["recording"]);
 extension_sql_file!("../sql/40_history.sql", name = "history", requires = ["views"]);
 extension_sql_file!("../sql/50_events.sql", name = "events", requires = ["history"]);

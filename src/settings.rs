@@ -1,12 +1,31 @@
 //! Every setting of the extension, described.
 
+use std::time::Duration;
+
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
 
 /// `loader_history.notify`: whether changes of the history emit NOTIFY.
 pub static NOTIFY: GucSetting<bool> = GucSetting::<bool>::new(true);
 
-/// Defines the settings. Called once, when the library is loaded.
-pub fn define() {
+/// `loader_history.durable`: whether starts are recorded through the worker.
+pub static DURABLE: GucSetting<bool> = GucSetting::<bool>::new(true);
+
+static WORKER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
+
+/// `loader_history.worker_timeout`: how long a start waits for the worker.
+pub fn worker_timeout() -> Duration {
+    Duration::from_millis(WORKER_TIMEOUT.get().unsigned_abs().into())
+}
+
+/// `loader_history.queue_size`: how many starts, and how many messages, wait for the workers at most.
+pub fn queue_size() -> usize {
+    usize::try_from(QUEUE_SIZE.get()).unwrap_or_default()
+}
+
+/// Defines the settings. Called once, when the library is loaded; `preloaded` says whether at server
+/// start.
+pub fn define(preloaded: bool) {
     GucRegistry::define_bool_guc(
         c"loader_history.notify",
         c"Emits a NOTIFY on channel loader_execution when an execution starts or ends.",
@@ -15,6 +34,36 @@ pub fn define() {
         GucContext::Userset,
         GucFlags::default(),
     );
+    GucRegistry::define_bool_guc(
+        c"loader_history.durable",
+        c"Records a start in a transaction of its own, so that others see it at once and no rollback undoes it.",
+        c"Has an effect only where shared_preload_libraries names loader_history.",
+        &DURABLE,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"loader_history.worker_timeout",
+        c"How long a start waits for the background worker before it is recorded in the caller's own transaction.",
+        c"",
+        &WORKER_TIMEOUT,
+        1,
+        600_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    if preloaded {
+        GucRegistry::define_int_guc(
+            c"loader_history.queue_size",
+            c"How many starts can wait for the background workers at the same time.",
+            c"A start that finds no room is recorded in the caller's own transaction.",
+            &QUEUE_SIZE,
+            16,
+            65_536,
+            GucContext::Postmaster,
+            GucFlags::default(),
+        );
+    }
     // SAFETY: called on the backend's main thread while the library loads; the name is a static C
     // string that PostgreSQL copies.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"loader_history".as_ptr()) };

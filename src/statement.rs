@@ -1,46 +1,178 @@
-//! SQL statements that a session plans once and keeps.
+//! SQL statements that a session plans once and keeps, and the snapshots that they run with.
 
-use std::cell::OnceCell;
-use std::ffi::CStr;
+use std::cell::Cell;
+use std::ffi::{CStr, c_char};
+use std::marker::PhantomData;
+use std::ptr;
 
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys::{self, BuiltinOid, PgOid};
-use pgrx::spi::{self, OwnedPreparedStatement, SpiClient, SpiTupleTable};
+use pgrx::pg_sys::{self, BuiltinOid};
+use pgrx::spi::{self, SpiClient};
+use pgrx::{FromDatum, IntoDatum, Spi};
 
 /// A statement, planned at its first use in a session. PostgreSQL plans it again by itself when what
 /// it names changes.
 pub struct KeptStatement {
     sql: &'static CStr,
     arguments: &'static [BuiltinOid],
-    plan: OnceCell<&'static OwnedPreparedStatement>,
+    plan: Cell<pg_sys::SPIPlanPtr>,
+}
+
+/// Which rows a statement sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// Those that the transaction's isolation level shows.
+    Usual,
+    /// What is committed by now, in every isolation level, and without a predicate lock.
+    ///
+    /// For statements that find single rows by an index scan or by their TID: others need a snapshot
+    /// that stands still.
+    Latest,
 }
 
 impl KeptStatement {
     /// The statement `sql`, whose `$n` are of the types `arguments`.
     pub const fn new(sql: &'static CStr, arguments: &'static [BuiltinOid]) -> Self {
-        Self { sql, arguments, plan: OnceCell::new() }
+        Self { sql, arguments, plan: Cell::new(ptr::null_mut()) }
     }
 
-    /// Runs the statement, with a snapshot of its own where the isolation level gives it one.
+    /// Runs the statement.
     ///
     /// # Errors
     /// What SPI says of the call; errors of the statement itself pass as PostgreSQL raised them.
     pub fn run<'conn>(
         &self,
         client: &SpiClient<'conn>,
+        sight: Sight,
         arguments: &[DatumWithOid<'_>],
-    ) -> spi::Result<SpiTupleTable<'conn>> {
-        let plan = match self.plan.get() {
-            Some(plan) => plan,
-            None => {
-                let types: Vec<_> = self.arguments.iter().map(|&oid| PgOid::BuiltIn(oid)).collect();
-                // Leaked on purpose: it lives as long as the session, and must not be freed by a
-                // thread-local's destructor, when PostgreSQL's memory is gone.
-                let plan = Box::leak(Box::new(client.prepare_mut(self.sql, &types)?.keep()));
-                self.plan.get_or_init(|| plan)
+    ) -> spi::Result<Rows<'conn>> {
+        if self.plan.get().is_null() {
+            let types: Vec<_> = self.arguments.iter().map(|oid| oid.value()).collect();
+            let plan = prepare(client, self.sql, &types)?;
+            // SAFETY: `plan` was just prepared, within the SPI connection of `client`.
+            unsafe { pg_sys::SPI_keepplan(plan) };
+            self.plan.set(plan);
+        }
+        // SAFETY: a kept plan lives as long as the session.
+        unsafe { execute(client, self.plan.get(), sight, arguments) }
+    }
+}
+
+/// Prepares `sql`, whose `$n` are of the types `arguments`, for as long as the SPI connection lasts.
+///
+/// # Errors
+/// What SPI says of the call.
+pub fn prepare(
+    _client: &SpiClient<'_>,
+    sql: &CStr,
+    arguments: &[pg_sys::Oid],
+) -> spi::Result<pg_sys::SPIPlanPtr> {
+    let mut types = arguments.to_vec();
+    // SAFETY: SPI is connected while `_client` exists; `types` has as many entries as it is said to.
+    let plan = unsafe {
+        let count = i32::try_from(types.len()).unwrap_or_default();
+        pg_sys::SPI_prepare(sql.as_ptr(), count, types.as_mut_ptr())
+    };
+    if plan.is_null() {
+        // SAFETY: SPI_prepare() sets it when it returns NULL; a read of a backend's own global.
+        Spi::check_status(unsafe { pg_sys::SPI_result })?;
+    }
+    Ok(plan)
+}
+
+/// Runs a prepared statement.
+///
+/// # Errors
+/// What SPI says of the call.
+///
+/// # Safety
+/// `plan` is a plan that SPI returned and that has not been freed, for arguments of these types.
+pub unsafe fn execute<'conn>(
+    _client: &SpiClient<'conn>,
+    plan: pg_sys::SPIPlanPtr,
+    sight: Sight,
+    arguments: &[DatumWithOid<'_>],
+) -> spi::Result<Rows<'conn>> {
+    let (mut values, nulls): (Vec<_>, Vec<_>) = arguments
+        .iter()
+        .map(|argument| match argument.datum() {
+            Some(datum) => (datum.sans_lifetime(), b' ' as c_char),
+            None => (pg_sys::Datum::from(0), b'n' as c_char),
+        })
+        .unzip();
+    let mut latest;
+    let snapshot = match sight {
+        Sight::Usual => ptr::null_mut(),
+        Sight::Latest => {
+            // SAFETY: in a transaction, so there is a latest snapshot; the copy is used, and copied by
+            // SPI, before another can be taken. Of type SELF the executor sees what is committed at
+            // the moment, as foreign keys do, and takes no predicate locks ("special snapshots" in
+            // predicate.c's SerializationNeededForRead()); its xmin, which SPI registers, keeps those
+            // rows from being vacuumed.
+            latest = unsafe { *pg_sys::GetLatestSnapshot() };
+            latest.snapshot_type = pg_sys::SnapshotType::SNAPSHOT_SELF;
+            &raw mut latest
+        }
+    };
+    // SAFETY: SPI is connected while `_client` exists; values and nulls have an entry for each `$n` of
+    // the plan, which the caller vouches for.
+    unsafe {
+        pg_sys::SPI_tuptable = ptr::null_mut();
+        let code = pg_sys::SPI_execute_snapshot(
+            plan,
+            values.as_mut_ptr(),
+            nulls.as_ptr(),
+            snapshot,
+            ptr::null_mut(),
+            false,
+            true,
+            0,
+        );
+        Spi::check_status(code)?;
+        Ok(Rows {
+            connection: PhantomData,
+            table: pg_sys::SPI_tuptable,
+            count: pg_sys::SPI_processed,
+        })
+    }
+}
+
+/// What a statement returned or, where it returns nothing, how many rows it changed.
+pub struct Rows<'conn> {
+    connection: PhantomData<&'conn ()>,
+    table: *mut pg_sys::SPITupleTable,
+    count: u64,
+}
+
+impl Rows<'_> {
+    /// How many rows there are.
+    pub const fn len(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The value in `column`, counted from 1, of `row`, counted from 0; `None` where it is NULL or is
+    /// not there.
+    pub fn get<T: FromDatum + IntoDatum>(&self, row: u64, column: i32) -> Option<T> {
+        if self.table.is_null() || row >= self.count {
+            return None;
+        }
+        // SAFETY: the table lives as long as the SPI connection that 'conn stands for, and has `count`
+        // rows. SPI_getbinval() itself checks the column's number.
+        unsafe {
+            let descriptor = (*self.table).tupdesc;
+            if pg_sys::SPI_gettypeid(descriptor, column) != T::type_oid() {
+                return None;
             }
-        };
-        client.select(*plan, None, arguments)
+            let tuple = *(*self.table).vals.add(usize::try_from(row).ok()?);
+            let mut null = false;
+            let datum = pg_sys::SPI_getbinval(tuple, descriptor, column, &raw mut null);
+            T::from_datum(datum, null)
+        }
     }
 }
 

@@ -242,7 +242,7 @@ fn a_rolled_back_start_does_not_hide_a_later_one() {
 }
 
 #[test]
-fn a_snapshot_sees_what_plain_sql_would_see() {
+fn an_old_snapshot_does_not_hide_how_an_execution_ended() {
     let cluster = cluster_with_extension();
     let mut client = cluster.connect();
     let mut other = cluster.connect();
@@ -254,8 +254,17 @@ fn a_snapshot_sees_what_plain_sql_would_see() {
         ))
         .unwrap();
         client.query("SELECT loader.record_execution_end($1, 'SUCCESS')", &[&id]).unwrap();
-        old.query("SELECT loader.record_execution_end($1, 'FAILED')", &[&id]).error("40001");
+        old.query("SELECT loader.record_execution_end($1, 'FAILED')", &[&id]).error("55000");
         drop(old);
+        // Nor that it is there at all.
+        let mut old = other.build_transaction().start().unwrap();
+        old.batch_execute(&format!(
+            "SET TRANSACTION ISOLATION LEVEL {level}; SELECT 1 FROM loader.loader"
+        ))
+        .unwrap();
+        let id = start(&mut client);
+        old.query("SELECT loader.record_execution_end($1, 'SUCCESS')", &[&id]).unwrap();
+        old.commit().unwrap();
     }
 }
 

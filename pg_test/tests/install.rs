@@ -37,7 +37,7 @@ fn the_functions_have_the_signatures_of_the_contract() {
         &mut cluster.connect(),
         "SELECT format('%s(%s) %s', proname, pg_get_function_arguments(oid), pg_get_function_result(oid))
            FROM pg_proc WHERE pronamespace = 'loader'::regnamespace
-            AND obj_description(oid) NOT LIKE 'Internal: %' ORDER BY proname",
+            AND obj_description(oid, 'pg_proc') NOT LIKE 'Internal: %' ORDER BY proname",
     );
     assert_eq!(
         functions,

@@ -38,7 +38,7 @@ fn state(client: &mut Client) -> Vec<String> {
     [
         "SELECT md5(string_agg(h::text, '|' ORDER BY id)) || count(*) FROM loader.execution_history AS h",
         "SELECT string_agg(s::text, '|' ORDER BY loader_id) FROM loader.loader_summary AS s",
-        "SELECT string_agg(pg_get_constraintdef(oid) || convalidated || obj_description(oid), '|')
+        "SELECT string_agg(pg_get_constraintdef(oid) || convalidated || obj_description(oid, 'pg_constraint'), '|')
            FROM pg_constraint WHERE contype = 'f' AND conrelid = 'loader.execution_history'::regclass",
         "SELECT string_agg(d.objid || coalesce(p.proacl, c.relacl,
                                   CASE WHEN p.oid IS NOT NULL THEN acldefault('f', 10)

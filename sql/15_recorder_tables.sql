@@ -1,0 +1,46 @@
+-- What the background worker remembers beside the history. Neither table is dumped: transaction ids
+-- mean nothing in another cluster.
+
+-- Which transaction started an execution, while its end is not known.
+CREATE TABLE loader.binding (
+    execution_id bigint NOT NULL,
+    xid          xid8   NOT NULL,
+    subxid       xid8,
+    CONSTRAINT binding_pkey PRIMARY KEY (execution_id)
+);
+COMMENT ON TABLE loader.binding IS
+    'Internal: the transactions that started executions and were open when the background worker last looked. Only the worker writes it.';
+COMMENT ON COLUMN loader.binding.execution_id IS 'The execution''s id';
+COMMENT ON COLUMN loader.binding.xid IS 'The transaction that started it';
+COMMENT ON COLUMN loader.binding.subxid IS
+    'The subtransaction of it that did; NULL where it was in none';
+COMMENT ON CONSTRAINT binding_pkey ON loader.binding IS 'An execution was started once';
+COMMENT ON INDEX loader.binding_pkey IS 'Finds the binding of an execution';
+
+-- An execution that the server ended: the loader may still say how it ended. The end tells it from a
+-- later execution of the same id, where somebody has started the sequence anew.
+CREATE TABLE loader.derived_failure (
+    execution_id  bigint      NOT NULL,
+    execution_end timestamptz NOT NULL,
+    CONSTRAINT derived_failure_pkey PRIMARY KEY (execution_id)
+);
+COMMENT ON TABLE loader.derived_failure IS
+    'Internal: executions that the server ended as FAILED since the transaction that started them was rolled back, until the loader reports otherwise.';
+COMMENT ON COLUMN loader.derived_failure.execution_id IS 'The execution''s id';
+COMMENT ON COLUMN loader.derived_failure.execution_end IS 'When the server ended it';
+COMMENT ON CONSTRAINT derived_failure_pkey ON loader.derived_failure IS
+    'The server ends an execution once';
+COMMENT ON INDEX loader.derived_failure_pkey IS 'Finds out whether the server ended an execution';
+
+-- A publication FOR ALL TABLES would bring another cluster's transaction ids.
+CREATE FUNCTION loader.refuse_foreign_binding() RETURNS trigger
+    LANGUAGE c
+    SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'refuse_foreign_binding_wrapper';
+COMMENT ON FUNCTION loader.refuse_foreign_binding() IS
+    'Internal: trigger that drops rows of loader.binding that the background worker of this cluster did not write';
+CREATE TRIGGER refuse_foreign_binding BEFORE INSERT ON loader.binding
+    FOR EACH ROW EXECUTE FUNCTION loader.refuse_foreign_binding();
+COMMENT ON TRIGGER refuse_foreign_binding ON loader.binding IS
+    'Drops what the background worker of this cluster did not write';
+ALTER TABLE loader.binding ENABLE ALWAYS TRIGGER refuse_foreign_binding;

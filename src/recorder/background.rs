@@ -1,0 +1,162 @@
+//! What the launcher and the workers have in common: signals, sleep, and transactions that survive
+//! errors.
+
+use std::ffi::{CStr, CString, c_long};
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_sys};
+
+use crate::error::Error;
+
+/// Why a transaction of a background process was rolled back.
+#[derive(Debug, Clone)]
+pub struct Trouble {
+    /// The error's SQLSTATE.
+    pub sqlstate: PgSqlErrorCode,
+    /// What it says.
+    pub message: String,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<CaughtError> for Trouble {
+    fn from(error: CaughtError) -> Self {
+        match error {
+            CaughtError::PostgresError(report)
+            | CaughtError::ErrorReport(report)
+            | CaughtError::RustPanic { ereport: report, .. } => {
+                Self { sqlstate: report.sql_error_code(), message: report.message().to_owned() }
+            }
+        }
+    }
+}
+
+/// Has signals wake this process: SIGTERM to stop it, SIGHUP to have it read the settings again.
+pub fn listen_to_signals() {
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+}
+
+/// Reads the settings again where a signal asked for it.
+pub fn reload_settings() {
+    if BackgroundWorker::sighup_received() {
+        // SAFETY: outside of a transaction of this process, as in PostgreSQL's own main loops.
+        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    }
+}
+
+/// Whether a signal has asked this process to stop. Says so once.
+pub fn is_to_stop() -> bool {
+    BackgroundWorker::sigterm_received()
+}
+
+/// Sleeps until somebody wakes this process, or for `time`, where there is one. Ends the process when
+/// the postmaster has died.
+pub fn sleep(time: Option<Duration>) {
+    let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
+    let mut milliseconds = -1;
+    if let Some(time) = time {
+        events |= pg_sys::WL_TIMEOUT;
+        milliseconds = c_long::try_from(time.as_millis()).unwrap_or(c_long::MAX).max(1);
+    }
+    // SAFETY: the latch is this process's own.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events.cast_signed(),
+            milliseconds,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+        pgrx::check_for_interrupts!();
+    }
+}
+
+/// Sets a setting, for the whole process, against what the configuration, the database or the role say.
+pub fn set(name: &CStr, value: &CStr) {
+    // SAFETY: both are C strings that PostgreSQL copies.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
+
+/// Sets a setting until the current transaction ends.
+pub fn set_local(name: &CStr, value: &CStr) {
+    // SAFETY: as set(); called in a transaction.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_LOCAL,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
+/// Runs `body` in a transaction. Whatever goes wrong in it rolls it back, and is returned.
+///
+/// # Errors
+/// What went wrong.
+pub fn transaction<R>(body: impl FnOnce() -> Result<R, Error>) -> Result<R, Trouble> {
+    // SAFETY: called outside of a transaction, which it begins and, whatever happens, ends.
+    PgTryBuilder::new(AssertUnwindSafe(|| unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        match body() {
+            Ok(result) => {
+                pg_sys::PopActiveSnapshot();
+                pg_sys::CommitTransactionCommand();
+                Ok(result)
+            }
+            Err(error) => {
+                let report = ErrorReport::from(error);
+                pg_sys::AbortCurrentTransaction();
+                Err(Trouble {
+                    sqlstate: PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+                    message: report.message().to_owned(),
+                })
+            }
+        }
+    }))
+    .catch_others(|error| {
+        // SAFETY: in the transaction that the error interrupted.
+        unsafe { pg_sys::AbortCurrentTransaction() };
+        Err(Trouble::from(error))
+    })
+    .execute()
+}
+
+/// Writes a message into the server's log.
+pub fn log(message: &str) {
+    pgrx::log!("{message}");
+}
+
+/// Tells pg_stat_activity what this process does; nothing says that it is idle.
+pub fn report_activity(what: Option<&str>) {
+    use pg_sys::BackendState::{STATE_IDLE, STATE_RUNNING};
+    let text = what.and_then(|what| CString::new(what).ok());
+    // SAFETY: the text is copied.
+    unsafe {
+        match text {
+            Some(text) => pg_sys::pgstat_report_activity(STATE_RUNNING, text.as_ptr()),
+            None => pg_sys::pgstat_report_activity(STATE_IDLE, std::ptr::null()),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The error that rolls a transaction back, kept until the transaction's end tells the worker of it.
+
+use std::cell::RefCell;
+use std::ffi::CStr;
+
+use pgrx::{PgLogLevel, pg_guard, pg_sys};
+
+use super::shared::TEXT_BYTES;
+use super::transaction;
+
+/// "23505: duplicate key value …", or its beginning.
+struct Text {
+    length: usize,
+    bytes: [u8; TEXT_BYTES],
+}
+
+thread_local! {
+    static TEXT: RefCell<Text> = const { RefCell::new(Text { length: 0, bytes: [0; TEXT_BYTES] }) };
+}
+
+static mut NEXT_HOOK: pg_sys::emit_log_hook_type = None;
+
+/// Listens to what the server logs. Called once, by the postmaster.
+pub fn install() {
+    // SAFETY: runs in the postmaster, which has one thread, while it preloads libraries.
+    unsafe {
+        NEXT_HOOK = pg_sys::emit_log_hook;
+        pg_sys::emit_log_hook = Some(on_log);
+    }
+}
+
+/// Forgets the error.
+pub fn forget() {
+    TEXT.with(|text| {
+        if let Ok(mut text) = text.try_borrow_mut() {
+            text.length = 0;
+        }
+    });
+}
+
+/// Calls `use_text` with the error kept; with nothing where there was none, or it was not logged.
+pub fn with<R>(use_text: impl FnOnce(&[u8]) -> R) -> R {
+    TEXT.with(|text| match text.try_borrow() {
+        Ok(text) => use_text(&text.bytes[..text.length]),
+        Err(_) => use_text(&[]),
+    })
+}
+
+/// PostgreSQL calls it for each message that goes to the server's log. Errors that somebody catches
+/// don't get there.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_log(error: *mut pg_sys::ErrorData) {
+    // SAFETY: PostgreSQL passes a message that is valid during the call.
+    unsafe {
+        if let Some(message) = error.as_ref()
+            && transaction::is_watched()
+            && (message.elevel >= PgLogLevel::ERROR as i32 || is_lost_connection(message))
+            && !message.message.is_null()
+        {
+            keep(message.sqlerrcode, CStr::from_ptr(message.message));
+        }
+        if let Some(next) = NEXT_HOOK {
+            pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next(error));
+        }
+    }
+}
+
+/// Whether the message says that the client has gone, which is no error to the server: class 08.
+const fn is_lost_connection(message: &pg_sys::ErrorData) -> bool {
+    let class = message.sqlerrcode & 0xfff;
+    // MAKE_SQLSTATE() of PostgreSQL's elog.h: six bits a character, the first lowest, '0' being 0.
+    class == 8 << 6
+}
+
+fn keep(sqlstate: i32, message: &CStr) {
+    TEXT.with(|text| {
+        let Ok(mut text) = text.try_borrow_mut() else { return };
+        let mut length = 0;
+        let Text { bytes, length: kept } = &mut *text;
+        let mut put = |byte: u8| {
+            if let Some(place) = bytes.get_mut(length) {
+                *place = byte;
+                length += 1;
+            }
+        };
+        for place in 0..5 {
+            put(b'0' + u8::try_from((sqlstate >> (6 * place)) & 0x3f).unwrap_or_default());
+        }
+        b": ".iter().chain(message.to_bytes()).for_each(|&byte| put(byte));
+        // Cut between characters: a character's first byte is none that continues one.
+        if length == TEXT_BYTES {
+            let last = bytes.iter().rposition(|byte| byte & 0xc0 != 0x80).unwrap_or_default();
+            if str::from_utf8(&bytes[last..]).is_err() {
+                length = last;
+            }
+        }
+        *kept = length;
+    });
+}

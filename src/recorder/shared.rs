@@ -1,0 +1,760 @@
+//! The shared memory through which backends, workers and the launcher talk to each other.
+//!
+//! All of it is atomics: whoever is stopped or killed in the middle of something holds no lock that
+//! others wait for. A thing that several processes handle (a request, a message) has a state that moves
+//! by compare-and-swap, and whoever moved it owns the rest of it until the next move.
+
+use std::mem::size_of;
+use std::ptr;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64,
+};
+
+use pgrx::{pg_guard, pg_sys};
+
+use crate::settings;
+
+/// Bytes of an error's text that a message can carry.
+pub const TEXT_BYTES: usize = 1_000;
+
+/// Databases that can announce themselves, or be barred, before the launcher has looked.
+const NOTES: usize = 64;
+
+static SHARED: AtomicPtr<Header> = AtomicPtr::new(ptr::null_mut());
+
+/// What shared memory begins with; databases, requests and messages follow.
+#[repr(C)]
+struct Header {
+    databases: usize,
+    queue_size: usize,
+    launcher: Process,
+    /// No transaction of before the server's start has an id of this or higher.
+    first_xid: AtomicU64,
+    /// Databases that may have the extension, and no worker yet.
+    announced: [AtomicU32; NOTES],
+    /// Databases that a worker must stay out of.
+    barred: [Bar; NOTES],
+    /// Where the search for a free request or message begins, so that processes rarely meet.
+    next_request: AtomicU32,
+    next_message: AtomicU32,
+    /// Messages posted and not yet taken.
+    messages: AtomicU32,
+}
+
+/// A database that a session wants to itself.
+pub struct Bar {
+    database: AtomicU32,
+    owner: AtomicI32,
+}
+
+/// A process that can be woken.
+pub struct Process(AtomicU32);
+
+impl Process {
+    /// Makes it the current process.
+    pub fn set_to_me(&self) {
+        self.0.store(my_process(), Release);
+    }
+
+    /// Makes it nobody.
+    pub fn clear(&self) {
+        self.0.store(0, Release);
+    }
+
+    /// Wakes the process, if there is one. Cannot fail.
+    pub fn wake(&self) {
+        let number = self.0.load(Acquire);
+        if number > 0 {
+            // SAFETY: the number was made by my_process(), so it lies within allProcs, whose entries
+            // live as long as shared memory. Where the entry belongs to another process by now, that
+            // one wakes for nothing, which PostgreSQL expects of latches.
+            unsafe {
+                let process = (*pg_sys::ProcGlobal).allProcs.add(number as usize - 1);
+                pg_sys::SetLatch(&raw mut (*process).procLatch);
+            }
+        }
+    }
+}
+
+/// The current process as one more than its place among all, so that 0 is nobody.
+fn my_process() -> u32 {
+    // SAFETY: MyProc is an entry of allProcs wherever a process has attached to shared memory.
+    unsafe {
+        if pg_sys::MyProc.is_null() {
+            return 0;
+        }
+        let place = pg_sys::MyProc.offset_from((*pg_sys::ProcGlobal).allProcs);
+        u32::try_from(place + 1).unwrap_or_default()
+    }
+}
+
+/// The worker of a database.
+pub struct Database {
+    oid: AtomicU32,
+    state: AtomicU32,
+    /// The worker, while it runs.
+    pub worker: Process,
+    /// Its process id.
+    pub pid: AtomicI32,
+    /// Set by a start that the worker was late for, cleared by the worker: others then don't wait.
+    pub late: AtomicBool,
+    /// Set when the extension has changed: the worker is to leave, for another to come.
+    leave: AtomicBool,
+    /// The last thing that went wrong.
+    pub last_error: SharedText,
+    /// When, in PostgreSQL's microseconds.
+    pub last_error_at: AtomicI64,
+}
+
+/// Where a database stands. The launcher moves it, but for RUNNING and what follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Serving {
+    /// The entry is free.
+    Nobody = 0,
+    /// There was no room for another background worker.
+    NoRoom,
+    /// A worker was asked for.
+    Starting,
+    /// The worker is at work.
+    Running,
+    /// The worker left since the database does not have the extension, or must not be served.
+    Left,
+    /// The worker ended with an error.
+    Failed,
+}
+
+impl Serving {
+    const ALL: [Self; 6] =
+        [Self::Nobody, Self::NoRoom, Self::Starting, Self::Running, Self::Left, Self::Failed];
+}
+
+impl Database {
+    /// The database's OID; invalid where the entry is free.
+    pub fn oid(&self) -> pg_sys::Oid {
+        pg_sys::Oid::from(self.oid.load(Acquire))
+    }
+
+    /// Where it stands.
+    pub fn serving(&self) -> Serving {
+        let state = self.state.load(Acquire);
+        Serving::ALL.into_iter().find(|&serving| serving as u32 == state).unwrap_or(Serving::Nobody)
+    }
+
+    /// Moves it on.
+    pub fn set_serving(&self, serving: Serving) {
+        self.state.store(serving as u32, Release);
+    }
+
+    /// Lets the current process be the worker, where one was asked for and none has come.
+    pub fn enter(&self) -> bool {
+        // SAFETY: a read of the process's own global.
+        let me = unsafe { pg_sys::MyProcPid };
+        let free = self.serving() == Serving::Starting
+            && self.pid.compare_exchange(0, me, AcqRel, Acquire).is_ok();
+        if free {
+            self.leave.store(false, Release);
+            self.worker.set_to_me();
+        }
+        free
+    }
+
+    /// The worker is ready.
+    pub fn start_running(&self) {
+        self.set_serving(Serving::Running);
+    }
+
+    /// The worker, the current process, ends. Cannot fail.
+    pub fn exit(&self, serving: Serving) {
+        self.worker.clear();
+        self.set_serving(serving);
+        self.pid.store(0, Release);
+    }
+
+    /// Has the worker leave, for another to come, when it wakes. Cannot fail.
+    pub fn ask_to_leave(&self) {
+        self.leave.store(true, Release);
+    }
+
+    /// Whether the worker is to leave.
+    pub fn is_leaving(&self) -> bool {
+        self.leave.load(Acquire)
+    }
+
+    /// Keeps what went wrong, for `recorder_status()`. Only the worker and the launcher call it.
+    pub fn remember_error(&self, text: &str) {
+        // SAFETY: reads the clock.
+        self.last_error_at.store(unsafe { pg_sys::GetCurrentTimestamp() }, Relaxed);
+        self.last_error.set(text.as_bytes());
+    }
+}
+
+/// A text that one process writes and others read.
+#[repr(C)]
+pub struct SharedText {
+    /// Odd while the text is being written.
+    version: AtomicU32,
+    length: AtomicU32,
+    bytes: [AtomicU8; TEXT_BYTES],
+}
+
+impl SharedText {
+    /// Sets the text to `bytes`, or their beginning.
+    pub fn set(&self, bytes: &[u8]) {
+        self.version.fetch_add(1, AcqRel);
+        let length = bytes.len().min(TEXT_BYTES);
+        for (to, &from) in self.bytes.iter().zip(&bytes[..length]) {
+            to.store(from, Relaxed);
+        }
+        self.length.store(u32::try_from(length).unwrap_or_default(), Relaxed);
+        self.version.fetch_add(1, Release);
+    }
+
+    /// The text; empty where it is being written just now, or was cut inside its first character.
+    pub fn get(&self) -> String {
+        let before = self.version.load(Acquire);
+        let length = (self.length.load(Relaxed) as usize).min(TEXT_BYTES);
+        let bytes: Vec<u8> = self.bytes[..length].iter().map(|byte| byte.load(Relaxed)).collect();
+        std::sync::atomic::fence(Acquire);
+        if before % 2 == 1 || self.version.load(Relaxed) != before {
+            return String::new();
+        }
+        bytes.utf8_chunks().next().map_or_else(String::new, |chunk| chunk.valid().to_owned())
+    }
+}
+
+/// What a backend asks a worker to record.
+#[repr(C)]
+pub struct Request {
+    state: AtomicU32,
+    database: AtomicU32,
+    /// Who waits for it.
+    pub waiting: Process,
+    /// Why it was declined.
+    pub reason: AtomicU32,
+    execution_id: AtomicI64,
+    loader_id: AtomicI64,
+    start: AtomicI64,
+    xid: AtomicU64,
+    subxid: AtomicU64,
+    check_loader: AtomicBool,
+    notify: AtomicBool,
+}
+
+/// Where a request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Progress {
+    /// The entry is free.
+    Free = 0,
+    /// A backend is writing it.
+    Filling,
+    /// It waits for the worker.
+    Queued,
+    /// The worker has it, and may already have committed it.
+    Taken,
+    /// It is recorded.
+    Done,
+    /// It is not, and won't be.
+    Declined,
+    /// Whoever waited has recorded it otherwise, under another id: what the worker records is to go.
+    Abandoned,
+    /// Nobody waits any more; what the worker records stays.
+    Unattended,
+}
+
+/// The start of an execution, as a request carries it.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    /// The execution's id.
+    pub execution_id: i64,
+    /// The loader's id.
+    pub loader_id: i64,
+    /// When it started, in PostgreSQL's microseconds.
+    pub start: i64,
+    /// The transaction that started it.
+    pub xid: u64,
+    /// The subtransaction that started it; 0 where it was in none.
+    pub subxid: u64,
+    /// Whether the worker must see that the loader's row is committed.
+    pub check_loader: bool,
+    /// Whether the start is to be notified.
+    pub notify: bool,
+}
+
+impl Request {
+    /// Whether it stands at `progress`.
+    pub fn is(&self, progress: Progress) -> bool {
+        self.state.load(Acquire) == progress as u32
+    }
+
+    /// Moves it from `from` to `to`, unless another process has moved it.
+    pub fn advance(&self, from: Progress, to: Progress) -> bool {
+        self.state.compare_exchange(from as u32, to as u32, AcqRel, Acquire).is_ok()
+    }
+
+    /// Its database.
+    pub fn database(&self) -> pg_sys::Oid {
+        pg_sys::Oid::from(self.database.load(Relaxed))
+    }
+
+    /// The start it is about.
+    pub fn start(&self) -> Start {
+        Start {
+            execution_id: self.execution_id.load(Relaxed),
+            loader_id: self.loader_id.load(Relaxed),
+            start: self.start.load(Relaxed),
+            xid: self.xid.load(Relaxed),
+            subxid: self.subxid.load(Relaxed),
+            check_loader: self.check_loader.load(Relaxed),
+            notify: self.notify.load(Relaxed),
+        }
+    }
+
+    /// Declines it, if it still stands at `from`, and wakes whoever waits for it.
+    pub fn decline(&self, from: Progress, reason: u32) -> bool {
+        self.reason.store(reason, Relaxed);
+        let declined = self.advance(from, Progress::Declined);
+        if declined {
+            self.waiting.wake();
+        }
+        declined
+    }
+
+    /// Declines it once the worker has taken it: there is nothing of it to remove.
+    pub fn decline_for_good(&self, reason: u32) {
+        if !self.decline(Progress::Taken, reason)
+            && !self.advance(Progress::Abandoned, Progress::Free)
+        {
+            self.advance(Progress::Unattended, Progress::Free);
+        }
+    }
+
+    /// Gives it up on behalf of whoever waits: an error ends the wait, and cannot be failed by this.
+    pub fn give_up(&self) {
+        let free = |from| self.advance(from, Progress::Free);
+        if !free(Progress::Queued)
+            && !self.advance(Progress::Taken, Progress::Unattended)
+            && !free(Progress::Done)
+        {
+            free(Progress::Declined);
+        }
+    }
+}
+
+/// What a backend tells a worker at the end of a transaction or subtransaction.
+#[repr(C)]
+pub struct Message {
+    state: AtomicU32,
+    database: AtomicU32,
+    kind: AtomicU32,
+    xid: AtomicU64,
+    subxid: AtomicU64,
+    execution_id: AtomicI64,
+    loader_id: AtomicI64,
+    start: AtomicI64,
+    text: SharedText,
+}
+
+const FREE: u32 = 0;
+const WRITING: u32 = 1;
+const READY: u32 = 2;
+
+/// What a message says.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// A transaction, or a subtransaction of it, was rolled back by an error.
+    Error {
+        /// The transaction.
+        xid: u64,
+        /// The subtransaction; 0 where it was the whole transaction.
+        subxid: u64,
+        /// The error.
+        text: String,
+    },
+    /// A start recorded in the caller's own transaction was rolled back with it.
+    LostStart {
+        /// The execution's id.
+        execution_id: i64,
+        /// The loader's id.
+        loader_id: i64,
+        /// When it started, in PostgreSQL's microseconds.
+        start: i64,
+        /// The error that did it; empty where none is known.
+        text: String,
+    },
+}
+
+/// A message as a callback posts it: without an allocation.
+pub enum Posting<'a> {
+    /// As [`News::Error`].
+    Error {
+        /// The transaction.
+        xid: u64,
+        /// The subtransaction, or 0.
+        subxid: u64,
+        /// The error.
+        text: &'a [u8],
+    },
+    /// As [`News::LostStart`].
+    LostStart {
+        /// The execution's id.
+        execution_id: i64,
+        /// The loader's id.
+        loader_id: i64,
+        /// When it started, in PostgreSQL's microseconds.
+        start: i64,
+        /// The error that did it.
+        text: &'a [u8],
+    },
+}
+
+/// The shared memory, in a process that has it.
+#[derive(Clone, Copy)]
+pub struct Shared(&'static Header);
+
+/// The shared memory; `None` where the library was not preloaded.
+pub fn shared() -> Option<Shared> {
+    // SAFETY: set by the postmaster to memory that it initialized and that outlives every process
+    // which inherits the pointer.
+    unsafe { SHARED.load(Acquire).as_ref() }.map(Shared)
+}
+
+impl Shared {
+    /// The databases' entries.
+    pub fn databases(self) -> &'static [Database] {
+        // SAFETY: lay_out() has put that many initialized entries there.
+        unsafe {
+            std::slice::from_raw_parts(self.part(databases_offset()).cast(), self.0.databases)
+        }
+    }
+
+    fn requests(self) -> &'static [Request] {
+        // SAFETY: lay_out() has put that many initialized entries there.
+        unsafe {
+            let offset = requests_offset(self.0.databases);
+            std::slice::from_raw_parts(self.part(offset).cast(), self.0.queue_size)
+        }
+    }
+
+    fn messages(self) -> &'static [Message] {
+        // SAFETY: lay_out() has put that many initialized entries there.
+        unsafe {
+            let offset = messages_offset(self.0.databases, self.0.queue_size);
+            std::slice::from_raw_parts(self.part(offset).cast(), self.0.queue_size)
+        }
+    }
+
+    fn part(self, offset: usize) -> *const u8 {
+        ptr::from_ref(self.0).cast::<u8>().wrapping_add(offset)
+    }
+
+    /// The entry of the database `oid`.
+    pub fn database(self, oid: pg_sys::Oid) -> Option<&'static Database> {
+        self.databases().iter().find(|database| database.oid() == oid)
+    }
+
+    /// Gives `oid` a free entry. Only the launcher calls it.
+    pub fn add_database(self, oid: pg_sys::Oid) -> Option<&'static Database> {
+        let database = self.database(pg_sys::InvalidOid)?;
+        database.late.store(false, Relaxed);
+        database.leave.store(false, Relaxed);
+        database.last_error.set(b"");
+        database.last_error_at.store(0, Relaxed);
+        database.worker.clear();
+        database.pid.store(0, Relaxed);
+        database.set_serving(Serving::NoRoom);
+        database.oid.store(oid.to_u32(), Release);
+        Some(database)
+    }
+
+    /// Frees the entry of a database. Only the launcher calls it.
+    pub fn remove_database(self, database: &Database) {
+        database.oid.store(0, Release);
+        database.set_serving(Serving::Nobody);
+    }
+
+    /// The launcher.
+    pub fn launcher(self) -> &'static Process {
+        &self.0.launcher
+    }
+
+    /// The first transaction id of this run of the server, at the latest: what is lower and was not
+    /// committed may have died with the server's former run.
+    pub fn first_xid(self) -> u64 {
+        let known = self.0.first_xid.load(Acquire);
+        if known != 0 {
+            return known;
+        }
+        // SAFETY: reads shared memory, in a process attached to it.
+        let next = unsafe { pg_sys::ReadNextFullTransactionId() }.value;
+        match self.0.first_xid.compare_exchange(0, next, AcqRel, Acquire) {
+            Ok(_) => next,
+            Err(known) => known,
+        }
+    }
+
+    /// Has the launcher look at a database: it may have the extension and no worker. Cannot fail.
+    pub fn announce(self, oid: pg_sys::Oid) {
+        let oid = oid.to_u32();
+        let announced = &self.0.announced;
+        if !announced.iter().any(|entry| entry.load(Relaxed) == oid) {
+            let _ = announced
+                .iter()
+                .any(|entry| entry.compare_exchange(0, oid, AcqRel, Relaxed).is_ok());
+        }
+        self.0.launcher.wake();
+    }
+
+    /// Takes the databases that were announced. Only the launcher calls it.
+    pub fn take_announced(self) -> impl Iterator<Item = pg_sys::Oid> {
+        self.0
+            .announced
+            .iter()
+            .map(|entry| entry.swap(0, AcqRel))
+            .filter(|&oid| oid != 0)
+            .map(pg_sys::Oid::from)
+    }
+
+    /// Keeps workers out of a database until [`Self::lift_bars`]; false where too many are kept out.
+    pub fn bar(self, oid: pg_sys::Oid) -> bool {
+        // SAFETY: a read of the process's own global.
+        let me = unsafe { pg_sys::MyProcPid };
+        let placed = self.0.barred.iter().any(|bar| {
+            let free = bar.owner.compare_exchange(0, me, AcqRel, Relaxed).is_ok();
+            if free {
+                bar.database.store(oid.to_u32(), Release);
+            }
+            free
+        });
+        if let Some(database) = self.database(oid) {
+            database.worker.wake();
+        }
+        placed
+    }
+
+    /// Lifts every bar of the current process, and has the launcher look at those databases again.
+    /// Cannot fail.
+    pub fn lift_bars(self) {
+        // SAFETY: a read of the process's own global.
+        let me = unsafe { pg_sys::MyProcPid };
+        for bar in self.0.barred.iter().filter(|bar| bar.owner.load(Acquire) == me) {
+            let oid = bar.database.swap(0, AcqRel);
+            bar.owner.store(0, Release);
+            self.announce(pg_sys::Oid::from(oid));
+        }
+    }
+
+    /// Whether workers must stay out of a database.
+    pub fn is_barred(self, oid: pg_sys::Oid) -> bool {
+        self.0.barred.iter().any(|bar| bar.database.load(Acquire) == oid.to_u32())
+    }
+
+    /// Queues a start for the worker of the current database; `None` where the queue is full.
+    pub fn queue(self, start: &Start) -> Option<&'static Request> {
+        let request = claim(self.requests(), &self.0.next_request, |request| {
+            request.advance(Progress::Free, Progress::Filling)
+        })?;
+        // SAFETY: a read of the process's own global.
+        request.database.store(unsafe { pg_sys::MyDatabaseId }.to_u32(), Relaxed);
+        request.waiting.set_to_me();
+        request.reason.store(0, Relaxed);
+        request.execution_id.store(start.execution_id, Relaxed);
+        request.loader_id.store(start.loader_id, Relaxed);
+        request.start.store(start.start, Relaxed);
+        request.xid.store(start.xid, Relaxed);
+        request.subxid.store(start.subxid, Relaxed);
+        request.check_loader.store(start.check_loader, Relaxed);
+        request.notify.store(start.notify, Relaxed);
+        request.advance(Progress::Filling, Progress::Queued);
+        Some(request)
+    }
+
+    /// The requests of a database that are in use.
+    pub fn requests_of(self, oid: pg_sys::Oid) -> impl Iterator<Item = &'static Request> {
+        self.requests().iter().filter(move |request| {
+            !request.is(Progress::Free)
+                && !request.is(Progress::Filling)
+                && request.database() == oid
+        })
+    }
+
+    /// Every request that waits for a worker.
+    pub fn queued(self) -> impl Iterator<Item = &'static Request> {
+        self.requests().iter().filter(|request| request.is(Progress::Queued))
+    }
+
+    /// Posts a message to the worker of a database and wakes it; false where there is no room.
+    /// Cannot fail otherwise.
+    pub fn post(self, oid: pg_sys::Oid, posting: &Posting<'_>) -> bool {
+        let message = claim(self.messages(), &self.0.next_message, |message| {
+            message.state.compare_exchange(FREE, WRITING, AcqRel, Relaxed).is_ok()
+        });
+        if let Some(message) = message {
+            message.database.store(oid.to_u32(), Relaxed);
+            match *posting {
+                Posting::Error { xid, subxid, text } => {
+                    message.kind.store(0, Relaxed);
+                    message.xid.store(xid, Relaxed);
+                    message.subxid.store(subxid, Relaxed);
+                    message.text.set(text);
+                }
+                Posting::LostStart { execution_id, loader_id, start, text } => {
+                    message.kind.store(1, Relaxed);
+                    message.execution_id.store(execution_id, Relaxed);
+                    message.loader_id.store(loader_id, Relaxed);
+                    message.start.store(start, Relaxed);
+                    message.text.set(text);
+                }
+            }
+            message.state.store(READY, Release);
+            self.0.messages.fetch_add(1, AcqRel);
+        }
+        match self.database(oid) {
+            Some(database) => database.worker.wake(),
+            None => self.announce(oid),
+        }
+        message.is_some()
+    }
+
+    /// Takes the messages to the worker of a database.
+    pub fn take_messages(self, oid: pg_sys::Oid) -> Vec<News> {
+        if self.0.messages.load(Acquire) == 0 {
+            return Vec::new();
+        }
+        self.ready_messages(oid)
+            .map(|message| {
+                let news = message.news();
+                self.release(message);
+                news
+            })
+            .collect()
+    }
+
+    /// Whether the start of an execution waits to be recorded as lost.
+    pub fn is_lost(self, oid: pg_sys::Oid, execution_id: i64) -> bool {
+        self.0.messages.load(Acquire) > 0
+            && self.ready_messages(oid).any(|message| {
+                message.kind.load(Relaxed) == 1
+                    && message.execution_id.load(Relaxed) == execution_id
+            })
+    }
+
+    /// Drops messages to databases that are not among `existing`. Only the launcher calls it.
+    pub fn drop_messages_except(self, existing: &[pg_sys::Oid]) {
+        for message in self.messages() {
+            if message.state.load(Acquire) == READY
+                && !existing.contains(&pg_sys::Oid::from(message.database.load(Relaxed)))
+            {
+                self.release(message);
+            }
+        }
+    }
+
+    fn ready_messages(self, oid: pg_sys::Oid) -> impl Iterator<Item = &'static Message> {
+        self.messages().iter().filter(move |message| {
+            message.state.load(Acquire) == READY && message.database.load(Relaxed) == oid.to_u32()
+        })
+    }
+
+    fn release(self, message: &Message) {
+        if message.state.compare_exchange(READY, FREE, AcqRel, Relaxed).is_ok() {
+            self.0.messages.fetch_sub(1, AcqRel);
+        }
+    }
+}
+
+impl Message {
+    fn news(&self) -> News {
+        let text = self.text.get();
+        if self.kind.load(Relaxed) == 0 {
+            News::Error { xid: self.xid.load(Relaxed), subxid: self.subxid.load(Relaxed), text }
+        } else {
+            News::LostStart {
+                execution_id: self.execution_id.load(Relaxed),
+                loader_id: self.loader_id.load(Relaxed),
+                start: self.start.load(Relaxed),
+                text,
+            }
+        }
+    }
+}
+
+/// The first of `entries`, from a place on that moves, that `take` takes.
+fn claim<T>(
+    entries: &'static [T],
+    next: &AtomicU32,
+    take: impl Fn(&T) -> bool,
+) -> Option<&'static T> {
+    let first = next.fetch_add(1, Relaxed) as usize % entries.len().max(1);
+    entries[first..].iter().chain(&entries[..first]).find(|entry| take(entry))
+}
+
+fn databases_offset() -> usize {
+    size_of::<Header>().next_multiple_of(64)
+}
+
+fn requests_offset(databases: usize) -> usize {
+    (databases_offset() + databases * size_of::<Database>()).next_multiple_of(64)
+}
+
+fn messages_offset(databases: usize, queue_size: usize) -> usize {
+    (requests_offset(databases) + queue_size * size_of::<Request>()).next_multiple_of(64)
+}
+
+fn total_size(databases: usize, queue_size: usize) -> usize {
+    messages_offset(databases, queue_size) + queue_size * size_of::<Message>()
+}
+
+/// How many databases can have a worker: no more than the server has background workers.
+fn database_entries() -> usize {
+    // SAFETY: a read of a setting that is fixed once the libraries are preloaded.
+    usize::try_from(unsafe { pg_sys::max_worker_processes }).unwrap_or_default()
+}
+
+static mut NEXT_REQUEST_HOOK: pg_sys::shmem_request_hook_type = None;
+static mut NEXT_STARTUP_HOOK: pg_sys::shmem_startup_hook_type = None;
+
+/// Has the postmaster reserve the memory and initialize it, at its start and after a crash.
+pub fn reserve() {
+    // SAFETY: runs in the postmaster, which has one thread, while it preloads libraries.
+    unsafe {
+        NEXT_REQUEST_HOOK = pg_sys::shmem_request_hook;
+        pg_sys::shmem_request_hook = Some(request_memory);
+        NEXT_STARTUP_HOOK = pg_sys::shmem_startup_hook;
+        pg_sys::shmem_startup_hook = Some(lay_out);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn request_memory() {
+    // SAFETY: called by the postmaster when memory may be requested.
+    unsafe {
+        if let Some(next) = NEXT_REQUEST_HOOK {
+            pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next());
+        }
+        pg_sys::RequestAddinShmemSpace(total_size(database_entries(), settings::queue_size()));
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn lay_out() {
+    // SAFETY: called by the postmaster when shared memory is new and no other process has it; the
+    // memory is as large as was requested. All-zero bytes are valid for every part of it: atomics and
+    // numbers.
+    unsafe {
+        if let Some(next) = NEXT_STARTUP_HOOK {
+            pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next());
+        }
+        let (databases, queue_size) = (database_entries(), settings::queue_size());
+        let size = total_size(databases, queue_size);
+        let mut found = false;
+        let header: *mut Header =
+            pg_sys::ShmemInitStruct(c"loader_history".as_ptr(), size, &raw mut found).cast();
+        ptr::write_bytes(header.cast::<u8>(), 0, size);
+        (*header).databases = databases;
+        (*header).queue_size = queue_size;
+        SHARED.store(header, Release);
+    }
+}

@@ -1,0 +1,243 @@
+//! A start, recorded by the worker in a transaction of its own, as the caller's backend sees it.
+
+use std::fmt;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+
+use super::loader_lock::{self, LoaderRow};
+use super::shared::{Progress, Request, Serving, Shared, Start, shared};
+use super::transaction;
+use crate::error::Error;
+use crate::lookup::{OpenRelation, relation};
+use crate::settings;
+
+/// Where a start is recorded.
+pub enum Started {
+    /// In a transaction of its own, committed: the execution's id.
+    Durably(i64),
+    /// In the caller's, to be done by the caller: that is what was asked for.
+    Plainly,
+    /// In the caller's, to be done by the caller with a warning: the worker can't.
+    Declined(Declined),
+}
+
+/// Why a start is recorded in the caller's own transaction although it was to be durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Declined {
+    /// The loader's row was not there, or nobody else can see it yet.
+    LoaderUncommitted,
+    /// Nobody else can see the extension yet.
+    ExtensionUncommitted,
+    /// The foreign key is of a kind that the recorder can't lock by.
+    ForeignKey,
+    /// The queue is full.
+    QueueFull,
+    /// No background worker can be started.
+    NoRoom,
+    /// The database is one that no worker serves.
+    NotServed,
+    /// The worker did not answer in time.
+    Late,
+    /// Another session locks a table of the history.
+    TableLocked,
+    /// The worker met an error.
+    Failed(String),
+}
+
+/// Reasons as a request's entry in shared memory carries them.
+const REASONS: [Declined; 4] =
+    [Declined::LoaderUncommitted, Declined::TableLocked, Declined::NoRoom, Declined::NotServed];
+
+impl Declined {
+    /// The reason as a number; 0 for an error of the worker's.
+    pub fn code(&self) -> u32 {
+        let place = REASONS.iter().position(|reason| reason == self);
+        place.and_then(|place| u32::try_from(place + 1).ok()).unwrap_or_default()
+    }
+
+    fn from_code(code: u32) -> Option<Self> {
+        REASONS.get(usize::try_from(code).ok()?.checked_sub(1)?).cloned()
+    }
+}
+
+impl fmt::Display for Declined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LoaderUncommitted => f.write_str("The loader's row is not committed."),
+            Self::ExtensionUncommitted => {
+                f.write_str("The extension was created in this transaction.")
+            }
+            Self::ForeignKey => {
+                f.write_str("The background worker cannot lock by the key of loader.loader.")
+            }
+            Self::QueueFull => f.write_str("The queue to the background workers is full."),
+            Self::NoRoom => f.write_str("No background worker could be started for this database."),
+            Self::NotServed => f.write_str("No background worker serves this database."),
+            Self::Late => f.write_str("The background worker did not answer in time."),
+            Self::TableLocked => {
+                f.write_str("A table of the history is locked, by this session or another.")
+            }
+            Self::Failed(error) => write!(f, "The background worker met an error: {error}"),
+        }
+    }
+}
+
+/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds.
+///
+/// # Errors
+/// What SPI says of a call; PostgreSQL's own errors pass as they are.
+pub fn start(loader_id: i64, time: i64) -> Result<Started, Error> {
+    let Some(shared) = shared().filter(|_| settings::DURABLE.get()) else {
+        return Ok(Started::Plainly);
+    };
+    let (Some(history), Some(sequence), Some(_)) = (
+        relation(c"execution_history"),
+        relation(c"execution_history_id_seq"),
+        relation(c"binding"),
+    ) else {
+        return Ok(Started::Plainly);
+    };
+    let history = OpenRelation::table(history, pg_sys::AccessShareLock);
+    // SAFETY: the relation is open. 0 is InvalidSubTransactionId.
+    if unsafe { (*history.as_ptr()).rd_createSubid } != 0 {
+        return Ok(Started::Declined(Declined::ExtensionUncommitted));
+    }
+    let check_loader = match loader_lock::lock(&history, loader_id)? {
+        LoaderRow::Missing => return Ok(Started::Declined(Declined::LoaderUncommitted)),
+        LoaderRow::Unsupported => return Ok(Started::Declined(Declined::ForeignKey)),
+        LoaderRow::Own => true,
+        LoaderRow::Committed | LoaderRow::Unchecked => false,
+    };
+    shared.first_xid();
+    // SAFETY: in a transaction that may write, which the caller has checked.
+    let start = unsafe {
+        let xid = pg_sys::GetTopFullTransactionId().value;
+        let subxid = match pg_sys::GetCurrentTransactionNestLevel() {
+            ..=1 => 0,
+            _ => pg_sys::GetCurrentFullTransactionId().value,
+        };
+        let execution_id = pg_sys::nextval_internal(sequence, false);
+        let notify = settings::NOTIFY.get();
+        Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify }
+    };
+    hand_over(shared, &start).map(|()| start.execution_id).map_or_else(
+        |declined| Ok(Started::Declined(declined)),
+        |execution_id| Ok(Started::Durably(execution_id)),
+    )
+}
+
+/// Hands a start to the worker and waits until it is recorded.
+fn hand_over(shared: Shared, start: &Start) -> Result<(), Declined> {
+    // SAFETY: a read of the process's own global.
+    let oid = unsafe { pg_sys::MyDatabaseId };
+    let database = shared.database(oid);
+    match database {
+        None => shared.announce(oid),
+        Some(database) => {
+            if database.serving() == Serving::NoRoom {
+                shared.announce(oid);
+                return Err(Declined::NoRoom);
+            }
+            if database.late.load(Relaxed) {
+                database.worker.wake();
+                return Err(Declined::Late);
+            }
+        }
+    }
+    let Some(request) = shared.queue(start) else {
+        if let Some(database) = database {
+            database.worker.wake();
+        }
+        return Err(Declined::QueueFull);
+    };
+    // Before the wait, since an error may end it when the worker has already committed.
+    transaction::remember_bound_start(start.xid, start.subxid);
+    transaction::set_waiting(Some(request));
+    match database {
+        Some(database) => database.worker.wake(),
+        None => shared.launcher().wake(),
+    }
+    let answer = wait(request);
+    transaction::set_waiting(None);
+    match answer {
+        Answer::Done => Ok(()),
+        Answer::Declined(code) => Err(Declined::from_code(code).unwrap_or_else(|| {
+            let error = shared.database(oid).map(|database| database.last_error.get());
+            Declined::Failed(error.unwrap_or_default())
+        })),
+        Answer::None => {
+            if let Some(database) = shared.database(oid) {
+                database.late.store(true, Relaxed);
+            }
+            Err(Declined::Late)
+        }
+    }
+}
+
+/// What came of a request.
+enum Answer {
+    Done,
+    /// With the reason's code.
+    Declined(u32),
+    /// Nothing in time.
+    None,
+}
+
+/// Waits for the answer to a request, and frees it.
+fn wait(request: &Request) -> Answer {
+    let deadline = Instant::now() + settings::worker_timeout();
+    loop {
+        if request.advance(Progress::Done, Progress::Free) {
+            return Answer::Done;
+        }
+        if request.is(Progress::Declined) {
+            // Whoever declined it has written the reason before.
+            let reason = request.reason.load(Relaxed);
+            request.advance(Progress::Declined, Progress::Free);
+            return Answer::Declined(reason);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            wait_for_latch(left);
+        // The worker has either not seen it, or is about to commit it, or has. It must not be
+        // recorded twice, under the same id least of all.
+        } else if request.advance(Progress::Queued, Progress::Free)
+            || request.advance(Progress::Taken, Progress::Abandoned)
+        {
+            return Answer::None;
+        }
+    }
+}
+
+/// Sleeps until somebody wakes this backend, or for `time`; an interrupt ends it with its error.
+fn wait_for_latch(time: Duration) {
+    let milliseconds = time.as_millis().clamp(1, 1_000);
+    // SAFETY: the latch is this process's own; interrupts are checked where an error may be raised.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH).cast_signed(),
+            std::ffi::c_long::try_from(milliseconds).unwrap_or(1_000),
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+        pgrx::check_for_interrupts!();
+    }
+}
+
+/// Waits for the worker to record the lost start of an execution, where it is to, for no longer than
+/// a start waits.
+pub fn wait_for_lost_start(execution_id: i64) {
+    let Some(shared) = shared() else { return };
+    let deadline = Instant::now() + settings::worker_timeout();
+    // SAFETY: a read of the process's own global.
+    let oid = unsafe { pg_sys::MyDatabaseId };
+    while shared.is_lost(oid, execution_id) && Instant::now() < deadline {
+        if let Some(database) = shared.database(oid) {
+            database.worker.wake();
+        }
+        wait_for_latch(Duration::from_millis(5));
+    }
+}

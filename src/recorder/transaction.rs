@@ -1,0 +1,259 @@
+//! What a backend remembers of the starts in its current transaction, and tells the worker at its end.
+//!
+//! The callbacks run when a transaction has committed or aborted: an error there would stop the server.
+//! They allocate nothing, take no lock and call nothing that can fail.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+
+use pgrx::pg_guard;
+use pgrx::pg_sys::{self, SubTransactionId, SubXactEvent, XactEvent};
+
+use super::last_error;
+use super::shared::{Posting, Request, Shared, shared};
+
+/// A start recorded in the caller's own transaction although it was to be durable.
+struct PlainStart {
+    /// The subtransaction that it now belongs to; `None` once that was rolled back.
+    subtransaction: Option<SubTransactionId>,
+    execution_id: i64,
+    loader_id: i64,
+    start: i64,
+}
+
+/// A durable start inside a subtransaction.
+struct BoundSubtransaction {
+    /// The subtransaction that it now belongs to.
+    subtransaction: SubTransactionId,
+    /// The one that it was made in.
+    subxid: u64,
+}
+
+/// What is remembered of the current transaction.
+struct Current {
+    /// Its id, where it has durable starts; else 0.
+    xid: Cell<u64>,
+    /// The request that the backend waits for.
+    waiting: Cell<Option<&'static Request>>,
+    plain: RefCell<Vec<PlainStart>>,
+    bound: RefCell<Vec<BoundSubtransaction>>,
+    /// Databases to announce when it commits.
+    announce: [Cell<u32>; 4],
+    /// Whether the extension in this database was changed.
+    extension_changed: Cell<bool>,
+    /// Whether it keeps workers out of a database.
+    bars: Cell<bool>,
+}
+
+thread_local! {
+    static CURRENT: Current = const { Current {
+        xid: Cell::new(0),
+        waiting: Cell::new(None),
+        plain: RefCell::new(Vec::new()),
+        bound: RefCell::new(Vec::new()),
+        announce: [const { Cell::new(0) }; 4],
+        extension_changed: Cell::new(false),
+        bars: Cell::new(false),
+    } };
+}
+
+/// Registers the callbacks. Called once, by the postmaster: backends inherit them.
+pub fn install() {
+    // SAFETY: runs in the postmaster while it preloads libraries; the callbacks are static.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(on_transaction), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(on_subtransaction), std::ptr::null_mut());
+    }
+}
+
+/// Whether the current transaction has started executions, so that an error in it matters.
+pub fn is_watched() -> bool {
+    CURRENT.with(|current| {
+        current.xid.get() != 0 || current.plain.try_borrow().is_ok_and(|plain| !plain.is_empty())
+    })
+}
+
+/// Remembers that transaction `xid` (and its subtransaction `subxid`, or 0) starts an execution through
+/// the worker.
+pub fn remember_bound_start(xid: u64, subxid: u64) {
+    CURRENT.with(|current| {
+        current.xid.set(xid);
+        if subxid != 0
+            && let Ok(mut bound) = current.bound.try_borrow_mut()
+        {
+            // SAFETY: called in a transaction.
+            let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
+            if bound.last().is_none_or(|last| last.subxid != subxid) {
+                bound.push(BoundSubtransaction { subtransaction, subxid });
+            }
+        }
+    });
+}
+
+/// Remembers a start recorded in the current transaction although it was to be durable: where it is
+/// rolled back, the worker is to record it as FAILED.
+pub fn remember_plain_start(execution_id: i64, loader_id: i64, start: i64) {
+    CURRENT.with(|current| {
+        if let Ok(mut plain) = current.plain.try_borrow_mut() {
+            // SAFETY: called in a transaction.
+            let subtransaction = Some(unsafe { pg_sys::GetCurrentSubTransactionId() });
+            plain.push(PlainStart { subtransaction, execution_id, loader_id, start });
+        }
+    });
+}
+
+/// Remembers the request that the backend waits for, so that it is given up where an error ends the
+/// wait, and `None` when the wait is over.
+pub fn set_waiting(request: Option<&'static Request>) {
+    CURRENT.with(|current| current.waiting.set(request));
+}
+
+/// Announces a database to the launcher when the current transaction commits.
+pub fn announce_at_commit(database: pg_sys::Oid) {
+    CURRENT.with(|current| {
+        if let Some(free) = current.announce.iter().find(|entry| entry.get() == 0) {
+            free.set(database.to_u32());
+        }
+    });
+}
+
+/// Has the worker of this database start anew when the current transaction commits.
+pub fn extension_changes() {
+    CURRENT.with(|current| current.extension_changed.set(true));
+}
+
+/// Lifts the bars of this process when the current transaction ends.
+pub fn lift_bars_at_end() {
+    CURRENT.with(|current| current.bars.set(true));
+}
+
+impl Current {
+    /// Gives up the request that an error interrupted the wait for.
+    fn stop_waiting(&self) {
+        if let Some(request) = self.waiting.take() {
+            request.give_up();
+        }
+    }
+
+    /// Hands over the plain starts that are gone: all, or those whose subtransaction was rolled back.
+    fn post_lost_starts(&self, shared: Shared, all: bool) {
+        let Ok(mut plain) = self.plain.try_borrow_mut() else { return };
+        for start in plain.iter().filter(|start| all || start.subtransaction.is_none()) {
+            last_error::with(|text| {
+                shared.post(
+                    my_database(),
+                    &Posting::LostStart {
+                        execution_id: start.execution_id,
+                        loader_id: start.loader_id,
+                        start: start.start,
+                        text: if all { text } else { &[] },
+                    },
+                )
+            });
+        }
+        plain.clear();
+    }
+
+    fn end(&self, shared: Shared, committed: bool, aborted: bool) {
+        self.stop_waiting();
+        let xid = self.xid.replace(0);
+        if aborted && xid != 0 {
+            last_error::with(|text| {
+                shared.post(my_database(), &Posting::Error { xid, subxid: 0, text })
+            });
+        }
+        self.post_lost_starts(shared, aborted);
+        if let Ok(mut bound) = self.bound.try_borrow_mut() {
+            bound.clear();
+        }
+        if self.extension_changed.take() && committed {
+            // The launcher must know that the worker leaves before it learns what for.
+            let database = shared.database(my_database());
+            if let Some(database) = database {
+                database.ask_to_leave();
+            }
+            shared.announce(my_database());
+            if let Some(database) = database {
+                database.worker.wake();
+            }
+        }
+        for entry in &self.announce {
+            let oid = entry.take();
+            if committed && oid != 0 {
+                shared.announce(pg_sys::Oid::from(oid));
+            }
+        }
+        if self.bars.take() {
+            shared.lift_bars();
+        }
+        last_error::forget();
+    }
+
+    fn subtransaction_committed(&self, mine: SubTransactionId, parent: SubTransactionId) {
+        if let Ok(mut plain) = self.plain.try_borrow_mut() {
+            for start in plain.iter_mut().filter(|start| start.subtransaction == Some(mine)) {
+                start.subtransaction = Some(parent);
+            }
+        }
+        if let Ok(mut bound) = self.bound.try_borrow_mut() {
+            for start in bound.iter_mut().filter(|start| start.subtransaction == mine) {
+                start.subtransaction = parent;
+            }
+        }
+    }
+
+    fn subtransaction_aborted(&self, shared: Shared, mine: SubTransactionId) {
+        self.stop_waiting();
+        if let Ok(mut plain) = self.plain.try_borrow_mut() {
+            for start in plain.iter_mut().filter(|start| start.subtransaction == Some(mine)) {
+                start.subtransaction = None;
+            }
+        }
+        if let Ok(mut bound) = self.bound.try_borrow_mut() {
+            let xid = self.xid.get();
+            last_error::with(|text| {
+                if !text.is_empty() {
+                    for start in bound.iter().filter(|start| start.subtransaction == mine) {
+                        let subxid = start.subxid;
+                        shared.post(my_database(), &Posting::Error { xid, subxid, text });
+                    }
+                }
+            });
+            bound.retain(|start| start.subtransaction != mine);
+        }
+    }
+}
+
+fn my_database() -> pg_sys::Oid {
+    // SAFETY: a read of the process's own global.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_transaction(event: XactEvent::Type, _argument: *mut c_void) {
+    use XactEvent::{XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE};
+    let committed = event == XACT_EVENT_COMMIT;
+    let aborted = event == XACT_EVENT_ABORT;
+    if (committed || aborted || event == XACT_EVENT_PREPARE)
+        && let Some(shared) = shared()
+    {
+        CURRENT.with(|current| current.end(shared, committed, aborted));
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_subtransaction(
+    event: SubXactEvent::Type,
+    mine: SubTransactionId,
+    parent: SubTransactionId,
+    _argument: *mut c_void,
+) {
+    let Some(shared) = shared() else { return };
+    CURRENT.with(|current| match event {
+        // An error that made a client roll back to a savepoint is over once it has done so.
+        SubXactEvent::SUBXACT_EVENT_START_SUB => last_error::forget(),
+        SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => current.subtransaction_committed(mine, parent),
+        SubXactEvent::SUBXACT_EVENT_ABORT_SUB => current.subtransaction_aborted(shared, mine),
+        _ => {}
+    });
+}
