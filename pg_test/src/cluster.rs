@@ -107,9 +107,21 @@ impl Cluster {
     /// # Panics
     /// When it does not stop.
     pub fn stop_server(&mut self) {
+        self.stop_server_by(Signal::SIGINT);
+    }
+
+    /// Stops the server as `pg_ctl stop -m immediate` does: it recovers when it starts again.
+    ///
+    /// # Panics
+    /// When it does not stop.
+    pub fn crash_server(&mut self) {
+        self.stop_server_by(Signal::SIGQUIT);
+    }
+
+    fn stop_server_by(&mut self, how: Signal) {
         let Some(mut server) = self.server.take() else { return };
         let pid = Pid::from_raw(i32::try_from(server.id()).expect("a pid"));
-        kill(pid, Signal::SIGINT).expect("the server is there");
+        kill(pid, how).expect("the server is there");
         wait_for("the server to stop", || {
             server.try_wait().expect("the server's status").is_some()
         });

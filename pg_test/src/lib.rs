@@ -4,11 +4,16 @@
 
 mod cluster;
 mod errors;
+mod preloaded;
 mod seed;
 mod wait;
 
 pub use cluster::{Cluster, bindir, run};
 pub use errors::{HasError, sqlstate};
+pub use nix::sys::signal::Signal;
+pub use preloaded::{
+    PRELOADED, preloaded_cluster, preloaded_cluster_with, send_signal, wait_for_worker,
+};
 pub use seed::seed;
 pub use wait::{TIMEOUT, wait_for};
 

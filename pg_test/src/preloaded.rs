@@ -1,0 +1,54 @@
+//! Clusters whose server preloads the library, and the processes that it then has.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use postgres::Client;
+
+use crate::{APPLICATION_SQL, Cluster, wait_for};
+
+/// The settings of a cluster that preloads the library.
+pub const PRELOADED: &str = "
+shared_preload_libraries = 'loader_history'
+max_prepared_transactions = 50
+";
+
+/// A cluster that preloads the library, whose database `postgres` has the application's table, the
+/// extension, and a worker at work.
+pub fn preloaded_cluster() -> Cluster {
+    preloaded_cluster_with("")
+}
+
+/// The same with the lines `settings` added to `postgresql.conf`.
+///
+/// # Panics
+/// When the worker does not come up.
+pub fn preloaded_cluster_with(settings: &str) -> Cluster {
+    let cluster = Cluster::start_with(&format!("{PRELOADED}{settings}"));
+    let mut client = cluster.connect();
+    client.batch_execute(APPLICATION_SQL).expect("the application's table");
+    client.batch_execute("CREATE EXTENSION loader_history").expect("the extension");
+    wait_for_worker(&mut client);
+    cluster
+}
+
+/// Waits until the database that `client` is connected to has a worker, and returns its process id.
+///
+/// # Panics
+/// When none comes.
+pub fn wait_for_worker(client: &mut Client) -> i32 {
+    let mut pid = None;
+    wait_for("the worker", || {
+        let query = "SELECT worker_pid FROM loader.recorder_status() WHERE detail IS NULL";
+        pid = client.query_opt(query, &[]).expect("the status").and_then(|row| row.get(0));
+        pid.is_some()
+    });
+    pid.expect("a worker")
+}
+
+/// Sends a signal to a process of a server.
+///
+/// # Panics
+/// When the process is gone.
+pub fn send_signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).expect("the process is there");
+}
