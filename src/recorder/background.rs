@@ -79,10 +79,14 @@ pub fn sleep(time: Option<Duration>) {
     }
 }
 
-/// Sets a setting, for the whole process, against what the configuration, the database or the role say.
+/// Sets a setting, for the whole process, against what the configuration, the database or the role say;
+/// one that this version of PostgreSQL does not have is left out.
 pub fn set(name: &CStr, value: &CStr) {
     // SAFETY: both are C strings that PostgreSQL copies.
     unsafe {
+        if pg_sys::GetConfigOption(name.as_ptr(), true, false).is_null() {
+            return;
+        }
         pg_sys::SetConfigOption(
             name.as_ptr(),
             value.as_ptr(),

@@ -64,12 +64,12 @@ struct Launcher {
     pending: Vec<pg_sys::Oid>,
     /// The workers that this launcher has started.
     workers: HashMap<pg_sys::Oid, DynamicBackgroundWorker>,
-    /// Databases whose worker ended though it should not have.
+    /// Databases whose worker ended though they need one.
     failures: HashMap<pg_sys::Oid, Failure>,
     room_retry: Option<Instant>,
 }
 
-/// That a worker ended though it should not have.
+/// That a worker ended though its database needs one.
 #[derive(Default)]
 struct Failure {
     /// How often in a row.
@@ -99,18 +99,22 @@ impl Launcher {
     fn run(mut self) {
         while !is_to_stop() {
             reload_settings();
-            self.take_announced();
+            let announced = self.take_announced();
             self.look_after_workers();
             self.start_workers();
             self.decline_unserved();
-            sleep(self.time_to_sleep());
+            // A wait for a lock may have swallowed a wake-up.
+            if !announced {
+                sleep(self.time_to_sleep());
+            }
         }
     }
 
-    fn take_announced(&mut self) {
+    /// Takes note of databases that may need a worker; whether there were any.
+    fn take_announced(&mut self) -> bool {
         let announced: Vec<_> = self.shared.take_announced().collect();
         if announced.is_empty() {
-            return;
+            return false;
         }
         let existing = databases();
         self.shared.drop_messages_except(&existing);
@@ -119,6 +123,7 @@ impl Launcher {
                 self.pending.push(oid);
             }
         }
+        true
     }
 
     /// Notes which workers have come up, left or failed.
@@ -134,7 +139,7 @@ impl Launcher {
                 .get(&oid)
                 .is_some_and(|worker| matches!(worker.pid(), Err(BackgroundWorkerStatus::Stopped)));
             let serving = match database.serving() {
-                Serving::Starting | Serving::Running if stopped => Serving::Failed,
+                Serving::Starting | Serving::Running if stopped => Serving::Ended,
                 serving => serving,
             };
             match serving {
@@ -143,17 +148,22 @@ impl Launcher {
                 }
                 Serving::Left => {
                     self.workers.remove(&oid);
+                    // The extension came back just when it left.
+                    if database.take_check() && !self.pending.contains(&oid) {
+                        self.pending.push(oid);
+                    }
                     self.shared.remove_database(database);
                 }
-                Serving::Failed if !self.pending.contains(&oid) => {
-                    database.set_serving(Serving::Failed);
+                Serving::Ended if !self.pending.contains(&oid) => {
+                    database.set_serving(Serving::Ended);
                     self.workers.remove(&oid);
                     let failure = self.failures.entry(oid).or_default();
-                    if failure.retry.is_none() {
-                        let delay = Duration::from_secs(1 << failure.count.min(6));
-                        failure.retry = Some(now + delay.min(LONGEST_RETRY));
+                    let retry = *failure.retry.get_or_insert_with(|| {
+                        let seconds = (1_u64 << failure.count.min(6)) - 1;
                         failure.count += 1;
-                    } else if failure.retry.is_some_and(|retry| retry <= now) {
+                        now + Duration::from_secs(seconds).min(LONGEST_RETRY)
+                    });
+                    if retry <= now {
                         failure.retry = None;
                         self.pending.push(oid);
                     }
@@ -174,20 +184,17 @@ impl Launcher {
             // Whoever keeps workers out of it announces it again afterwards.
             if !existing.contains(&oid) || self.shared.is_barred(oid) {
                 if let Some(database) = self.shared.database(oid)
-                    && matches!(database.serving(), Serving::NoRoom | Serving::Failed)
+                    && matches!(database.serving(), Serving::NoRoom | Serving::Ended)
                 {
                     self.shared.remove_database(database);
                 }
                 continue;
             }
             let entry = self.shared.database(oid);
-            match entry.map(|database| (database.serving(), database.is_leaving())) {
-                Some((Serving::Starting | Serving::Running, false)) => continue,
-                Some((Serving::Starting | Serving::Running, true)) => {
-                    self.pending.push(oid);
-                    continue;
-                }
-                _ => {}
+            if entry.is_some_and(|database| {
+                matches!(database.serving(), Serving::Starting | Serving::Running)
+            }) {
+                continue;
             }
             if self.starting() >= STARTING_AT_ONCE || self.room_retry.is_some() {
                 self.pending.push(oid);

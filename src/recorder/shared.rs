@@ -99,8 +99,8 @@ pub struct Database {
     pub pid: AtomicI32,
     /// Set by a start that the worker was late for, cleared by the worker: others then don't wait.
     pub late: AtomicBool,
-    /// Set when the extension has changed: the worker is to leave, for another to come.
-    leave: AtomicBool,
+    /// Set when the extension may have changed: the worker is to look.
+    check: AtomicBool,
     /// The last thing that went wrong.
     pub last_error: SharedText,
     /// When, in PostgreSQL's microseconds.
@@ -119,15 +119,15 @@ pub enum Serving {
     Starting,
     /// The worker is at work.
     Running,
-    /// The worker left since the database does not have the extension, or must not be served.
+    /// The worker left since the database does not have the extension.
     Left,
-    /// The worker ended with an error.
-    Failed,
+    /// The worker ended, and another is to come.
+    Ended,
 }
 
 impl Serving {
     const ALL: [Self; 6] =
-        [Self::Nobody, Self::NoRoom, Self::Starting, Self::Running, Self::Left, Self::Failed];
+        [Self::Nobody, Self::NoRoom, Self::Starting, Self::Running, Self::Left, Self::Ended];
 }
 
 impl Database {
@@ -154,7 +154,7 @@ impl Database {
         let free = self.serving() == Serving::Starting
             && self.pid.compare_exchange(0, me, AcqRel, Acquire).is_ok();
         if free {
-            self.leave.store(false, Release);
+            self.check.store(false, Release);
             self.worker.set_to_me();
         }
         free
@@ -172,14 +172,14 @@ impl Database {
         self.pid.store(0, Release);
     }
 
-    /// Has the worker leave, for another to come, when it wakes. Cannot fail.
-    pub fn ask_to_leave(&self) {
-        self.leave.store(true, Release);
+    /// Has the worker look, when it wakes, whether the extension is still there. Cannot fail.
+    pub fn ask_to_check(&self) {
+        self.check.store(true, Release);
     }
 
-    /// Whether the worker is to leave.
-    pub fn is_leaving(&self) -> bool {
-        self.leave.load(Acquire)
+    /// Whether the worker was asked to look, and has not done so. Asks no more.
+    pub fn take_check(&self) -> bool {
+        self.check.swap(false, AcqRel)
     }
 
     /// Keeps what went wrong, for `recorder_status()`. Only the worker and the launcher call it.
@@ -459,7 +459,7 @@ impl Shared {
     pub fn add_database(self, oid: pg_sys::Oid) -> Option<&'static Database> {
         let database = self.database(pg_sys::InvalidOid)?;
         database.late.store(false, Relaxed);
-        database.leave.store(false, Relaxed);
+        database.check.store(false, Relaxed);
         database.last_error.set(b"");
         database.last_error_at.store(0, Relaxed);
         database.worker.clear();

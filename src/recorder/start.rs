@@ -47,8 +47,13 @@ pub enum Declined {
 }
 
 /// Reasons as a request's entry in shared memory carries them.
-const REASONS: [Declined; 4] =
-    [Declined::LoaderUncommitted, Declined::TableLocked, Declined::NoRoom, Declined::NotServed];
+const REASONS: [Declined; 5] = [
+    Declined::LoaderUncommitted,
+    Declined::TableLocked,
+    Declined::NoRoom,
+    Declined::NotServed,
+    Declined::Late,
+];
 
 impl Declined {
     /// The reason as a number; 0 for an error of the worker's.

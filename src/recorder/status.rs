@@ -57,7 +57,7 @@ fn recorder_state() -> TableIterator<
             }
             Serving::Starting => Some("the background worker is starting"),
             Serving::Nobody | Serving::Left => Some("the background worker has left"),
-            Serving::Failed => Some("the background worker ended, and is started again soon"),
+            Serving::Ended => Some("the background worker ended, and is started again soon"),
         },
     };
     let obstacle = obstacle

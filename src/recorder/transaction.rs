@@ -117,7 +117,7 @@ pub fn announce_at_commit(database: pg_sys::Oid) {
     });
 }
 
-/// Has the worker of this database start anew when the current transaction commits.
+/// Has a worker look at the extension in this database when the current transaction commits.
 pub fn extension_changes() {
     CURRENT.with(|current| current.extension_changed.set(true));
 }
@@ -167,15 +167,11 @@ impl Current {
             bound.clear();
         }
         if self.extension_changed.take() && committed {
-            // The launcher must know that the worker leaves before it learns what for.
-            let database = shared.database(my_database());
-            if let Some(database) = database {
-                database.ask_to_leave();
-            }
-            shared.announce(my_database());
-            if let Some(database) = database {
+            if let Some(database) = shared.database(my_database()) {
+                database.ask_to_check();
                 database.worker.wake();
             }
+            shared.announce(my_database());
         }
         for entry in &self.announce {
             let oid = entry.take();

@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -50,12 +51,13 @@ const CLOSED_AT_ONCE: usize = 100;
 
 /// Settings that the worker relies on, whatever the configuration, the database or the role say.
 /// In role "replica" foreign keys are not checked: the caller's lock stands for the loader's key.
-const SETTINGS: [(&std::ffi::CStr, &std::ffi::CStr); 12] = [
+const SETTINGS: [(&CStr, &CStr); 13] = [
     (c"search_path", c"pg_catalog, pg_temp"),
     (c"session_replication_role", c"replica"),
     (c"synchronous_commit", c"local"),
     (c"lock_timeout", c"50ms"),
     (c"statement_timeout", c"0"),
+    (c"transaction_timeout", c"0"),
     (c"idle_in_transaction_session_timeout", c"0"),
     (c"default_transaction_isolation", c"read committed"),
     (c"default_transaction_read_only", c"off"),
@@ -113,7 +115,7 @@ thread_local! {
         &[BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
     ) };
     /// What the entry of the database says once this process has ended.
-    static AT_EXIT: Cell<Serving> = const { Cell::new(Serving::Failed) };
+    static AT_EXIT: Cell<Serving> = const { Cell::new(Serving::Ended) };
     /// Whether this process is a worker.
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
 }
@@ -145,14 +147,13 @@ pub extern "C-unwind" fn loader_history_worker_main(argument: pg_sys::Datum) {
     }
     IS_WORKER.set(true);
     let left = Worker::new(shared, database, oid).and_then(Worker::run);
-    // Only what ends by itself needs nobody to start it again.
     AT_EXIT.set(match left {
         Ok(Leaving::ForGood) => Serving::Left,
-        Ok(Leaving::Stopped) => Serving::Failed,
+        Ok(Leaving::ForNow) => Serving::Ended,
         Err(trouble) => {
             log(&format!("loader_history worker: {trouble}"));
             database.remember_error(&trouble.message);
-            Serving::Failed
+            Serving::Ended
         }
     });
 }
@@ -172,8 +173,8 @@ unsafe extern "C-unwind" fn at_exit(_code: i32, argument: pg_sys::Datum) {
 enum Leaving {
     /// There is nothing for it to do in this database.
     ForGood,
-    /// It was told to.
-    Stopped,
+    /// It was told to, and another is to come.
+    ForNow,
 }
 
 /// What is known of a transaction that has started an execution.
@@ -243,41 +244,34 @@ impl Worker {
             if self.bindings.contains_key(&request.start().execution_id) {
                 answer(request);
             } else {
-                request.decline(Progress::Taken, Declined::NoRoom.code());
+                request.decline(Progress::Taken, Declined::Late.code());
                 request.advance(Progress::Unattended, Progress::Free);
             }
         }
     }
 
     fn run(mut self) -> Result<Leaving, Trouble> {
-        report_activity(None);
         loop {
-            if is_to_stop() {
-                return Ok(Leaving::Stopped);
+            if is_to_stop() || self.shared.is_barred(self.oid) {
+                return Ok(Leaving::ForNow);
             }
             reload_settings();
-            if self.extension == pg_sys::InvalidOid
-                || self.database.is_leaving()
-                || self.shared.is_barred(self.oid)
-            {
+            if self.database.take_check() || self.next_extension_check <= Instant::now() {
+                self.check_extension()?;
+            }
+            if self.extension == pg_sys::InvalidOid {
                 return Ok(Leaving::ForGood);
             }
             self.database.late.store(false, Relaxed);
-            // Starts go before all else: somebody waits for each.
-            if self.record_starts() {
+            // Starts go before all else: somebody waits for each. A wait for a lock may swallow a
+            // wake-up, so there is no sleep before nothing was found to do.
+            let busy = self.record_starts()
+                || self.remove_abandoned()
+                || self.read_messages()
+                || self.record_lost_starts()
+                || self.look();
+            if busy {
                 continue;
-            }
-            self.remove_abandoned();
-            self.read_messages();
-            self.record_lost_starts();
-            if self.next_look <= Instant::now() {
-                self.look();
-            }
-            if self.next_extension_check <= Instant::now() {
-                self.next_extension_check = Instant::now() + EXTENSION_INTERVAL;
-                if extension()? != self.extension {
-                    return Ok(Leaving::ForGood);
-                }
             }
             let idle = self.bindings.is_empty() && self.lost.is_empty();
             // SAFETY: outside of a transaction; otherwise autovacuum would not learn of the rows.
@@ -286,6 +280,18 @@ impl Worker {
             let next = if idle { self.next_extension_check } else { self.next_look };
             sleep(Some(next.saturating_duration_since(Instant::now())));
         }
+    }
+
+    /// Finds out whether the extension is there, and is the one that the worker knows.
+    fn check_extension(&mut self) -> Result<(), Trouble> {
+        self.next_extension_check = Instant::now() + EXTENSION_INTERVAL;
+        let extension = extension()?;
+        if extension != self.extension && extension != pg_sys::InvalidOid {
+            self.bindings = load_bindings()?;
+            self.next_look = Instant::now();
+        }
+        self.extension = extension;
+        Ok(())
     }
 
     /// Keeps an error where a DBA finds it, and logs it, though not over and over.
@@ -383,14 +389,14 @@ impl Worker {
     }
 
     /// Removes what was recorded for callers who had given up on it and recorded it otherwise.
-    fn remove_abandoned(&mut self) {
+    fn remove_abandoned(&mut self) -> bool {
         let abandoned: Vec<_> = self
             .shared
             .requests_of(self.oid)
             .filter(|request| request.is(Progress::Abandoned))
             .collect();
         if abandoned.is_empty() {
-            return;
+            return false;
         }
         let ids: Vec<_> = abandoned.iter().map(|request| request.start().execution_id).collect();
         let removed = transaction(|| {
@@ -409,12 +415,19 @@ impl Worker {
                     request.advance(Progress::Abandoned, Progress::Free);
                 }
             }
-            Err(trouble) => self.report(&trouble),
+            Err(trouble) => {
+                self.report(&trouble);
+                return false;
+            }
         }
+        true
     }
 
-    fn read_messages(&mut self) {
-        for news in self.shared.take_messages(self.oid) {
+    /// Takes what backends tell; whether there was anything.
+    fn read_messages(&mut self) -> bool {
+        let messages = self.shared.take_messages(self.oid);
+        let any = !messages.is_empty();
+        for news in messages {
             match news {
                 News::Error { xid, subxid, text } => {
                     self.texts.insert((xid, subxid), text);
@@ -427,11 +440,15 @@ impl Worker {
                 }
             }
         }
+        any
     }
 
-    /// Records the starts that were rolled back with the callers' transactions.
-    fn record_lost_starts(&mut self) {
-        for lost in std::mem::take(&mut self.lost) {
+    /// Records the starts that were rolled back with the callers' transactions; whether it did
+    /// anything.
+    fn record_lost_starts(&mut self) -> bool {
+        let lost_starts = std::mem::take(&mut self.lost);
+        let before = lost_starts.len();
+        for lost in lost_starts {
             let recorded = transaction(|| {
                 // Here the foreign key is checked: nobody holds the loader's row for us.
                 set_local(c"session_replication_role", c"origin");
@@ -451,15 +468,20 @@ impl Worker {
         if !self.lost.is_empty() {
             self.next_look = self.next_look.min(Instant::now() + LOOK_INTERVAL);
         }
+        self.lost.len() < before
     }
 
-    /// Finds out what became of the open transactions, and acts on it.
-    fn look(&mut self) {
+    /// Finds out what became of the open transactions, and acts on it, where that is due; whether it
+    /// did anything.
+    fn look(&mut self) -> bool {
         let now = Instant::now();
+        if now < self.next_look {
+            return false;
+        }
         self.next_look = now + LOOK_INTERVAL;
         if self.bindings.is_empty() {
             self.texts.clear();
-            return;
+            return false;
         }
         report_activity(Some("looking at transactions"));
         let ids: Vec<_> = self.bindings.iter().map(|(&id, b)| (id, b.xid, b.subxid)).collect();
@@ -479,7 +501,10 @@ impl Worker {
         });
         let outcomes = match outcomes {
             Ok(outcomes) => outcomes,
-            Err(trouble) => return self.report(&trouble),
+            Err(trouble) => {
+                self.report(&trouble);
+                return true;
+            }
         };
         let (mut over, mut closing) = (Vec::new(), Vec::new());
         for (execution_id, whole, part) in outcomes {
@@ -517,6 +542,7 @@ impl Worker {
         }
         let open: HashSet<_> = self.bindings.values().map(|binding| binding.xid).collect();
         self.texts.retain(|(xid, _), _| open.contains(xid));
+        true
     }
 
     /// What the history is to say of a rolled back start; `None` while the error's text may still come.
