@@ -97,3 +97,41 @@ fn keep(sqlstate: i32, message: &CStr) {
         *kept = length;
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use super::*;
+
+    /// "22012", as MAKE_SQLSTATE() packs it.
+    const DIVISION_BY_ZERO: i32 = 2 | 2 << 6 | 1 << 18 | 2 << 24;
+
+    fn kept(message: &str) -> String {
+        keep(DIVISION_BY_ZERO, &CString::new(message).expect("no NUL"));
+        with(|text| str::from_utf8(text).expect("whole characters").to_owned())
+    }
+
+    #[test]
+    fn an_error_is_kept_until_it_is_forgotten() {
+        assert_eq!(kept("division by zero"), "22012: division by zero");
+        assert_eq!(kept("x"), "22012: x");
+        forget();
+        assert!(with(<[u8]>::is_empty));
+    }
+
+    #[test]
+    fn a_long_error_is_cut_between_characters() {
+        let room = TEXT_BYTES - "22012: ".len();
+        assert_eq!(kept(&"x".repeat(room)).len(), TEXT_BYTES);
+        assert_eq!(kept(&"x".repeat(room + 1)).len(), TEXT_BYTES);
+        for character in ['é', '€', '😀'] {
+            for before in 0..4 {
+                let message = "x".repeat(before) + &character.to_string().repeat(TEXT_BYTES);
+                let text = kept(&message);
+                assert!(text.len() > TEXT_BYTES - 4, "{} bytes", text.len());
+                assert!(message.starts_with(&text["22012: ".len()..]));
+            }
+        }
+    }
+}

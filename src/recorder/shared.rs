@@ -758,3 +758,52 @@ unsafe extern "C-unwind" fn lay_out() {
         SHARED.store(header, Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text() -> SharedText {
+        SharedText {
+            version: AtomicU32::new(0),
+            length: AtomicU32::new(0),
+            bytes: [const { AtomicU8::new(0) }; TEXT_BYTES],
+        }
+    }
+
+    #[test]
+    fn a_text_is_read_as_it_was_written_or_not_at_all() {
+        let text = text();
+        assert_eq!(text.get(), "");
+        text.set("é".as_bytes());
+        assert_eq!(text.get(), "é");
+        text.set(&[b'x'; TEXT_BYTES + 1]);
+        assert_eq!(text.get().len(), TEXT_BYTES);
+        text.set("xé".as_bytes().split_at(2).0);
+        assert_eq!(text.get(), "x");
+        text.version.fetch_add(1, Relaxed);
+        assert_eq!(text.get(), "");
+    }
+
+    #[test]
+    fn entries_are_claimed_once_each() {
+        let entries: &'static [AtomicU32] = Box::leak(Box::new([const { AtomicU32::new(0) }; 3]));
+        let next = AtomicU32::new(u32::MAX);
+        let take = |entry: &AtomicU32| entry.compare_exchange(0, 1, AcqRel, Relaxed).is_ok();
+        for _ in entries {
+            assert!(claim(entries, &next, take).is_some());
+        }
+        assert!(claim(entries, &next, take).is_none());
+    }
+
+    #[test]
+    fn the_parts_of_the_memory_do_not_overlap() {
+        for (databases, queue_size) in [(0, 16), (8, 1_024), (262_143, 65_536)] {
+            assert!(databases_offset() >= size_of::<Header>());
+            let end = databases_offset() + databases * size_of::<Database>();
+            assert!(requests_offset(databases) >= end);
+            let end = requests_offset(databases) + queue_size * size_of::<Request>();
+            assert!(messages_offset(databases, queue_size) >= end);
+        }
+    }
+}
