@@ -79,7 +79,8 @@ impl From<serde_json::Error> for Error {
 }
 
 impl Error {
-    fn sqlstate(&self) -> PgSqlErrorCode {
+    /// Its SQLSTATE.
+    pub fn sqlstate(&self) -> PgSqlErrorCode {
         match self {
             Self::MissingArgument(_) => PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
             Self::UnknownExecution(_) => PgSqlErrorCode::ERRCODE_NO_DATA_FOUND,

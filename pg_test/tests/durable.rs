@@ -25,3 +25,24 @@ fn others_see_a_start_at_once_and_a_rollback_makes_it_a_failure() {
     });
     assert!(aborted.elapsed().as_secs_f64() < 1.0);
 }
+
+#[test]
+fn errors_of_commands_stay_errors() {
+    let cluster = preloaded_cluster();
+    let mut client = cluster.connect();
+    for command in [
+        "SET nonsense = 1",
+        "SET loader_history.nonsense = 1",
+        "DROP TABLE nonsense",
+        "DROP DATABASE nonsense",
+        "ALTER DATABASE nonsense RENAME TO other",
+        "CREATE DATABASE other TEMPLATE nonsense",
+        "CREATE EXTENSION loader_history",
+        "DO $$ BEGIN EXECUTE 'DROP TABLE nonsense'; END $$",
+    ] {
+        let error = client.batch_execute(command).expect_err(command);
+        assert!(error.as_db_error().is_some(), "{command}: {error}");
+    }
+    // The session goes on.
+    client.query_one("SELECT loader.record_execution_start(1)", &[]).unwrap();
+}

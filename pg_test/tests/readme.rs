@@ -4,6 +4,7 @@
 //! - `sql`: run by psql. It succeeds, and prints the `text` block after it; without one, no NOTICE.
 //! - `sql error`: likewise, but meant to fail: its `text` block shows the error.
 //! - `sh`: run by sh, with the server's programs at hand.
+//! - `conf`: added to postgresql.conf; the server is restarted.
 //! - `python`, `java`: their SQL statements are run by a client, as such a loader would.
 //! - `console`: not run.
 
@@ -11,7 +12,7 @@ use std::env;
 use std::fmt::Write as _;
 use std::fs;
 
-use pg_test::{Cluster, bindir, cluster_with_extension};
+use pg_test::{Cluster, bindir, cluster_with_extension, column, wait_for_worker};
 
 const README: &str = include_str!("../../README.md");
 
@@ -58,7 +59,7 @@ fn blocks() -> Vec<Block> {
                 assert!(adjacent, "{line_number}: the output of no example");
                 blocks.last_mut().expect("a block before").output = Some(body);
             }
-            "sql" | "sql error" | "sh" | "python" | "java" | "console" => {
+            "sql" | "sql error" | "sh" | "conf" | "python" | "java" | "console" => {
                 blocks.push(Block { line: line_number, info, body, output: None });
             }
             _ => panic!("{line_number}: unknown kind of block {info:?}"),
@@ -91,6 +92,23 @@ fn run_block(cluster: &Cluster, block: &Block) -> (bool, String) {
         .output()
         .expect("sh runs");
     (output.status.success(), String::from_utf8(output.stdout).expect("UTF-8"))
+}
+
+/// Adds settings to postgresql.conf, and restarts the server with its workers.
+fn configure(cluster: &mut Cluster, settings: &str) {
+    let file = cluster.data().join("postgresql.conf");
+    let text = fs::read_to_string(&file).expect("postgresql.conf");
+    fs::write(&file, format!("{text}\n{settings}")).expect("postgresql.conf");
+    cluster.stop_server();
+    cluster.start_server();
+    let databases: Vec<String> = column(
+        &mut cluster.connect(),
+        "SELECT datname::text FROM pg_database
+          WHERE NOT datistemplate AND datname <> current_database()",
+    );
+    for database in databases {
+        wait_for_worker(&mut cluster.connect_to(&database, "postgres"));
+    }
 }
 
 /// `output` without what differs from run to run: times, durations, process ids, cursors, and the
@@ -169,12 +187,21 @@ fn problem(block: &Block, succeeded: bool, printed: &str) -> Option<&'static str
 fn every_example_prints_what_the_readme_says() {
     let blocks = blocks();
     let count = |info| blocks.iter().filter(|block| block.info == info).count();
-    assert!(count("sql") >= 25 && count("sql error") >= 6 && count("sh") >= 5, "examples are gone");
+    assert!(count("sql") >= 32 && count("sql error") >= 8 && count("sh") >= 5, "examples are gone");
+    assert_eq!(count("conf"), 1, "the library is preloaded once");
 
-    let cluster = Cluster::start_with("max_prepared_transactions = 5");
+    let mut cluster = Cluster::start_with("max_prepared_transactions = 5");
     cluster.connect().batch_execute(&format!("CREATE DATABASE {DATABASE}")).unwrap();
     let mut problems = String::new();
-    for block in blocks.iter().filter(|block| matches!(block.info, "sql" | "sql error" | "sh")) {
+    for block in &blocks {
+        match block.info {
+            "sql" | "sql error" | "sh" => {}
+            "conf" => {
+                configure(&mut cluster, &block.body);
+                continue;
+            }
+            _ => continue,
+        }
         let (succeeded, printed) = run_block(&cluster, block);
         if let Some(problem) = problem(block, succeeded, &printed) {
             let Block { line, body, .. } = block;

@@ -130,12 +130,10 @@ pub fn transaction<R>(body: impl FnOnce() -> Result<R, Error>) -> Result<R, Trou
                 Ok(result)
             }
             Err(error) => {
-                let report = ErrorReport::from(error);
+                let sqlstate = error.sqlstate();
+                let message = ErrorReport::from(error).message().to_owned();
                 pg_sys::AbortCurrentTransaction();
-                Err(Trouble {
-                    sqlstate: PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-                    message: report.message().to_owned(),
-                })
+                Err(Trouble { sqlstate, message })
             }
         }
     }))

@@ -84,7 +84,7 @@ impl fmt::Display for Declined {
             Self::TableLocked => {
                 f.write_str("A table of the history is locked, by this session or another.")
             }
-            Self::Failed(error) => write!(f, "The background worker met an error: {error}"),
+            Self::Failed(error) => write!(f, "The background worker met an error: {error}."),
         }
     }
 }

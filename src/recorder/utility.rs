@@ -45,17 +45,21 @@ unsafe extern "C-unwind" fn on_command(
         if let (Some(command), Some(shared)) = (&command, shared()) {
             command.before(shared);
         }
-        pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| match NEXT_HOOK {
-            Some(next) => next(
-                statement,
-                query,
-                read_only_tree,
-                context,
-                parameters,
-                environment,
-                destination,
-                completion,
-            ),
+        // Only the raw hook needs a guard; standard_ProcessUtility() comes with pgrx's, and two of them
+        // around one error would abort the process.
+        match NEXT_HOOK {
+            Some(next) => pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| {
+                next(
+                    statement,
+                    query,
+                    read_only_tree,
+                    context,
+                    parameters,
+                    environment,
+                    destination,
+                    completion,
+                );
+            }),
             None => pg_sys::standard_ProcessUtility(
                 statement,
                 query,
@@ -66,7 +70,7 @@ unsafe extern "C-unwind" fn on_command(
                 destination,
                 completion,
             ),
-        });
+        }
         if let Some(command) = command {
             command.after();
         }

@@ -29,6 +29,7 @@ use crate::event::Event;
 use crate::execution::{Status, duration_seconds};
 use crate::lookup::{OpenRelation, relation};
 use crate::notify;
+use crate::settings;
 use crate::statement::{KeptStatement, Sight};
 use crate::time::{end_of_execution, from_postgres};
 
@@ -51,7 +52,7 @@ const CLOSED_AT_ONCE: usize = 100;
 
 /// Settings that the worker relies on, whatever the configuration, the database or the role say.
 /// In role "replica" foreign keys are not checked: the caller's lock stands for the loader's key.
-const SETTINGS: [(&CStr, &CStr); 13] = [
+const SETTINGS: [(&CStr, &CStr); 12] = [
     (c"search_path", c"pg_catalog, pg_temp"),
     (c"session_replication_role", c"replica"),
     (c"synchronous_commit", c"local"),
@@ -64,7 +65,6 @@ const SETTINGS: [(&CStr, &CStr); 13] = [
     (c"default_transaction_deferrable", c"off"),
     (c"row_security", c"off"),
     (c"jit", c"off"),
-    (c"loader_history.notify", c"on"),
 ];
 
 thread_local! {
@@ -182,6 +182,8 @@ struct Binding {
     xid: u64,
     /// The subtransaction; 0 where it was in none.
     subxid: u64,
+    /// Whether the session that started it wants events.
+    notify: bool,
     /// When the rollback was first seen.
     rolled_back: Option<Instant>,
 }
@@ -213,6 +215,7 @@ struct LostStart {
 struct Closing {
     execution_id: i64,
     message: String,
+    notify: bool,
 }
 
 impl Worker {
@@ -378,9 +381,9 @@ impl Worker {
             if declined.contains(&start.execution_id) {
                 request.decline_for_good(Declined::LoaderUncommitted.code());
             } else {
-                let Start { xid, subxid, .. } = *start;
+                let Start { execution_id, xid, subxid, notify, .. } = *start;
                 self.bindings
-                    .insert(start.execution_id, Binding { xid, subxid, rolled_back: None });
+                    .insert(execution_id, Binding { xid, subxid, notify, rolled_back: None });
                 answer(request);
             }
         }
@@ -512,7 +515,9 @@ impl Worker {
                 (Outcome::InProgress, _) => {}
                 (_, Outcome::Aborted) => {
                     if let Some(message) = self.failure_message(execution_id, whole, now) {
-                        closing.push(Closing { execution_id, message });
+                        let notify =
+                            self.bindings.get(&execution_id).is_some_and(|binding| binding.notify);
+                        closing.push(Closing { execution_id, message, notify });
                     }
                 }
                 (Outcome::Committed, Outcome::Committed) => over.push(execution_id),
@@ -607,7 +612,8 @@ impl Worker {
             set_local(c"synchronous_commit", c"off");
             set_local(c"session_replication_role", c"origin");
             let mut closed = Vec::new();
-            for Closing { execution_id, message } in closing {
+            for Closing { execution_id, message, notify } in closing {
+                set_local(c"loader_history.notify", if *notify { c"on" } else { c"off" });
                 if close_execution(*execution_id, message)? {
                     closed.push(*execution_id);
                 }
@@ -653,7 +659,8 @@ fn load_bindings() -> Result<HashMap<i64, Binding>, Trouble> {
                 .map(|row| {
                     let xid = number(row, 2).cast_unsigned();
                     let subxid = number(row, 3).cast_unsigned();
-                    (number(row, 1), Binding { xid, subxid, rolled_back: None })
+                    let notify = settings::NOTIFY.get();
+                    (number(row, 1), Binding { xid, subxid, notify, rolled_back: None })
                 })
                 .collect())
         })

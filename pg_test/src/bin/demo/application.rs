@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::io::{self, Read};
 
-use postgres::Client;
 use postgres::error::DbError;
+use postgres::{Client, Transaction};
 
 use crate::Result;
 
@@ -179,13 +179,25 @@ pub const LOADS: [&Load; 11] = [
     &FLIGHTS_EWR,
 ];
 
-/// The same again, by a loader that has learned to set such flights aside.
+/// Flights from Kennedy, some of them to Puerto Rico too.
+pub const FLIGHTS_JFK: Load = Load {
+    part: "from JFK",
+    violates: Some("flights_dest_fkey"),
+    copy: "COPY flights FROM STDIN (FORMAT csv, HEADER, NULL 'NA') WHERE origin = 'JFK'",
+    ..FLIGHTS_LGA_FIRST_HALF
+};
+
+/// The same once more, by a loader that is terminated before it meets them.
+pub const FLIGHTS_JFK_TERMINATED: Load =
+    Load { part: "from JFK again", violates: None, ..FLIGHTS_JFK };
+
+/// All that is missing, by a loader that has learned to set such flights aside.
 pub const FLIGHTS_REPAIRED: Load = Load {
     code: "FLIGHTS",
-    part: "from EWR again",
+    part: "from EWR and JFK",
     violates: None,
     prepare: "CREATE TEMPORARY TABLE incoming (LIKE flights) ON COMMIT DROP",
-    copy: "COPY incoming FROM STDIN (FORMAT csv, HEADER, NULL 'NA') WHERE origin = 'EWR'",
+    copy: "COPY incoming FROM STDIN (FORMAT csv, HEADER, NULL 'NA') WHERE origin IN ('EWR', 'JFK')",
     merge: &[
         "INSERT INTO flights_rejected SELECT * FROM incoming
           WHERE NOT EXISTS (SELECT FROM airports WHERE faa = dest)",
@@ -202,15 +214,23 @@ pub enum Outcome {
     Failed(Box<DbError>),
 }
 
+const START: &str = "SELECT loader.record_execution_start($1)";
+
 /// Runs a loader, as a loader with a connection of its own does, and records that it did.
 ///
 /// The start is committed at once, so that others see it. The end commits with the data; where there
 /// will be no data because the load failed, it is recorded after the rollback.
 pub fn run(client: &mut Client, loader: i64, load: &Load, file: &mut impl Read) -> Result<Outcome> {
-    let execution: i64 =
-        client.query_one("SELECT loader.record_execution_start($1)", &[&loader])?.get(0);
+    let execution: i64 = client.query_one(START, &[&loader])?.get(0);
+    let mut in_transaction = || {
+        let mut transaction = client.transaction()?;
+        let records = transfer(&mut transaction, execution, load, file)?;
+        transaction.commit()?;
+        Ok(records)
+    };
+    let outcome: Result<u64> = in_transaction();
 
-    match transfer(client, execution, load, file) {
+    match outcome {
         Ok(records) => Ok(Outcome::Success(records)),
         Err(error) => {
             let server_error = server_error(error.as_ref()).cloned();
@@ -224,8 +244,27 @@ pub fn run(client: &mut Client, loader: i64, load: &Load, file: &mut impl Read) 
     }
 }
 
-fn transfer(client: &mut Client, execution: i64, load: &Load, file: &mut impl Read) -> Result<u64> {
+/// Runs a loader that does everything in one transaction, the start too, and that reports no failure.
+pub fn run_in_one_transaction(
+    client: &mut Client,
+    loader: i64,
+    load: &Load,
+    file: &mut impl Read,
+) -> Result<u64> {
     let mut transaction = client.transaction()?;
+    let execution: i64 = transaction.query_one(START, &[&loader])?.get(0);
+    let records = transfer(&mut transaction, execution, load, file)?;
+    transaction.commit()?;
+    Ok(records)
+}
+
+/// Loads a file, and records the success.
+fn transfer(
+    transaction: &mut Transaction<'_>,
+    execution: i64,
+    load: &Load,
+    file: &mut impl Read,
+) -> Result<u64> {
     transaction.batch_execute(load.prepare)?;
     let mut writer = transaction.copy_in(load.copy)?;
     io::copy(file, &mut writer)?;
@@ -237,7 +276,6 @@ fn transfer(client: &mut Client, execution: i64, load: &Load, file: &mut impl Re
         "SELECT loader.record_execution_end($1, 'SUCCESS', $2)",
         &[&execution, &i64::try_from(records)?],
     )?;
-    transaction.commit()?;
     Ok(records)
 }
 

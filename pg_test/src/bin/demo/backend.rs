@@ -3,7 +3,8 @@
 //! Its statements are printed as they are run; their values are shown as PostgreSQL writes them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use fallible_iterator::FallibleIterator;
 use pg_test::{Client, Cluster};
@@ -11,7 +12,7 @@ use postgres::{SimpleQueryMessage, SimpleQueryRow};
 use serde_json::Value;
 
 use crate::application::BACKEND_LOGIN;
-use crate::screen::{Cell, Screen, Style, cell, duration, styled, thousands, time_of_day};
+use crate::screen::{Cell, Screen, Style, cell, duration, elapsed, styled, thousands, time_of_day};
 use crate::{Result, connect};
 
 /// How long an event may take to arrive.
@@ -24,6 +25,28 @@ pub struct Loader {
     pub id: i64,
     /// The name of its file.
     pub file: String,
+}
+
+/// An execution, as others see it.
+pub struct Seen {
+    /// Its id.
+    pub id: i64,
+    /// Its status.
+    pub status: String,
+    /// Its error, empty where there is none.
+    pub error: String,
+}
+
+/// A load that died in its transaction.
+pub struct Death {
+    /// Which it was.
+    pub load: String,
+    /// What others saw while its transaction was open.
+    pub open: Seen,
+    /// What they saw when it was dead.
+    pub dead: Seen,
+    /// How long that took, in seconds.
+    pub found_after: f64,
 }
 
 /// A backend: a session that asks, and one that listens.
@@ -54,9 +77,58 @@ impl Backend {
         self.loaders.get(code).ok_or_else(|| format!("there is no loader {code}").into())
     }
 
+    /// The newest execution of a loader.
+    pub fn newest_execution(&mut self, loader: i64) -> Result<Seen> {
+        let row = self.reader.query_one(
+            "SELECT id, status::text, coalesce(error_message, '') FROM loader.execution_details
+              WHERE loader_id = $1 ORDER BY execution_start DESC, id DESC LIMIT 1",
+            &[&loader],
+        )?;
+        Ok(Seen { id: row.get(0), status: row.get(1), error: row.get(2) })
+    }
+
+    /// The newest execution of a loader, once it runs no more.
+    pub fn newest_ended_execution(&mut self, loader: i64) -> Result<Seen> {
+        let started = Instant::now();
+        loop {
+            let seen = self.newest_execution(loader)?;
+            if seen.status != "RUNNING" || started.elapsed() > PATIENCE {
+                return Ok(seen);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// What others saw of loads that died.
+    pub fn show_deaths(&self, screen: &mut Screen, deaths: &[Death]) -> Result<()> {
+        let ids: Vec<_> = deaths.iter().map(|death| death.dead.id.to_string()).collect();
+        screen.heading(
+            "Loads that died in their transaction, and reported nothing",
+            &format!(
+                "SELECT id, status, error_message FROM loader.execution_details WHERE id IN ({});",
+                ids.join(", ")
+            ),
+        )?;
+        let table: Vec<Vec<Cell>> = deaths
+            .iter()
+            .map(|death| {
+                vec![
+                    cell(death.dead.id.to_string()),
+                    cell(&death.load),
+                    status(&death.open.status),
+                    status(&death.dead.status),
+                    cell(elapsed(death.found_after)),
+                    cell(&death.dead.error),
+                ]
+            })
+            .collect();
+        let headers = [">id", "load", "while open", "when dead", ">known after", "error_message"];
+        Ok(screen.table(&headers, &table)?)
+    }
+
     /// The newest events of all loaders.
     pub fn show_activity_feed(&mut self, screen: &mut Screen) -> Result<()> {
-        let sql = "SELECT * FROM loader.activity_feed ORDER BY event_time DESC LIMIT 12;";
+        let sql = "SELECT * FROM loader.activity_feed ORDER BY event_time DESC LIMIT 16;";
         screen.heading("Activity feed, the newest first", sql)?;
         let mut table = Vec::new();
         for row in self.query(sql)? {

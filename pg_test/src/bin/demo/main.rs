@@ -16,12 +16,12 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Instant;
 
-use pg_test::{Client, Cluster};
+use pg_test::{Client, Cluster, wait_for_worker};
 use postgres::NoTls;
 use postgres::error::SqlState;
 
 use application::{LOADER_LOGIN, Load, Outcome};
-use backend::{Backend, Loader};
+use backend::{Backend, Death, Loader};
 use screen::{Screen, Style, elapsed, thousands};
 
 /// What goes wrong ends the demo with a message.
@@ -42,13 +42,16 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// The server preloads the library: then the start of a load survives whatever happens to the load.
+const SERVER_SETTINGS: &str = "shared_preload_libraries = 'loader_history'";
+
 fn demo() -> Result<()> {
     let data = variable("DEMO_DATA")?;
     variable("PG_TEST_BINDIR")?;
 
-    step("Starting a throwaway cluster")?;
+    step("Starting a throwaway cluster that preloads the library")?;
     let started = Instant::now();
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_with(SERVER_SETTINGS);
     done(started, "ready")?;
 
     step("Creating loader.loader, the tables to load and the extension")?;
@@ -56,10 +59,11 @@ fn demo() -> Result<()> {
     let mut owner = connect(&cluster, "postgres")?;
     owner.batch_execute(application::TABLES)?;
     owner.batch_execute(application::EXTENSION)?;
+    wait_for_worker(&mut owner);
     done(started, "ready")?;
 
     let mut backend = Backend::connect(&cluster)?;
-    let open = |load: &Load| -> Result<(Loader, File)> {
+    let open = |backend: &Backend, load: &Load| -> Result<(Loader, File)> {
         let loader = backend.loader(load.code)?.clone();
         let path = data.join(&loader.file);
         let file = File::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -68,7 +72,7 @@ fn demo() -> Result<()> {
 
     let mut client = connect(&cluster, LOADER_LOGIN)?;
     for load in application::LOADS {
-        let (loader, mut file) = open(load)?;
+        let (loader, mut file) = open(&backend, load)?;
         step_of(load)?;
         let started = Instant::now();
         let outcome = application::run(&mut client, loader.id, load, &mut file)?;
@@ -76,41 +80,110 @@ fn demo() -> Result<()> {
         done(started, &summary(&outcome))?;
     }
 
+    // These do everything in one transaction, and die in its middle.
+    let mut deaths = Vec::new();
+    for load in [&application::FLIGHTS_JFK, &application::FLIGHTS_JFK_TERMINATED] {
+        let (loader, file) = open(&backend, load)?;
+        let client = connect(&cluster, LOADER_LOGIN)?;
+        deaths.push(let_die(&mut owner, &mut backend, client, load, &loader, file)?);
+    }
+
     // The last load stops in the middle of its COPY until everything is printed.
     let load = &application::FLIGHTS_REPAIRED;
-    let (loader, file) = open(load)?;
+    let (loader, file) = open(&backend, load)?;
     let bytes = file.metadata()?.len();
     let mut client = connect(&cluster, LOADER_LOGIN)?;
     step_of(load)?;
     let started = Instant::now();
-    let (outcome, mut screen) = thread::scope(|scope| -> Result<_> {
+    let ((started, mut screen), outcome) = while_paused(
+        file,
+        |file| application::run(&mut client, loader.id, load, file),
+        || {
+            done(started, &format!("still running: {}", progress_of_copy(&mut owner, bytes)?))?;
+            let mut screen = Screen::new();
+            backend.show_deaths(&mut screen, &deaths)?;
+            show(&mut backend, &mut screen, load.code)?;
+            writeln!(io::stderr())?;
+            step("Letting that load finish")?;
+            Ok((Instant::now(), screen))
+        },
+    )?;
+    let outcome = outcome?;
+    done(started, &summary(&outcome))?;
+    check(load, &outcome)?;
+    show_healed(&mut owner, &mut backend, &mut screen, load.code)
+}
+
+/// Runs a load that starts and dies in one transaction, of its data's fault or, where that has none,
+/// because its connection is terminated in the middle. Nobody reports the failure.
+fn let_die(
+    owner: &mut Client,
+    backend: &mut Backend,
+    mut client: Client,
+    load: &Load,
+    loader: &Loader,
+    file: File,
+) -> Result<Death> {
+    step(&format!("Loading {}, in one transaction", name(load)))?;
+    let started = Instant::now();
+    let bytes = file.metadata()?.len();
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    let (open, outcome) = while_paused(
+        file,
+        |file| application::run_in_one_transaction(&mut client, loader.id, load, file),
+        || {
+            let open = backend.newest_execution(loader.id)?;
+            write!(io::stderr(), "{} at {}; ", open.status, progress_of_copy(owner, bytes)?)?;
+            if load.violates.is_none() {
+                write!(io::stderr(), "terminating its connection; ")?;
+                owner.query("SELECT pg_terminate_backend($1)", &[&pid])?;
+            }
+            Ok(open)
+        },
+    )?;
+    let died = Instant::now();
+    if outcome.is_ok() {
+        return Err(format!("{}: it succeeded, and was to die", name(load)).into());
+    }
+    let dead = backend.newest_ended_execution(loader.id)?;
+    let found_after = died.elapsed().as_secs_f64();
+    done(started, &format!("{}: {}", dead.status, dead.error))?;
+
+    let (sqlstate, text) = match load.violates {
+        Some(constraint) => (SqlState::FOREIGN_KEY_VIOLATION, constraint),
+        None => (SqlState::ADMIN_SHUTDOWN, "terminating connection"),
+    };
+    let expected = dead.error.starts_with(sqlstate.code()) && dead.error.contains(text);
+    if open.id != dead.id || open.status != "RUNNING" || dead.status != "FAILED" || !expected {
+        return Err(format!("{}: its execution should be FAILED with its error", name(load)).into());
+    }
+    Ok(Death { load: name(load), open, dead, found_after })
+}
+
+/// Runs `load`, which reads a file, and `during` while it has read half of it. Returns what `during`
+/// returned, and what came of the load.
+fn while_paused<L: Send, R>(
+    file: File,
+    load: impl FnOnce(&mut Pausing) -> Result<L> + Send,
+    during: impl FnOnce() -> Result<R>,
+) -> Result<(R, Result<L>)> {
+    let left = file.metadata()?.len() / 2;
+    thread::scope(|scope| {
         let (paused, wait_for_pause) = mpsc::channel();
         let (resume, wait_for_resume) = mpsc::channel();
-        let load_thread = scope.spawn(move || {
-            let mut file = Pausing { file, left: bytes / 2, paused, resume: wait_for_resume };
-            application::run(&mut client, loader.id, load, &mut file)
-        });
+        let mut file = Pausing { file, left, paused, resume: wait_for_resume };
+        let load_thread = scope.spawn(move || load(&mut file));
         if wait_for_pause.recv().is_err() {
             return match load_thread.join() {
                 Ok(Err(error)) => Err(error),
                 _ => Err("the load that should still run has ended".into()),
             };
         }
-        done(started, &progress_of_copy(&mut owner, bytes)?)?;
-
-        let mut screen = Screen::new();
-        show(&mut backend, &mut screen, load.code)?;
-
-        writeln!(io::stderr())?;
-        step("Letting that load finish")?;
-        let started = Instant::now();
-        drop(resume);
-        let outcome = load_thread.join().map_err(|_| "the loading thread panicked")??;
-        done(started, &summary(&outcome))?;
-        Ok((outcome, screen))
-    })?;
-    check(load, &outcome)?;
-    show_healed(&mut owner, &mut backend, &mut screen, load.code)
+        let seen = during()?;
+        drop::<Sender<()>>(resume);
+        let outcome = load_thread.join().map_err(|_| "the loading thread panicked")?;
+        Ok((seen, outcome))
+    })
 }
 
 /// What the history says while a load is running.
@@ -187,7 +260,7 @@ fn progress_of_copy(owner: &mut Client, bytes: u64) -> Result<String> {
     let (rows, read): (i64, i64) = (row.get(0), row.get(1));
     let megabyte = 1_000_000;
     Ok(format!(
-        "still running: {} rows, {} of {} MB",
+        "{} rows, {} of {} MB",
         thousands(&rows.to_string()),
         read / megabyte,
         bytes / u64::try_from(megabyte)?,
