@@ -4,7 +4,7 @@
 -- Nothing in the schema loader may be taken for PostgreSQL's own while this script runs.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
--- What the background worker remembers beside the history. Neither table is dumped: transaction ids
+-- What the background worker remembers beside the history. None of these tables is dumped: transaction ids
 -- mean nothing in another cluster.
 
 -- Which transaction started an execution, while its end is not known.
@@ -13,7 +13,9 @@ CREATE TABLE loader.binding (
     xid          xid8   NOT NULL,
     subxid       xid8,
     CONSTRAINT binding_pkey PRIMARY KEY (execution_id)
-);
+)
+-- To give back its last pages, vacuum locks a table against all others.
+WITH (vacuum_truncate = off);
 COMMENT ON TABLE loader.binding IS
     'Internal: the transactions that started executions and were open when the background worker last looked. Only the worker writes it.';
 COMMENT ON COLUMN loader.binding.execution_id IS 'The execution''s id';
@@ -37,6 +39,18 @@ COMMENT ON COLUMN loader.derived_failure.execution_end IS 'When the server ended
 COMMENT ON CONSTRAINT derived_failure_pkey ON loader.derived_failure IS
     'The server ends an execution once';
 COMMENT ON INDEX loader.derived_failure_pkey IS 'Finds out whether the server ended an execution';
+
+-- A start that the worker had taken and that its caller, tired of waiting, has recorded under another id.
+CREATE TABLE loader.abandoned_start (
+    execution_id bigint NOT NULL,
+    CONSTRAINT abandoned_start_pkey PRIMARY KEY (execution_id)
+);
+COMMENT ON TABLE loader.abandoned_start IS
+    'Internal: executions that the background worker may have recorded after their callers had recorded them otherwise. It removes them.';
+COMMENT ON COLUMN loader.abandoned_start.execution_id IS 'The execution''s id';
+COMMENT ON CONSTRAINT abandoned_start_pkey ON loader.abandoned_start IS
+    'A start is given up once';
+COMMENT ON INDEX loader.abandoned_start_pkey IS 'Finds out whether a start was given up';
 
 -- A publication FOR ALL TABLES would bring another cluster's transaction ids.
 CREATE FUNCTION loader.refuse_foreign_binding() RETURNS trigger
@@ -161,5 +175,5 @@ BEGIN
 END
 $$;
 
-REVOKE ALL ON TABLE loader.binding, loader.derived_failure FROM PUBLIC;
+REVOKE ALL ON TABLE loader.binding, loader.derived_failure, loader.abandoned_start FROM PUBLIC;
 REVOKE ALL ON FUNCTION loader.refuse_foreign_binding(), loader.recorder_state() FROM PUBLIC;

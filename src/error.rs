@@ -9,7 +9,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode, function_name, spi};
 
 use crate::execution::Status;
-use crate::recorder::Declined;
+use crate::recorder::Reason;
 
 /// Characters of a bad argument that its error message repeats.
 const SHOWN_CHARACTERS: usize = 60;
@@ -250,7 +250,7 @@ pub fn warn_of_saturated_count(given: i64, stored: i32) {
 }
 
 /// Tells the caller that the start of an execution is in its own transaction, and why.
-pub fn warn_of_plain_start(execution_id: i64, reason: &Declined) {
+pub fn warn_of_plain_start(execution_id: i64, reason: &Reason) {
     ErrorReport::new(
         PgSqlErrorCode::ERRCODE_WARNING,
         format!("the start of execution {execution_id} was recorded in this transaction"),

@@ -12,6 +12,7 @@ mod notify;
 mod record;
 mod recorded_loader;
 mod recorder;
+mod rights;
 mod schema;
 mod settings;
 mod statement;

@@ -7,13 +7,27 @@ use std::ffi::CStr;
 use pgrx::htup::heap_getattr_raw;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 
-/// The OID of a relation of the extension's; `None` where this version of its SQL has none of the name.
+/// The OID of a table or sequence of the extension's; `None` where this version of its SQL has none of the
+/// name. Others may create relations in the schema, so one counts only where a superuser owns it.
 pub fn relation(name: &CStr) -> Option<pg_sys::Oid> {
-    // SAFETY: catalog lookups by static C strings, in a transaction.
+    // SAFETY: catalog lookups by static C strings, in a transaction; the tuple is read before it is
+    // released.
     unsafe {
         let schema = pg_sys::get_namespace_oid(c"loader".as_ptr(), true);
         let oid = pg_sys::get_relname_relid(name.as_ptr(), schema);
-        (schema != pg_sys::InvalidOid && oid != pg_sys::InvalidOid).then_some(oid)
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::RELOID.cast_signed(),
+            pg_sys::Datum::from(oid),
+        );
+        if tuple.is_null() {
+            return None;
+        }
+        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+        let ours = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_SEQUENCE]
+            .contains(&((*form).relkind as u8))
+            && pg_sys::superuser_arg((*form).relowner);
+        pg_sys::ReleaseSysCache(tuple);
+        ours.then_some(oid)
     }
 }
 
@@ -25,6 +39,24 @@ impl OpenRelation {
     pub fn table(oid: pg_sys::Oid, lock: u32) -> Self {
         // SAFETY: in a transaction; raises PostgreSQL's own error where there is no such table.
         Self(unsafe { pg_sys::table_open(oid, lock.cast_signed()) })
+    }
+
+    /// Whether the current transaction has created it.
+    pub fn is_new(&self) -> bool {
+        // SAFETY: the relation is open. 0 is InvalidSubTransactionId.
+        unsafe { (*self.0).rd_createSubid != 0 }
+    }
+
+    /// Whether a constraint or a trigger of it waits for the end of the transaction.
+    pub fn has_deferred_triggers(&self) -> bool {
+        // SAFETY: the relation is open; its triggers are as many as they are said to be.
+        unsafe {
+            let triggers = (*self.0).trigdesc;
+            !triggers.is_null()
+                && (0..(*triggers).numtriggers).any(|place| {
+                    (*(*triggers).triggers.add(place.unsigned_abs() as usize)).tginitdeferred
+                })
+        }
     }
 
     /// The relation's cache entry, valid while this is.
@@ -56,6 +88,12 @@ impl Found {
         unsafe { (*self.tuple).t_self }
     }
 
+    /// The transaction that wrote the row as it is.
+    pub fn writer(&self) -> pg_sys::TransactionId {
+        // SAFETY: as of tid(); a tuple on disk begins with these fields.
+        unsafe { (*(*self.tuple).t_data).t_choice.t_heap.t_xmin }
+    }
+
     /// The value of column number `column`, counted from 1; `None` where it is NULL.
     ///
     /// # Safety
@@ -71,41 +109,157 @@ impl Found {
     }
 }
 
-/// Finds the row of `table` whose primary key, the bigint in its first column, is `id`, and reads it.
-pub fn find<R>(table: &OpenRelation, id: i64, read: impl Fn(&Found) -> R) -> Option<R> {
-    // A scan that meets an update just as it commits can miss both versions of a row. A row of ours
-    // is updated three times at most: at its end, and where the server ended it and the loader then
-    // did.
-    (0..4).find_map(|_| find_once(table, id, &read))
+/// What a column is compared with, and by which of PostgreSQL's own functions.
+pub struct Key {
+    column: pg_sys::AttrNumber,
+    equals: u32,
+    value: pg_sys::Datum,
 }
 
-fn find_once<R>(table: &OpenRelation, id: i64, read: &impl Fn(&Found) -> R) -> Option<R> {
+impl Key {
+    /// The bigint `id` in the first column.
+    pub fn id(id: i64) -> Self {
+        Self { column: 1, equals: pg_sys::F_INT8EQ, value: id.into() }
+    }
+
+    /// The number `id` in a column of type `column_type`; `None` where that is no type of numbers that
+    /// a foreign key of bigint can refer to, or has no such number.
+    pub fn number(column: pg_sys::AttrNumber, column_type: pg_sys::Oid, id: i64) -> Option<Self> {
+        let (equals, value) = match column_type {
+            pg_sys::INT8OID => (pg_sys::F_INT8EQ, id.into()),
+            pg_sys::INT4OID => (pg_sys::F_INT4EQ, i32::try_from(id).ok()?.into()),
+            pg_sys::INT2OID => (pg_sys::F_INT2EQ, i16::try_from(id).ok()?.into()),
+            // SAFETY: int8_numeric() takes a bigint.
+            pg_sys::NUMERICOID => (pg_sys::F_NUMERIC_EQ, unsafe {
+                pgrx::direct_function_call_as_datum(pg_sys::int8_numeric, &[Some(id.into())])?
+            }),
+            _ => return None,
+        };
+        Some(Self { column, equals, value })
+    }
+}
+
+/// Finds the row of `table` that has `key`, and reads it.
+///
+/// Nothing is planned: planning calls functions that the owner of the table's indexes can define.
+pub fn find<R>(table: &OpenRelation, key: &Key, read: impl Fn(&Found) -> R) -> Option<R> {
+    // A scan that meets an update just as it commits can miss both versions of a row. It does so once
+    // for an update; an execution is updated three times at most, and a loader's row not often.
+    (0..4).find_map(|_| find_once(table, key, &read))
+}
+
+fn find_once<R>(table: &OpenRelation, key: &Key, read: &impl Fn(&Found) -> R) -> Option<R> {
     let relation = table.as_ptr();
-    // SAFETY: the relation is open; the key compares a bigint column with a bigint by the built-in
+    let index = index_on(table, key.column);
+    // SAFETY: the relation is open; the key compares a column with a value of its type by the built-in
     // function; what is found is read before the scan ends.
     unsafe {
-        pg_sys::list_free(pg_sys::RelationGetIndexList(relation));
-        let index = (*relation).rd_pkindex;
-        let mut key = pg_sys::ScanKeyData::default();
+        let mut scan_key = pg_sys::ScanKeyData::default();
         pg_sys::ScanKeyInit(
-            &raw mut key,
-            1,
+            &raw mut scan_key,
+            key.column,
             pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
-            pg_sys::Oid::from(pg_sys::F_INT8EQ),
-            pg_sys::Datum::from(id),
+            pg_sys::Oid::from(key.equals),
+            key.value,
         );
         let scan = pg_sys::systable_beginscan(
             relation,
-            index,
-            index != pg_sys::InvalidOid,
+            index.unwrap_or(pg_sys::InvalidOid),
+            index.is_some(),
             &raw mut pg_sys::SnapshotSelfData,
             1,
-            &raw mut key,
+            &raw mut scan_key,
         );
         let tuple = pg_sys::systable_getnext(scan);
         let result =
             (!tuple.is_null()).then(|| read(&Found { tuple, descriptor: (*relation).rd_att }));
         pg_sys::systable_endscan(scan);
         result
+    }
+}
+
+/// A valid unique index on `column` alone: the primary key's, or else another.
+fn index_on(table: &OpenRelation, column: pg_sys::AttrNumber) -> Option<pg_sys::Oid> {
+    // SAFETY: the relation is open; an index that is open has its row of pg_index in its cache entry,
+    // with as many key columns as it says.
+    unsafe {
+        let list = pg_sys::RelationGetIndexList(table.as_ptr());
+        let primary = (*table.as_ptr()).rd_pkindex;
+        let count = if list.is_null() { 0 } else { (*list).length };
+        let others = (0..count).map(|place| pg_sys::list_nth_oid(list, place));
+        let fits = |&oid: &pg_sys::Oid| {
+            if oid == pg_sys::InvalidOid {
+                return false;
+            }
+            let index = pg_sys::index_open(oid, pg_sys::AccessShareLock.cast_signed());
+            let form = (*index).rd_index;
+            let fits = (*form).indisunique
+                && (*form).indisvalid
+                && (*form).indnkeyatts == 1
+                && *(*form).indkey.values.as_ptr() == column
+                && pg_sys::heap_attisnull(
+                    (*index).rd_indextuple,
+                    pg_sys::Anum_pg_index_indpred.cast_signed(),
+                    std::ptr::null_mut(),
+                );
+            pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
+            fits
+        };
+        let found = std::iter::once(primary).chain(others).find(fits);
+        pg_sys::list_free(list);
+        found
+    }
+}
+
+/// What came of locking a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locked {
+    /// It is locked.
+    Yes,
+    /// It is locked, but another version of it is there by now: look again.
+    Changed,
+    /// It is not there any more: look again.
+    Gone,
+    /// Another session holds it, and was not waited for.
+    Busy,
+}
+
+/// Locks the row at `tid`, and waits for others if `wait` says so.
+pub fn lock(
+    table: &OpenRelation,
+    mut tid: pg_sys::ItemPointerData,
+    mode: pg_sys::LockTupleMode::Type,
+    wait: pg_sys::LockWaitPolicy::Type,
+) -> Locked {
+    let version =
+        |tid: pg_sys::ItemPointerData| (tid.ip_blkid.bi_hi, tid.ip_blkid.bi_lo, tid.ip_posid);
+    let wanted = version(tid);
+    // SAFETY: the relation is open, and the slot is made for it and dropped after use. The row's page
+    // is there: its TID was just read, and tables shrink only under a lock that excludes the open
+    // relation's.
+    unsafe {
+        // What this transaction has just written is to be seen.
+        pg_sys::CommandCounterIncrement();
+        let slot = pg_sys::table_slot_create(table.as_ptr(), std::ptr::null_mut());
+        let mut failure = pg_sys::TM_FailureData::default();
+        let result = pg_sys::table_tuple_lock(
+            table.as_ptr(),
+            &raw mut tid,
+            &raw mut pg_sys::SnapshotSelfData,
+            slot,
+            pg_sys::GetCurrentCommandId(true),
+            mode,
+            wait,
+            u8::try_from(pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION).unwrap_or_default(),
+            &raw mut failure,
+        );
+        let found = version((*slot).tts_tid);
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+        match result {
+            pg_sys::TM_Result::TM_Ok if found == wanted => Locked::Yes,
+            pg_sys::TM_Result::TM_Ok => Locked::Changed,
+            pg_sys::TM_Result::TM_WouldBlock => Locked::Busy,
+            _ => Locked::Gone,
+        }
     }
 }

@@ -39,15 +39,14 @@ fn notify(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Result<(), Error> {
         event.error_message = Some(start);
         event.truncated = *truncated;
     }
-    emit(&event)
+    emit(&event.payload()?)
 }
 
-/// Emits `event` when the current transaction commits.
+/// Emits an event's payload when the current transaction commits.
 ///
 /// # Errors
-/// None in practice, as of [`Event::payload`].
-pub fn emit(event: &Event<'_>) -> Result<(), Error> {
-    let payload = event.payload()?;
+/// None in practice: the payload is of a permitted length.
+pub fn emit(payload: &str) -> Result<(), Error> {
     // JSON escapes the only character that a C string can't hold.
     let Ok(payload) = CString::new(payload) else { return Ok(()) };
     // SAFETY: both are C strings that PostgreSQL copies; called in a transaction.

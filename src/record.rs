@@ -10,8 +10,9 @@ use pgrx::{PgSqlErrorCode, Spi, pg_extern};
 
 use crate::error::{Error, warn_of_plain_start, warn_of_saturated_count};
 use crate::execution::{Status, duration_seconds};
-use crate::lookup::{OpenRelation, find, relation};
-use crate::recorder::{self, Started, binding};
+use crate::lookup::{self, Key, Locked, OpenRelation, find, relation};
+use crate::recorder::{self, Declined, Reason, Started, binding};
+use crate::rights::Restricted;
 use crate::statement::{KeptStatement, Sight, require_writable};
 use crate::time::{end_of_execution, from_postgres};
 
@@ -39,6 +40,10 @@ thread_local! {
             BuiltinOid::TEXTOID, BuiltinOid::INT4OID,
         ],
     ) };
+    static INSERT_ABANDONED: KeptStatement = const { KeptStatement::new(
+        c"INSERT INTO loader.abandoned_start (execution_id) VALUES ($1)",
+        &[BuiltinOid::INT8OID],
+    ) };
     static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
         c"DELETE FROM loader.derived_failure \
           WHERE ctid OPERATOR(pg_catalog.=) $1 AND execution_id OPERATOR(pg_catalog.=) $2",
@@ -52,22 +57,41 @@ fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
     let loader_id = loader_id.ok_or(Error::MissingArgument("loader_id"))?;
     require_writable()?;
     let start = now();
-    let declined = match recorder::start(loader_id, start)? {
+    let declined = match recorder::start(loader_id, start) {
         Started::Durably(id) => return Ok(id),
         Started::Plainly => None,
-        Started::Declined(reason) => Some(reason),
+        Started::Declined(declined) => Some(declined),
     };
     let id = insert_running(loader_id, start)?;
-    if let Some(reason) = declined {
-        recorder::remember_plain_start(id, loader_id, start);
+    if let Some(Declined { reason, abandoned }) = declined {
+        if let Some(abandoned) = abandoned {
+            note_abandoned(abandoned)?;
+        }
+        let new_extension = reason == Reason::ExtensionUncommitted;
+        recorder::remember_plain_start(id, loader_id, start, abandoned, new_extension);
         warn_of_plain_start(id, &reason);
     }
     Ok(id)
 }
 
+/// Notes that the execution `abandoned`, which the worker may yet record, is recorded otherwise: if this
+/// transaction commits, it is to go.
+fn note_abandoned(abandoned: i64) -> Result<(), Error> {
+    Spi::connect(|client| {
+        INSERT_ABANDONED.with(|insert| insert.run(client, Sight::Usual, &[abandoned.into()]))?;
+        Ok(())
+    })
+}
+
 /// Records a start in the current transaction.
 fn insert_running(loader_id: i64, start: i64) -> Result<i64, Error> {
     let start = TimestampWithTimeZone::try_from(start).ok();
+    // The foreign key's check plans a query of loader.loader. Where a DBA has put off checks or triggers
+    // to the end of the transaction, PostgreSQL would refuse them.
+    let history = relation(c"execution_history")
+        .map(|history| OpenRelation::table(history, pg_sys::RowExclusiveLock));
+    let _restricted =
+        history.filter(|history| !history.has_deferred_triggers()).map(|_| Restricted::new());
     let id = hinting_at_unknown_loaders(|| {
         Spi::connect(|client| {
             INSERT_RUNNING
@@ -142,9 +166,13 @@ fn end_execution(
             return Err(Error::Suppressed);
         }
         // Under these isolation levels an update that meets another session's would fail.
-        if is_isolated() && !lock_version(&history, state.tid) {
-            seen = None;
-            continue;
+        if is_isolated() {
+            let mode = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
+            let wait = pg_sys::LockWaitPolicy::LockWaitBlock;
+            if lookup::lock(&history, state.tid, mode, wait) != Locked::Yes {
+                seen = None;
+                continue;
+            }
         }
         let end = end_of_execution(state.start, now());
         let seconds = duration_seconds(from_postgres(state.start), from_postgres(end));
@@ -188,7 +216,7 @@ fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, E
     let look = || {
         // SAFETY: by the contract column 3 is the start and 4 the end, timestamptz, which are passed by
         // value as a bigint is, and column 5 the status, a varchar.
-        find(history, execution_id, |row| unsafe {
+        find(history, &Key::id(execution_id), |row| unsafe {
             Some(State { tid: row.tid(), start: row.get(3)?, end: row.get(4), status: row.get(5)? })
         })
         .flatten()
@@ -205,35 +233,6 @@ fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, E
 fn is_isolated() -> bool {
     // SAFETY: reads the state of the current transaction.
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() }
-}
-
-/// Locks a row for an update, waiting for others; whether it still is the version at `tid`.
-fn lock_version(history: &OpenRelation, mut tid: pg_sys::ItemPointerData) -> bool {
-    let wanted = (tid.ip_blkid.bi_hi, tid.ip_blkid.bi_lo, tid.ip_posid);
-    // SAFETY: the relation is open, and the slot is made for it and dropped after use. The row's page
-    // is there: its TID was just read, and tables shrink only under a lock that the open relation's
-    // excludes.
-    unsafe {
-        // What this transaction has just written is to be seen.
-        pg_sys::CommandCounterIncrement();
-        let slot = pg_sys::table_slot_create(history.as_ptr(), std::ptr::null_mut());
-        let mut failure = pg_sys::TM_FailureData::default();
-        let result = pg_sys::table_tuple_lock(
-            history.as_ptr(),
-            &raw mut tid,
-            &raw mut pg_sys::SnapshotSelfData,
-            slot,
-            pg_sys::GetCurrentCommandId(true),
-            pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
-            pg_sys::LockWaitPolicy::LockWaitBlock,
-            u8::try_from(pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION).unwrap_or_default(),
-            &raw mut failure,
-        );
-        let found = (*slot).tts_tid;
-        pg_sys::ExecDropSingleTupleTableSlot(slot);
-        result == pg_sys::TM_Result::TM_Ok
-            && (found.ip_blkid.bi_hi, found.ip_blkid.bi_lo, found.ip_posid) == wanted
-    }
 }
 
 /// What `clock_timestamp()` returns: `now()` stands still within a transaction.

@@ -62,7 +62,7 @@ impl KeptStatement {
 ///
 /// # Errors
 /// What SPI says of the call.
-pub fn prepare(
+fn prepare(
     _client: &SpiClient<'_>,
     sql: &CStr,
     arguments: &[pg_sys::Oid],
@@ -87,7 +87,7 @@ pub fn prepare(
 ///
 /// # Safety
 /// `plan` is a plan that SPI returned and that has not been freed, for arguments of these types.
-pub unsafe fn execute<'conn>(
+unsafe fn execute<'conn>(
     _client: &SpiClient<'conn>,
     plan: pg_sys::SPIPlanPtr,
     sight: Sight,

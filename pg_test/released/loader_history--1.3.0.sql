@@ -202,7 +202,7 @@ SELECT pg_extension_config_dump('loader.recorded_loader',
 -- requires:
 --   tables
 
--- What the background worker remembers beside the history. Neither table is dumped: transaction ids
+-- What the background worker remembers beside the history. None of these tables is dumped: transaction ids
 -- mean nothing in another cluster.
 
 -- Which transaction started an execution, while its end is not known.
@@ -211,7 +211,9 @@ CREATE TABLE loader.binding (
     xid          xid8   NOT NULL,
     subxid       xid8,
     CONSTRAINT binding_pkey PRIMARY KEY (execution_id)
-);
+)
+-- To give back its last pages, vacuum locks a table against all others.
+WITH (vacuum_truncate = off);
 COMMENT ON TABLE loader.binding IS
     'Internal: the transactions that started executions and were open when the background worker last looked. Only the worker writes it.';
 COMMENT ON COLUMN loader.binding.execution_id IS 'The execution''s id';
@@ -235,6 +237,18 @@ COMMENT ON COLUMN loader.derived_failure.execution_end IS 'When the server ended
 COMMENT ON CONSTRAINT derived_failure_pkey ON loader.derived_failure IS
     'The server ends an execution once';
 COMMENT ON INDEX loader.derived_failure_pkey IS 'Finds out whether the server ended an execution';
+
+-- A start that the worker had taken and that its caller, tired of waiting, has recorded under another id.
+CREATE TABLE loader.abandoned_start (
+    execution_id bigint NOT NULL,
+    CONSTRAINT abandoned_start_pkey PRIMARY KEY (execution_id)
+);
+COMMENT ON TABLE loader.abandoned_start IS
+    'Internal: executions that the background worker may have recorded after their callers had recorded them otherwise. It removes them.';
+COMMENT ON COLUMN loader.abandoned_start.execution_id IS 'The execution''s id';
+COMMENT ON CONSTRAINT abandoned_start_pkey ON loader.abandoned_start IS
+    'A start is given up once';
+COMMENT ON INDEX loader.abandoned_start_pkey IS 'Finds out whether a start was given up';
 
 -- A publication FOR ALL TABLES would bring another cluster's transaction ids.
 CREATE FUNCTION loader.refuse_foreign_binding() RETURNS trigger
@@ -1081,13 +1095,13 @@ $$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/record.rs:82
+-- src/record.rs:106
 -- loader_history::record::record_execution_end
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/record.rs:50
+-- src/record.rs:55
 -- loader_history::record::record_execution_start
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
@@ -1105,7 +1119,7 @@ $$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/recorder/binding.rs:68
+-- src/recorder/binding.rs:70
 -- loader_history::recorder::binding::refuse_foreign_binding
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */

@@ -6,7 +6,9 @@ mod cluster;
 mod errors;
 mod preloaded;
 mod seed;
+pub mod story;
 mod wait;
+mod workers;
 
 pub use cluster::{Cluster, bindir, run};
 pub use errors::{HasError, sqlstate};
@@ -16,6 +18,11 @@ pub use preloaded::{
 };
 pub use seed::seed;
 pub use wait::{TIMEOUT, wait_for};
+pub use workers::{
+    Session, assert_durable, assert_durable_in, current_version, extension_folder,
+    install_extension, launchers, offer_released_version, plain_start, served, status_of,
+    wait_for_no_clients, wait_for_served, worker_of,
+};
 
 pub use postgres::{Client, Row};
 

@@ -21,6 +21,19 @@ pub struct Trouble {
     pub message: String,
 }
 
+impl Trouble {
+    /// Whether another session's lock did it.
+    pub fn is_lock(&self) -> bool {
+        self.sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+    }
+
+    /// Whether what was to be written breaks a rule: class 23.
+    pub fn is_integrity_violation(&self) -> bool {
+        self.sqlstate as i32 & 0xfff
+            == PgSqlErrorCode::ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION as i32
+    }
+}
+
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -75,8 +88,16 @@ pub fn sleep(time: Option<Duration>) {
             pg_sys::PG_WAIT_EXTENSION,
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
-        pgrx::check_for_interrupts!();
     }
+    check_for_interrupts();
+}
+
+/// Does what others ask of every process of the server. Called outside of transactions, where there is
+/// no query that could be canceled.
+pub fn check_for_interrupts() {
+    // SAFETY: a flag of the process's own, which a signal sets.
+    unsafe { pg_sys::QueryCancelPending = 0 };
+    pgrx::check_for_interrupts!();
 }
 
 /// Sets a setting, for the whole process, against what the configuration, the database or the role say;

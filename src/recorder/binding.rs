@@ -6,7 +6,7 @@ use pgrx::heap_tuple::PgHeapTuple;
 use pgrx::{AllocatedByPostgres, PgTrigger, pg_sys, pg_trigger};
 
 use super::worker;
-use crate::lookup::{OpenRelation, find, relation};
+use crate::lookup::{Key, OpenRelation, find, relation};
 
 /// What became of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub fn is_open_elsewhere(execution_id: i64) -> bool {
     let Some(table) = relation(c"binding") else { return false };
     let table = OpenRelation::table(table, pg_sys::AccessShareLock);
     // SAFETY: column 2 of loader.binding is an xid8, which is passed by value as a bigint is.
-    let xid = find(&table, execution_id, |row| unsafe { row.get::<i64>(2) }).flatten();
+    let xid = find(&table, &Key::id(execution_id), |row| unsafe { row.get::<i64>(2) }).flatten();
     xid.is_some_and(|xid| {
         let xid = xid.cast_unsigned();
         // SAFETY: reads the state of the current transaction.
@@ -59,8 +59,10 @@ pub fn is_open_elsewhere(execution_id: i64) -> bool {
 pub fn derived_failure(execution_id: i64) -> Option<(i64, pg_sys::ItemPointerData)> {
     let table = OpenRelation::table(relation(c"derived_failure")?, pg_sys::AccessShareLock);
     // SAFETY: column 2 of loader.derived_failure is a timestamptz, passed by value as a bigint is.
-    find(&table, execution_id, |row| unsafe { row.get::<i64>(2).map(|end| (end, row.tid())) })
-        .flatten()
+    find(&table, &Key::id(execution_id), |row| unsafe {
+        row.get::<i64>(2).map(|end| (end, row.tid()))
+    })
+    .flatten()
 }
 
 /// Drops rows of `loader.binding` that the worker did not write: what replication brings are another

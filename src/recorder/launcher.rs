@@ -15,8 +15,8 @@ use super::EXTENSION;
 use super::background::{
     is_to_stop, listen_to_signals, log, reload_settings, report_activity, sleep, transaction,
 };
-use super::shared::{Progress, Serving, Shared, shared};
-use super::start::Declined;
+use super::shared::{Serving, Shared, shared};
+use super::start::Reason;
 
 /// Workers that are started at the same time.
 const STARTING_AT_ONCE: usize = 2;
@@ -55,7 +55,10 @@ pub extern "C-unwind" fn loader_history_launcher_main(_argument: pg_sys::Datum) 
         shared.launcher().set_to_me();
         report_activity(None);
         Launcher::new(shared).run();
+        shared.launcher().clear();
     }
+    // SAFETY: ends the process. One that ends with 0 would not be started again.
+    unsafe { pg_sys::proc_exit(1) };
 }
 
 struct Launcher {
@@ -99,6 +102,7 @@ impl Launcher {
     fn run(mut self) {
         while !is_to_stop() {
             reload_settings();
+            self.shared.set_launcher_late(false);
             let announced = self.take_announced();
             self.look_after_workers();
             self.start_workers();
@@ -148,6 +152,7 @@ impl Launcher {
                 }
                 Serving::Left => {
                     self.workers.remove(&oid);
+                    self.failures.remove(&oid);
                     // The extension came back just when it left.
                     if database.take_check() && !self.pending.contains(&oid) {
                         self.pending.push(oid);
@@ -186,6 +191,7 @@ impl Launcher {
                 if let Some(database) = self.shared.database(oid)
                     && matches!(database.serving(), Serving::NoRoom | Serving::Ended)
                 {
+                    self.failures.remove(&oid);
                     self.shared.remove_database(database);
                 }
                 continue;
@@ -249,12 +255,14 @@ impl Launcher {
             let oid = request.database();
             let reason = match self.shared.database(oid).map(|database| database.serving()) {
                 Some(Serving::Starting | Serving::Running) => continue,
-                Some(Serving::NoRoom) => Declined::NoRoom,
+                Some(Serving::NoRoom) => Reason::NoRoom,
                 _ if self.pending.contains(&oid) && self.room_retry.is_none() => continue,
-                _ if self.pending.contains(&oid) => Declined::NoRoom,
-                _ => Declined::NotServed,
+                _ if self.pending.contains(&oid) => Reason::NoRoom,
+                _ => Reason::NotServed,
             };
-            request.decline(Progress::Queued, reason.code());
+            if request.take(oid) {
+                request.decline(reason.code());
+            }
         }
     }
 

@@ -11,7 +11,8 @@ mod background;
 pub mod binding;
 mod last_error;
 mod launcher;
-mod loader_lock;
+mod ledger;
+mod loader_row;
 mod shared;
 mod start;
 mod status;
@@ -23,7 +24,7 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-pub use start::{Declined, Started, start, wait_for_lost_start};
+pub use start::{Declined, Reason, Started, start, wait_for_lost_start};
 pub use transaction::remember_plain_start;
 
 /// The extension's name.

@@ -29,6 +29,8 @@ struct Header {
     databases: usize,
     queue_size: usize,
     launcher: Process,
+    /// Set by a start that the launcher was late for, cleared by the launcher: others then don't wait.
+    launcher_late: AtomicBool,
     /// No transaction of before the server's start has an id of this or higher.
     first_xid: AtomicU64,
     /// Databases that may have the extension, and no worker yet.
@@ -160,16 +162,14 @@ impl Database {
         free
     }
 
-    /// The worker is ready.
-    pub fn start_running(&self) {
-        self.set_serving(Serving::Running);
-    }
-
     /// The worker, the current process, ends. Cannot fail.
     pub fn exit(&self, serving: Serving) {
-        self.worker.clear();
-        self.set_serving(serving);
-        self.pid.store(0, Release);
+        // SAFETY: a read of the process's own global.
+        if self.pid.load(Acquire) == unsafe { pg_sys::MyProcPid } {
+            self.worker.clear();
+            self.set_serving(serving);
+            self.pid.store(0, Release);
+        }
     }
 
     /// Has the worker look, when it wakes, whether the extension is still there. Cannot fail.
@@ -258,7 +258,7 @@ pub enum Progress {
     Done,
     /// It is not, and won't be.
     Declined,
-    /// Whoever waited has recorded it otherwise, under another id: what the worker records is to go.
+    /// Whoever waited has recorded it otherwise, under another id, and has noted that in the database.
     Abandoned,
     /// Nobody waits any more; what the worker records stays.
     Unattended,
@@ -289,6 +289,11 @@ impl Request {
         self.state.load(Acquire) == progress as u32
     }
 
+    /// Whether it waits for a worker.
+    pub fn is_queued(&self) -> bool {
+        self.is(Progress::Queued)
+    }
+
     /// Moves it from `from` to `to`, unless another process has moved it.
     pub fn advance(&self, from: Progress, to: Progress) -> bool {
         self.state.compare_exchange(from as u32, to as u32, AcqRel, Acquire).is_ok()
@@ -312,21 +317,34 @@ impl Request {
         }
     }
 
-    /// Declines it, if it still stands at `from`, and wakes whoever waits for it.
-    pub fn decline(&self, from: Progress, reason: u32) -> bool {
-        self.reason.store(reason, Relaxed);
-        let declined = self.advance(from, Progress::Declined);
-        if declined {
-            self.waiting.wake();
+    /// Takes it for `database`; not where it is another's by now.
+    pub fn take(&self, database: pg_sys::Oid) -> bool {
+        if !self.advance(Progress::Queued, Progress::Taken) {
+            return false;
         }
-        declined
+        let right = self.database() == database;
+        if !right {
+            self.advance(Progress::Taken, Progress::Queued);
+        }
+        right
     }
 
-    /// Declines it once the worker has taken it: there is nothing of it to remove.
-    pub fn decline_for_good(&self, reason: u32) {
-        if !self.decline(Progress::Taken, reason)
-            && !self.advance(Progress::Abandoned, Progress::Free)
-        {
+    /// Answers whoever waits that it is recorded; whether somebody does, or has recorded it otherwise.
+    pub fn answer(&self) -> bool {
+        if self.advance(Progress::Taken, Progress::Done) {
+            self.waiting.wake();
+            return true;
+        }
+        !self.advance(Progress::Unattended, Progress::Free)
+            && self.advance(Progress::Abandoned, Progress::Free)
+    }
+
+    /// Answers whoever waits that it is not recorded. Only who has taken it calls it.
+    pub fn decline(&self, reason: u32) {
+        self.reason.store(reason, Relaxed);
+        if self.advance(Progress::Taken, Progress::Declined) {
+            self.waiting.wake();
+        } else if !self.advance(Progress::Abandoned, Progress::Free) {
             self.advance(Progress::Unattended, Progress::Free);
         }
     }
@@ -354,15 +372,17 @@ pub struct Message {
     execution_id: AtomicI64,
     loader_id: AtomicI64,
     start: AtomicI64,
+    abandoned: AtomicI64,
     text: SharedText,
 }
 
 const FREE: u32 = 0;
 const WRITING: u32 = 1;
 const READY: u32 = 2;
+/// The worker has read it, and keeps it until it has done what it says.
+const HELD: u32 = 3;
 
 /// What a message says.
-#[derive(Debug, Clone)]
 pub enum News {
     /// A transaction, or a subtransaction of it, was rolled back by an error.
     Error {
@@ -374,16 +394,23 @@ pub enum News {
         text: String,
     },
     /// A start recorded in the caller's own transaction was rolled back with it.
-    LostStart {
-        /// The execution's id.
-        execution_id: i64,
-        /// The loader's id.
-        loader_id: i64,
-        /// When it started, in PostgreSQL's microseconds.
-        start: i64,
-        /// The error that did it; empty where none is known.
-        text: String,
-    },
+    LostStart(LostStart),
+}
+
+/// A start that was rolled back together with the caller's transaction.
+pub struct LostStart {
+    /// The execution's id.
+    pub execution_id: i64,
+    /// The loader's id.
+    pub loader_id: i64,
+    /// When it started, in PostgreSQL's microseconds.
+    pub start: i64,
+    /// The execution that the worker may have recorded in its stead; 0 for none.
+    pub abandoned: i64,
+    /// The error that did it; empty where none is known.
+    pub text: String,
+    /// To release once it is recorded.
+    pub message: &'static Message,
 }
 
 /// A message as a callback posts it: without an allocation.
@@ -405,6 +432,8 @@ pub enum Posting<'a> {
         loader_id: i64,
         /// When it started, in PostgreSQL's microseconds.
         start: i64,
+        /// The execution that the worker may have recorded in its stead; 0 for none.
+        abandoned: i64,
         /// The error that did it.
         text: &'a [u8],
     },
@@ -478,6 +507,16 @@ impl Shared {
     /// The launcher.
     pub fn launcher(self) -> &'static Process {
         &self.0.launcher
+    }
+
+    /// Whether the launcher was late to send a worker to a database without one.
+    pub fn is_launcher_late(self) -> bool {
+        self.0.launcher_late.load(Relaxed)
+    }
+
+    /// Remembers whether it is.
+    pub fn set_launcher_late(self, late: bool) {
+        self.0.launcher_late.store(late, Relaxed);
     }
 
     /// The first transaction id of this run of the server, at the latest: what is lower and was not
@@ -585,9 +624,14 @@ impl Shared {
         self.requests().iter().filter(|request| request.is(Progress::Queued))
     }
 
-    /// Posts a message to the worker of a database and wakes it; false where there is no room.
-    /// Cannot fail otherwise.
-    pub fn post(self, oid: pg_sys::Oid, posting: &Posting<'_>) -> bool {
+    /// Posts a message to the worker of a database and wakes it. Cannot fail; where there is no room, or
+    /// nobody to read it, the message is lost, and with it an error's text or a plain start.
+    pub fn post(self, oid: pg_sys::Oid, posting: &Posting<'_>) {
+        let database = self.database(oid);
+        let served = database.is_some_and(|database| database.serving() != Serving::NoRoom);
+        if matches!(posting, Posting::Error { .. }) && !served || self.has_too_many_messages(oid) {
+            return;
+        }
         let message = claim(self.messages(), &self.0.next_message, |message| {
             message.state.compare_exchange(FREE, WRITING, AcqRel, Relaxed).is_ok()
         });
@@ -600,7 +644,8 @@ impl Shared {
                     message.subxid.store(subxid, Relaxed);
                     message.text.set(text);
                 }
-                Posting::LostStart { execution_id, loader_id, start, text } => {
+                Posting::LostStart { execution_id, loader_id, start, abandoned, text } => {
+                    message.abandoned.store(abandoned, Relaxed);
                     message.kind.store(1, Relaxed);
                     message.execution_id.store(execution_id, Relaxed);
                     message.loader_id.store(loader_id, Relaxed);
@@ -611,31 +656,61 @@ impl Shared {
             message.state.store(READY, Release);
             self.0.messages.fetch_add(1, AcqRel);
         }
-        match self.database(oid) {
+        match database {
             Some(database) => database.worker.wake(),
             None => self.announce(oid),
         }
-        message.is_some()
     }
 
-    /// Takes the messages to the worker of a database.
+    /// Whether a database has a quarter of all messages when half of them are in use: one whose worker
+    /// reads none must leave room for others.
+    fn has_too_many_messages(self, oid: pg_sys::Oid) -> bool {
+        let messages = self.messages();
+        self.0.messages.load(Relaxed) as usize > messages.len() / 2
+            && messages
+                .iter()
+                .filter(|message| {
+                    message.state.load(Relaxed) != FREE
+                        && message.database.load(Relaxed) == oid.to_u32()
+                })
+                .count()
+                > messages.len() / 4
+    }
+
+    /// Takes the messages to the worker of a database. Those of lost starts are kept until
+    /// [`Self::release`].
     pub fn take_messages(self, oid: pg_sys::Oid) -> Vec<News> {
         if self.0.messages.load(Acquire) == 0 {
             return Vec::new();
         }
-        self.ready_messages(oid)
+        self.messages_of(oid)
+            .filter(|message| message.state.compare_exchange(READY, HELD, AcqRel, Relaxed).is_ok())
             .map(|message| {
                 let news = message.news();
-                self.release(message);
+                if matches!(news, News::Error { .. }) {
+                    self.release(message);
+                }
                 news
             })
             .collect()
     }
 
+    /// Has the messages that a worker before this one had kept read again.
+    pub fn take_over_messages(self, oid: pg_sys::Oid) {
+        for message in self.messages_of(oid) {
+            let _ = message.state.compare_exchange(HELD, READY, AcqRel, Relaxed);
+        }
+    }
+
+    /// Drops the messages to the worker of a database.
+    pub fn drop_messages(self, oid: pg_sys::Oid) {
+        self.messages_of(oid).for_each(|message| self.release(message));
+    }
+
     /// Whether the start of an execution waits to be recorded as lost.
     pub fn is_lost(self, oid: pg_sys::Oid, execution_id: i64) -> bool {
         self.0.messages.load(Acquire) > 0
-            && self.ready_messages(oid).any(|message| {
+            && self.messages_of(oid).any(|message| {
                 message.kind.load(Relaxed) == 1
                     && message.execution_id.load(Relaxed) == execution_id
             })
@@ -644,7 +719,7 @@ impl Shared {
     /// Drops messages to databases that are not among `existing`. Only the launcher calls it.
     pub fn drop_messages_except(self, existing: &[pg_sys::Oid]) {
         for message in self.messages() {
-            if message.state.load(Acquire) == READY
+            if message.is_posted()
                 && !existing.contains(&pg_sys::Oid::from(message.database.load(Relaxed)))
             {
                 self.release(message);
@@ -652,31 +727,39 @@ impl Shared {
         }
     }
 
-    fn ready_messages(self, oid: pg_sys::Oid) -> impl Iterator<Item = &'static Message> {
+    fn messages_of(self, oid: pg_sys::Oid) -> impl Iterator<Item = &'static Message> {
         self.messages().iter().filter(move |message| {
-            message.state.load(Acquire) == READY && message.database.load(Relaxed) == oid.to_u32()
+            message.is_posted() && message.database.load(Relaxed) == oid.to_u32()
         })
     }
 
-    fn release(self, message: &Message) {
-        if message.state.compare_exchange(READY, FREE, AcqRel, Relaxed).is_ok() {
+    /// Frees a message that has been posted.
+    pub fn release(self, message: &Message) {
+        let free = |from| message.state.compare_exchange(from, FREE, AcqRel, Relaxed).is_ok();
+        if free(HELD) || free(READY) {
             self.0.messages.fetch_sub(1, AcqRel);
         }
     }
 }
 
 impl Message {
-    fn news(&self) -> News {
+    fn is_posted(&self) -> bool {
+        matches!(self.state.load(Acquire), READY | HELD)
+    }
+
+    fn news(&'static self) -> News {
         let text = self.text.get();
         if self.kind.load(Relaxed) == 0 {
             News::Error { xid: self.xid.load(Relaxed), subxid: self.subxid.load(Relaxed), text }
         } else {
-            News::LostStart {
+            News::LostStart(LostStart {
                 execution_id: self.execution_id.load(Relaxed),
                 loader_id: self.loader_id.load(Relaxed),
                 start: self.start.load(Relaxed),
+                abandoned: self.abandoned.load(Relaxed),
                 text,
-            }
+                message: self,
+            })
         }
     }
 }

@@ -4,12 +4,11 @@ use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use pgrx::pg_sys;
+use pgrx::pg_sys::{self, LockWaitPolicy};
 
-use super::loader_lock::{self, LoaderRow};
+use super::loader_row::{self, LoaderRow};
 use super::shared::{Progress, Request, Serving, Shared, Start, shared};
 use super::transaction;
-use crate::error::Error;
 use crate::lookup::{OpenRelation, relation};
 use crate::settings;
 
@@ -23,9 +22,17 @@ pub enum Started {
     Declined(Declined),
 }
 
-/// Why a start is recorded in the caller's own transaction although it was to be durable.
+/// That a start is to be recorded in the caller's own transaction although it was to be durable.
+pub struct Declined {
+    /// Why.
+    pub reason: Reason,
+    /// The execution that the worker had taken and may yet record, under another id.
+    pub abandoned: Option<i64>,
+}
+
+/// Why the worker does not record a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Declined {
+pub enum Reason {
     /// The loader's row was not there, or nobody else can see it yet.
     LoaderUncommitted,
     /// Nobody else can see the extension yet.
@@ -47,15 +54,18 @@ pub enum Declined {
 }
 
 /// Reasons as a request's entry in shared memory carries them.
-const REASONS: [Declined; 5] = [
-    Declined::LoaderUncommitted,
-    Declined::TableLocked,
-    Declined::NoRoom,
-    Declined::NotServed,
-    Declined::Late,
+const REASONS: [Reason; 5] = [
+    Reason::LoaderUncommitted,
+    Reason::TableLocked,
+    Reason::NoRoom,
+    Reason::NotServed,
+    Reason::Late,
 ];
 
-impl Declined {
+/// A worker that has not taken a request for so long is late for everybody.
+const LATE_AFTER: Duration = Duration::from_millis(100);
+
+impl Reason {
     /// The reason as a number; 0 for an error of the worker's.
     pub fn code(&self) -> u32 {
         let place = REASONS.iter().position(|reason| reason == self);
@@ -67,12 +77,12 @@ impl Declined {
     }
 }
 
-impl fmt::Display for Declined {
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::LoaderUncommitted => f.write_str("The loader's row is not committed."),
             Self::ExtensionUncommitted => {
-                f.write_str("The extension was created in this transaction.")
+                f.write_str("The extension was created or updated in this transaction.")
             }
             Self::ForeignKey => {
                 f.write_str("The background worker cannot lock by the key of loader.loader.")
@@ -89,35 +99,48 @@ impl fmt::Display for Declined {
     }
 }
 
+impl From<Reason> for Declined {
+    fn from(reason: Reason) -> Self {
+        Self { reason, abandoned: None }
+    }
+}
+
 /// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds.
 ///
-/// # Errors
-/// What SPI says of a call; PostgreSQL's own errors pass as they are.
-pub fn start(loader_id: i64, time: i64) -> Result<Started, Error> {
+/// Errors of PostgreSQL pass as they are.
+pub fn start(loader_id: i64, time: i64) -> Started {
     let Some(shared) = shared().filter(|_| settings::DURABLE.get()) else {
-        return Ok(Started::Plainly);
+        return Started::Plainly;
     };
-    let (Some(history), Some(sequence), Some(_)) = (
+    let (Some(history), Some(sequence), Some(binding)) = (
         relation(c"execution_history"),
         relation(c"execution_history_id_seq"),
         relation(c"binding"),
     ) else {
-        return Ok(Started::Plainly);
+        return Started::Plainly;
     };
     let history = OpenRelation::table(history, pg_sys::AccessShareLock);
-    // SAFETY: the relation is open. 0 is InvalidSubTransactionId.
-    if unsafe { (*history.as_ptr()).rd_createSubid } != 0 {
-        return Ok(Started::Declined(Declined::ExtensionUncommitted));
+    // The bindings came with a later version of the extension.
+    if history.is_new() || OpenRelation::table(binding, pg_sys::AccessShareLock).is_new() {
+        return Started::Declined(Reason::ExtensionUncommitted.into());
     }
-    let check_loader = match loader_lock::lock(&history, loader_id)? {
-        LoaderRow::Missing => return Ok(Started::Declined(Declined::LoaderUncommitted)),
-        LoaderRow::Unsupported => return Ok(Started::Declined(Declined::ForeignKey)),
+    let check_loader = match loader_row::lock(&history, loader_id, LockWaitPolicy::LockWaitBlock) {
+        LoaderRow::Missing => return Started::Declined(Reason::LoaderUncommitted.into()),
+        LoaderRow::Unsupported => return Started::Declined(Reason::ForeignKey.into()),
+        LoaderRow::Busy => return Started::Declined(Reason::Late.into()),
         LoaderRow::Own => true,
         LoaderRow::Committed | LoaderRow::Unchecked => false,
     };
     shared.first_xid();
     // SAFETY: in a transaction that may write, which the caller has checked.
     let start = unsafe {
+        // PostgreSQL does not wait for the disk at the commit of a transaction that has written nothing,
+        // as this one may be. A crash would then undo what the client has seen committed.
+        if pg_sys::synchronous_commit
+            > pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF.cast_signed()
+        {
+            pg_sys::ForceSyncCommit();
+        }
         let xid = pg_sys::GetTopFullTransactionId().value;
         let subxid = match pg_sys::GetCurrentTransactionNestLevel() {
             ..=1 => 0,
@@ -127,10 +150,10 @@ pub fn start(loader_id: i64, time: i64) -> Result<Started, Error> {
         let notify = settings::NOTIFY.get();
         Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify }
     };
-    hand_over(shared, &start).map(|()| start.execution_id).map_or_else(
-        |declined| Ok(Started::Declined(declined)),
-        |execution_id| Ok(Started::Durably(execution_id)),
-    )
+    match hand_over(shared, &start) {
+        Ok(()) => Started::Durably(start.execution_id),
+        Err(declined) => Started::Declined(declined),
+    }
 }
 
 /// Hands a start to the worker and waits until it is recorded.
@@ -139,15 +162,20 @@ fn hand_over(shared: Shared, start: &Start) -> Result<(), Declined> {
     let oid = unsafe { pg_sys::MyDatabaseId };
     let database = shared.database(oid);
     match database {
-        None => shared.announce(oid),
+        None => {
+            shared.announce(oid);
+            if shared.is_launcher_late() {
+                return Err(Reason::NoRoom.into());
+            }
+        }
         Some(database) => {
             if database.serving() == Serving::NoRoom {
                 shared.announce(oid);
-                return Err(Declined::NoRoom);
+                return Err(Reason::NoRoom.into());
             }
             if database.late.load(Relaxed) {
                 database.worker.wake();
-                return Err(Declined::Late);
+                return Err(Reason::Late.into());
             }
         }
     }
@@ -155,7 +183,7 @@ fn hand_over(shared: Shared, start: &Start) -> Result<(), Declined> {
         if let Some(database) = database {
             database.worker.wake();
         }
-        return Err(Declined::QueueFull);
+        return Err(Reason::QueueFull.into());
     };
     // Before the wait, since an error may end it when the worker has already committed.
     transaction::remember_bound_start(start.xid, start.subxid);
@@ -164,19 +192,31 @@ fn hand_over(shared: Shared, start: &Start) -> Result<(), Declined> {
         Some(database) => database.worker.wake(),
         None => shared.launcher().wake(),
     }
-    let answer = wait(request);
+    let timeout = settings::worker_timeout();
+    let answer = wait(request, timeout);
     transaction::set_waiting(None);
     match answer {
         Answer::Done => Ok(()),
-        Answer::Declined(code) => Err(Declined::from_code(code).unwrap_or_else(|| {
-            let error = shared.database(oid).map(|database| database.last_error.get());
-            Declined::Failed(error.unwrap_or_default())
-        })),
+        Answer::Declined(code) => Err(Reason::from_code(code)
+            .unwrap_or_else(|| {
+                let error = shared.database(oid).map(|database| database.last_error.get());
+                Reason::Failed(error.unwrap_or_default())
+            })
+            .into()),
+        // It is at work, though slow.
+        Answer::Taken => {
+            Err(Declined { reason: Reason::Late, abandoned: Some(start.execution_id) })
+        }
         Answer::None => {
-            if let Some(database) = shared.database(oid) {
-                database.late.store(true, Relaxed);
+            match shared.database(oid) {
+                Some(database) if timeout >= LATE_AFTER => {
+                    database.late.store(true, Relaxed);
+                    database.worker.wake();
+                }
+                None if timeout >= LATE_AFTER => shared.set_launcher_late(true),
+                _ => {}
             }
-            Err(Declined::Late)
+            Err(Reason::Late.into())
         }
     }
 }
@@ -186,13 +226,15 @@ enum Answer {
     Done,
     /// With the reason's code.
     Declined(u32),
-    /// Nothing in time.
+    /// The worker has taken it, and may yet record it.
+    Taken,
+    /// Nothing in time, and nothing will.
     None,
 }
 
-/// Waits for the answer to a request, and frees it.
-fn wait(request: &Request) -> Answer {
-    let deadline = Instant::now() + settings::worker_timeout();
+/// Waits for the answer to a request, and frees it or leaves it to the worker.
+fn wait(request: &Request, timeout: Duration) -> Answer {
+    let deadline = Instant::now() + timeout;
     loop {
         if request.advance(Progress::Done, Progress::Free) {
             return Answer::Done;
@@ -206,12 +248,10 @@ fn wait(request: &Request) -> Answer {
         let left = deadline.saturating_duration_since(Instant::now());
         if !left.is_zero() {
             wait_for_latch(left);
-        // The worker has either not seen it, or is about to commit it, or has. It must not be
-        // recorded twice, under the same id least of all.
-        } else if request.advance(Progress::Queued, Progress::Free)
-            || request.advance(Progress::Taken, Progress::Abandoned)
-        {
+        } else if request.advance(Progress::Queued, Progress::Free) {
             return Answer::None;
+        } else if request.advance(Progress::Taken, Progress::Abandoned) {
+            return Answer::Taken;
         }
     }
 }

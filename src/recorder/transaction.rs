@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, SubTransactionId, SubXactEvent, XactEvent};
@@ -19,6 +20,10 @@ struct PlainStart {
     execution_id: i64,
     loader_id: i64,
     start: i64,
+    /// The execution that the worker may have recorded in its stead; 0 for none.
+    abandoned: i64,
+    /// Whether the history itself goes where the transaction is rolled back.
+    new_extension: bool,
 }
 
 /// A durable start inside a subtransaction.
@@ -35,8 +40,9 @@ struct Current {
     xid: Cell<u64>,
     /// The request that the backend waits for.
     waiting: Cell<Option<&'static Request>>,
-    plain: RefCell<Vec<PlainStart>>,
-    bound: RefCell<Vec<BoundSubtransaction>>,
+    // Never dropped: the server still logs, and so asks, when a process has run its destructors.
+    plain: RefCell<ManuallyDrop<Vec<PlainStart>>>,
+    bound: RefCell<ManuallyDrop<Vec<BoundSubtransaction>>>,
     /// Databases to announce when it commits.
     announce: [Cell<u32>; 4],
     /// Whether the extension in this database was changed.
@@ -49,8 +55,8 @@ thread_local! {
     static CURRENT: Current = const { Current {
         xid: Cell::new(0),
         waiting: Cell::new(None),
-        plain: RefCell::new(Vec::new()),
-        bound: RefCell::new(Vec::new()),
+        plain: RefCell::new(ManuallyDrop::new(Vec::new())),
+        bound: RefCell::new(ManuallyDrop::new(Vec::new())),
         announce: [const { Cell::new(0) }; 4],
         extension_changed: Cell::new(false),
         bars: Cell::new(false),
@@ -91,13 +97,28 @@ pub fn remember_bound_start(xid: u64, subxid: u64) {
 }
 
 /// Remembers a start recorded in the current transaction although it was to be durable: where it is
-/// rolled back, the worker is to record it as FAILED.
-pub fn remember_plain_start(execution_id: i64, loader_id: i64, start: i64) {
+/// rolled back, the worker is to record it as FAILED, and to remove `abandoned`, which it may have
+/// recorded in its stead. With `new_extension` the history itself goes where the whole transaction is.
+pub fn remember_plain_start(
+    execution_id: i64,
+    loader_id: i64,
+    start: i64,
+    abandoned: Option<i64>,
+    new_extension: bool,
+) {
     CURRENT.with(|current| {
         if let Ok(mut plain) = current.plain.try_borrow_mut() {
             // SAFETY: called in a transaction.
             let subtransaction = Some(unsafe { pg_sys::GetCurrentSubTransactionId() });
-            plain.push(PlainStart { subtransaction, execution_id, loader_id, start });
+            let abandoned = abandoned.unwrap_or_default();
+            plain.push(PlainStart {
+                subtransaction,
+                execution_id,
+                loader_id,
+                start,
+                abandoned,
+                new_extension,
+            });
         }
     });
 }
@@ -138,7 +159,10 @@ impl Current {
     /// Hands over the plain starts that are gone: all, or those whose subtransaction was rolled back.
     fn post_lost_starts(&self, shared: Shared, all: bool) {
         let Ok(mut plain) = self.plain.try_borrow_mut() else { return };
-        for start in plain.iter().filter(|start| all || start.subtransaction.is_none()) {
+        let is_lost = |start: &&PlainStart| {
+            if all { !start.new_extension } else { start.subtransaction.is_none() }
+        };
+        for start in plain.iter().filter(is_lost) {
             last_error::with(|text| {
                 shared.post(
                     my_database(),
@@ -146,6 +170,7 @@ impl Current {
                         execution_id: start.execution_id,
                         loader_id: start.loader_id,
                         start: start.start,
+                        abandoned: start.abandoned,
                         text: if all { text } else { &[] },
                     },
                 )

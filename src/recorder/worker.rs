@@ -3,35 +3,31 @@
 //!
 //! It never waits for what a caller may hold: tables it locks only where nobody else has them, rows
 //! only where nobody else does, and `lock_timeout` ends what is left. What it can't do at once it
-//! declines, for the caller to do, or does later.
+//! declines, for the caller to do, or does later. It plans nothing about tables of others, and runs
+//! nothing of theirs. Whatever else there is to do, it does in small portions, since starts wait
+//! meanwhile.
 
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
-use pgrx::pg_sys::{self, BuiltinOid};
-use pgrx::{PgSqlErrorCode, Spi, pg_guard};
+use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::EXTENSION;
 use super::background::{
-    Trouble, is_to_stop, listen_to_signals, log, reload_settings, report_activity, set, set_local,
-    sleep, transaction,
+    Trouble, check_for_interrupts, is_to_stop, listen_to_signals, log, reload_settings,
+    report_activity, set, set_local, sleep, transaction,
 };
 use super::binding::{Outcome, outcome};
-use super::loader_lock;
-use super::shared::{Database, News, Progress, Request, Serving, Shared, Start, shared};
-use super::start::Declined;
-use crate::error::Error;
-use crate::event::Event;
-use crate::execution::{Status, duration_seconds};
-use crate::lookup::{OpenRelation, relation};
+use super::ledger::{self, Closed};
+use super::loader_row::LoaderRow;
+use super::shared::{Database, LostStart, News, Request, Serving, Shared, Start, shared};
+use super::start::Reason;
+use crate::lookup::relation;
 use crate::notify;
 use crate::settings;
-use crate::statement::{KeptStatement, Sight};
-use crate::time::{end_of_execution, from_postgres};
 
 /// How often the worker looks what became of the open transactions, beside whenever it is told that one
 /// was rolled back. Commits are not told: their bindings go together, at the next look.
@@ -47,8 +43,22 @@ const EXTENSION_INTERVAL: Duration = Duration::from_secs(60);
 /// How often an error of the same text is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Executions ended in one transaction, which holds their rows' locks.
-const CLOSED_AT_ONCE: usize = 100;
+/// Executions ended in one transaction. Starts wait for its end.
+const CLOSED_AT_ONCE: usize = 32;
+
+/// Events emitted in one transaction.
+const EMITTED_AT_ONCE: usize = 1_000;
+
+/// Events that wait to be emitted, at most: where PostgreSQL's lock on NOTIFY is held on and on, by a
+/// commit that waits for a standby, the oldest are dropped.
+const MAX_EVENTS: usize = 65_536;
+
+/// How long starts are tried again where a table is locked, and the pause between.
+const LOCK_PATIENCE: Duration = Duration::from_millis(20);
+const LOCK_PAUSE: Duration = Duration::from_millis(4);
+
+/// When the worker tries again what another session's lock kept it from.
+const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// Settings that the worker relies on, whatever the configuration, the database or the role say.
 /// In role "replica" foreign keys are not checked: the caller's lock stands for the loader's key.
@@ -68,54 +78,10 @@ const SETTINGS: [(&CStr, &CStr); 12] = [
 ];
 
 thread_local! {
-    static INSERT_STARTS: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.execution_history (id, loader_id, execution_start, status) \
-          SELECT s.id, s.loader_id, s.execution_start, 'RUNNING' \
-          FROM ROWS FROM (unnest($1), unnest($2), unnest($3)) AS s (id, loader_id, execution_start)",
-        &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::TIMESTAMPTZARRAYOID],
-    ) };
-    static INSERT_BINDINGS: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.binding (execution_id, xid, subxid) \
-          SELECT b.id, b.xid::text::xid8, NULLIF(b.subxid, 0)::text::xid8 \
-          FROM ROWS FROM (unnest($1), unnest($2), unnest($3)) AS b (id, xid, subxid)",
-        &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID],
-    ) };
-    static SELECT_BINDINGS: KeptStatement = const { KeptStatement::new(
-        c"SELECT execution_id, xid::text::bigint, subxid::text::bigint FROM loader.binding",
-        &[],
-    ) };
-    static DELETE_BINDINGS: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.binding WHERE execution_id = ANY ($1)",
-        &[BuiltinOid::INT8ARRAYOID],
-    ) };
-    static DELETE_EXECUTIONS: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.execution_history WHERE id = ANY ($1)",
-        &[BuiltinOid::INT8ARRAYOID],
-    ) };
-    static SELECT_EXECUTION: KeptStatement = const { KeptStatement::new(
-        c"SELECT execution_start, execution_end FROM loader.execution_history WHERE id = $1",
-        &[BuiltinOid::INT8OID],
-    ) };
-    static LOCK_RUNNING: KeptStatement = const { KeptStatement::new(
-        c"SELECT execution_start FROM loader.execution_history \
-          WHERE id = $1 AND status = 'RUNNING' FOR NO KEY UPDATE SKIP LOCKED",
-        &[BuiltinOid::INT8OID],
-    ) };
-    static CLOSE: KeptStatement = const { KeptStatement::new(
-        c"UPDATE loader.execution_history \
-          SET execution_end = $2, status = 'FAILED', error_message = $3, duration_seconds = $4 \
-          WHERE id = $1",
-        &[
-            BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TEXTOID, BuiltinOid::INT4OID,
-        ],
-    ) };
-    static INSERT_DERIVED: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.derived_failure (execution_id, execution_end) VALUES ($1, $2) \
-          ON CONFLICT (execution_id) DO UPDATE SET execution_end = EXCLUDED.execution_end",
-        &[BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
-    ) };
     /// What the entry of the database says once this process has ended.
     static AT_EXIT: Cell<Serving> = const { Cell::new(Serving::Ended) };
+    /// Whether another is to come at once.
+    static COMES_BACK: Cell<bool> = const { Cell::new(false) };
     /// Whether this process is a worker.
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
 }
@@ -149,7 +115,10 @@ pub extern "C-unwind" fn loader_history_worker_main(argument: pg_sys::Datum) {
     let left = Worker::new(shared, database, oid).and_then(Worker::run);
     AT_EXIT.set(match left {
         Ok(Leaving::ForGood) => Serving::Left,
-        Ok(Leaving::ForNow) => Serving::Ended,
+        Ok(Leaving::ForNow) => {
+            COMES_BACK.set(true);
+            Serving::Ended
+        }
         Err(trouble) => {
             log(&format!("loader_history worker: {trouble}"));
             database.remember_error(&trouble.message);
@@ -165,6 +134,9 @@ unsafe extern "C-unwind" fn at_exit(_code: i32, argument: pg_sys::Datum) {
         && let Some(database) = shared.database(oid)
     {
         database.exit(AT_EXIT.get());
+        if COMES_BACK.get() {
+            shared.announce(oid);
+        }
         shared.launcher().wake();
     }
 }
@@ -184,8 +156,12 @@ struct Binding {
     subxid: u64,
     /// Whether the session that started it wants events.
     notify: bool,
+    /// Whether the transaction was open in this run of the server.
+    was_open: bool,
     /// When the rollback was first seen.
     rolled_back: Option<Instant>,
+    /// Whether it waits in `closing`.
+    is_closing: bool,
 }
 
 struct Worker {
@@ -197,18 +173,19 @@ struct Worker {
     bindings: HashMap<i64, Binding>,
     /// Errors that rolled transactions and subtransactions back.
     texts: HashMap<(u64, u64), String>,
-    lost: Vec<LostStart>,
+    /// Executions to end.
+    closing: VecDeque<Closing>,
+    /// Starts to record as failed.
+    lost: VecDeque<LostStart>,
+    /// Executions, and their loaders, that were recorded when nobody held the loader's row any more.
+    unattended: Vec<(i64, i64)>,
+    /// Payloads to emit.
+    events: VecDeque<String>,
     next_look: Instant,
+    next_lock_retry: Instant,
+    next_emission: Instant,
     next_extension_check: Instant,
     logged: Option<(String, Instant)>,
-}
-
-/// A start that was rolled back together with the caller's transaction.
-struct LostStart {
-    execution_id: i64,
-    loader_id: i64,
-    start: i64,
-    text: String,
 }
 
 /// An execution whose start was rolled back.
@@ -228,27 +205,46 @@ impl Worker {
             extension: extension()?,
             bindings: HashMap::new(),
             texts: HashMap::new(),
-            lost: Vec::new(),
+            closing: VecDeque::new(),
+            lost: VecDeque::new(),
+            unattended: Vec::new(),
+            events: VecDeque::new(),
             next_look: now,
+            next_lock_retry: now,
+            next_emission: now,
             next_extension_check: now + EXTENSION_INTERVAL,
             logged: None,
         };
         if worker.extension != pg_sys::InvalidOid {
-            worker.bindings = load_bindings()?;
+            worker.load_bindings()?;
             worker.take_over();
-            database.start_running();
+            shared.take_over_messages(oid);
+            database.set_serving(Serving::Running);
+            shared.launcher().wake();
         }
         Ok(worker)
     }
 
+    fn load_bindings(&mut self) -> Result<(), Trouble> {
+        self.closing.clear();
+        self.bindings = transaction(ledger::bindings)?
+            .into_iter()
+            .map(|(execution_id, xid, subxid)| {
+                let notify = settings::NOTIFY.get();
+                (execution_id, Binding::new(xid, subxid, notify, false))
+            })
+            .collect();
+        Ok(())
+    }
+
     /// Answers the requests that a worker before this one had taken and not answered.
-    fn take_over(&self) {
-        for request in self.shared.requests_of(self.oid) {
-            if self.bindings.contains_key(&request.start().execution_id) {
-                answer(request);
-            } else {
-                request.decline(Progress::Taken, Declined::Late.code());
-                request.advance(Progress::Unattended, Progress::Free);
+    fn take_over(&mut self) {
+        for request in self.shared.requests_of(self.oid).filter(|request| !request.is_queued()) {
+            let Start { execution_id, loader_id, .. } = request.start();
+            if !self.bindings.contains_key(&execution_id) {
+                request.decline(Reason::Late.code());
+            } else if !request.answer() {
+                self.unattended.push((execution_id, loader_id));
             }
         }
     }
@@ -263,26 +259,45 @@ impl Worker {
                 self.check_extension()?;
             }
             if self.extension == pg_sys::InvalidOid {
+                self.shared.drop_messages(self.oid);
                 return Ok(Leaving::ForGood);
             }
             self.database.late.store(false, Relaxed);
-            // Starts go before all else: somebody waits for each. A wait for a lock may swallow a
-            // wake-up, so there is no sleep before nothing was found to do.
-            let busy = self.record_starts()
-                || self.remove_abandoned()
-                || self.read_messages()
-                || self.record_lost_starts()
-                || self.look();
-            if busy {
+            // Starts go first, and the rest is bounded: somebody waits for each start. A wait for a lock
+            // may swallow a wake-up, so there is no sleep before nothing was found to do.
+            let busy = [
+                self.record_starts(),
+                self.settle_unattended(),
+                self.read_messages(),
+                self.record_lost_start(),
+                self.look(),
+                self.close_some(),
+                self.emit_events(),
+            ];
+            check_for_interrupts();
+            if busy.contains(&true) {
                 continue;
             }
-            let idle = self.bindings.is_empty() && self.lost.is_empty();
             // SAFETY: outside of a transaction; otherwise autovacuum would not learn of the rows.
-            unsafe { pg_sys::pgstat_report_stat(idle) };
+            unsafe { pg_sys::pgstat_report_stat(self.bindings.is_empty()) };
             report_activity(None);
-            let next = if idle { self.next_extension_check } else { self.next_look };
-            sleep(Some(next.saturating_duration_since(Instant::now())));
+            sleep(Some(self.next_duty().saturating_duration_since(Instant::now())));
         }
+    }
+
+    /// When there is something to do that nobody wakes the worker for.
+    fn next_duty(&self) -> Instant {
+        let due = |is_due: bool, when: Instant| is_due.then_some(when);
+        let waits_for_lock =
+            !(self.lost.is_empty() && self.closing.is_empty() && self.unattended.is_empty());
+        [
+            due(!self.bindings.is_empty(), self.next_look),
+            due(waits_for_lock, self.next_lock_retry),
+            due(!self.events.is_empty(), self.next_emission),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.next_extension_check, Instant::min)
     }
 
     /// Finds out whether the extension is there, and is the one that the worker knows.
@@ -290,7 +305,7 @@ impl Worker {
         self.next_extension_check = Instant::now() + EXTENSION_INTERVAL;
         let extension = extension()?;
         if extension != self.extension && extension != pg_sys::InvalidOid {
-            self.bindings = load_bindings()?;
+            self.load_bindings()?;
             self.next_look = Instant::now();
         }
         self.extension = extension;
@@ -315,58 +330,59 @@ impl Worker {
         let taken: Vec<_> = self
             .shared
             .requests_of(self.oid)
-            .filter(|request| request.advance(Progress::Queued, Progress::Taken))
+            .filter(|request| request.take(self.oid))
             .map(|request| (request, request.start()))
             .collect();
         if taken.is_empty() {
             return false;
         }
         report_activity(Some("recording starts"));
-        if let Err(trouble) = self.record(&taken) {
-            // Something in it is bad: what, shows when each is alone.
-            if taken.len() > 1 {
-                for one in &taken {
-                    if let Err(trouble) = self.record(std::slice::from_ref(one)) {
-                        self.decline(one.0, &trouble);
-                    }
-                }
-            } else {
-                taken.iter().for_each(|(request, _)| self.decline(request, &trouble));
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        let mut result = self.record(&taken);
+        // Vacuum locks a table against all others for a moment, to give back its last pages.
+        while result.as_ref().is_err_and(Trouble::is_lock) && Instant::now() < deadline {
+            std::thread::sleep(LOCK_PAUSE);
+            result = self.record(&taken);
+        }
+        let Err(mut trouble) = result else { return true };
+        if let [(request, _)] = taken[..] {
+            self.decline(request, &trouble);
+            return true;
+        }
+        // Something in it is bad: what, shows when each is alone. What is locked is locked for all.
+        for one in &taken {
+            if trouble.is_lock() {
+                self.decline(one.0, &trouble);
+            } else if let Err(alone) = self.record(std::slice::from_ref(one)) {
+                self.decline(one.0, &alone);
+                trouble = alone;
             }
         }
         true
     }
 
     fn decline(&mut self, request: &Request, trouble: &Trouble) {
-        let locked = trouble.sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE;
-        if !locked {
+        if !trouble.is_lock() {
             self.report(trouble);
         }
-        request.decline_for_good(if locked { Declined::TableLocked.code() } else { 0 });
+        request.decline(if trouble.is_lock() { Reason::TableLocked.code() } else { 0 });
     }
 
     /// Records starts in one transaction, and answers those who wait.
     fn record(&mut self, taken: &[(&'static Request, Start)]) -> Result<(), Trouble> {
         let declined = transaction(|| {
-            for table in [c"execution_history", c"binding", c"recorded_loader"] {
-                let Some(table) = relation(table) else { continue };
-                // SAFETY: in a transaction, at whose end the lock goes.
-                let locked = unsafe {
-                    pg_sys::ConditionalLockRelationOid(
-                        table,
-                        pg_sys::RowExclusiveLock.cast_signed(),
-                    )
-                };
-                if !locked {
-                    return Err(Error::TableLocked);
-                }
-            }
+            ledger::lock_tables()?;
             let mut declined = HashSet::new();
             for (_, start) in taken.iter().filter(|(_, start)| start.check_loader) {
-                let Some(history) = relation(c"execution_history") else { continue };
-                let history = OpenRelation::table(history, pg_sys::RowExclusiveLock);
-                if !loader_lock::is_committed(&history, start.loader_id)? {
-                    declined.insert(start.execution_id);
+                // The caller holds the row, which is no obstacle to locking it for its key, and wrote it.
+                match ledger::lock_loader(start.loader_id) {
+                    LoaderRow::Missing | LoaderRow::Unsupported => {
+                        declined.insert(start.execution_id);
+                    }
+                    LoaderRow::Committed
+                    | LoaderRow::Own
+                    | LoaderRow::Busy
+                    | LoaderRow::Unchecked => {}
                 }
             }
             let starts: Vec<_> = taken
@@ -374,56 +390,58 @@ impl Worker {
                 .map(|(_, start)| start)
                 .filter(|start| !declined.contains(&start.execution_id))
                 .collect();
-            insert(&starts)?;
+            ledger::insert(&starts)?;
             Ok(declined)
         })?;
         for (request, start) in taken {
-            if declined.contains(&start.execution_id) {
-                request.decline_for_good(Declined::LoaderUncommitted.code());
-            } else {
-                let Start { execution_id, xid, subxid, notify, .. } = *start;
-                self.bindings
-                    .insert(execution_id, Binding { xid, subxid, notify, rolled_back: None });
-                answer(request);
+            let Start { execution_id, loader_id, xid, subxid, notify, .. } = *start;
+            if declined.contains(&execution_id) {
+                request.decline(Reason::LoaderUncommitted.code());
+                continue;
+            }
+            self.bindings.insert(execution_id, Binding::new(xid, subxid, notify, true));
+            if !request.answer() {
+                self.unattended.push((execution_id, loader_id));
+            }
+            if notify && let Ok(event) = ledger::start_event(execution_id, loader_id, start.start) {
+                self.queue_event(event);
             }
         }
         self.next_look = self.next_look.min(Instant::now() + LOOK_INTERVAL);
         Ok(())
     }
 
-    /// Removes what was recorded for callers who had given up on it and recorded it otherwise.
-    fn remove_abandoned(&mut self) -> bool {
-        let abandoned: Vec<_> = self
-            .shared
-            .requests_of(self.oid)
-            .filter(|request| request.is(Progress::Abandoned))
-            .collect();
-        if abandoned.is_empty() {
+    /// Makes sure that the loader is there of a start whose caller was gone when it was committed: the
+    /// caller's lock was gone too. Whether it did anything.
+    fn settle_unattended(&mut self) -> bool {
+        if self.unattended.is_empty() || Instant::now() < self.next_lock_retry {
             return false;
         }
-        let ids: Vec<_> = abandoned.iter().map(|request| request.start().execution_id).collect();
-        let removed = transaction(|| {
-            Spi::connect(|client| {
-                DELETE_BINDINGS
-                    .with(|delete| delete.run(client, Sight::Usual, &[ids.clone().into()]))?;
-                DELETE_EXECUTIONS
-                    .with(|delete| delete.run(client, Sight::Usual, &[ids.clone().into()]))?;
-                Ok(())
-            })
-        });
-        match removed {
-            Ok(()) => {
-                for request in abandoned {
-                    self.bindings.remove(&request.start().execution_id);
-                    request.advance(Progress::Abandoned, Progress::Free);
+        let before = self.unattended.len();
+        for (execution_id, loader_id) in std::mem::take(&mut self.unattended) {
+            let settled = transaction(|| {
+                let row = ledger::lock_loader(loader_id);
+                if row == LoaderRow::Missing {
+                    ledger::remove(&[execution_id])?;
+                }
+                Ok(row)
+            });
+            match settled {
+                Ok(LoaderRow::Missing) => {
+                    self.bindings.remove(&execution_id);
+                }
+                Ok(LoaderRow::Busy) => self.unattended.push((execution_id, loader_id)),
+                Ok(_) => {}
+                Err(trouble) => {
+                    self.report(&trouble);
+                    self.unattended.push((execution_id, loader_id));
                 }
             }
-            Err(trouble) => {
-                self.report(&trouble);
-                return false;
-            }
         }
-        true
+        if !self.unattended.is_empty() {
+            self.next_lock_retry = Instant::now() + LOCK_RETRY;
+        }
+        self.unattended.len() < before
     }
 
     /// Takes what backends tell; whether there was anything.
@@ -438,44 +456,42 @@ impl Worker {
                         self.next_look = Instant::now();
                     }
                 }
-                News::LostStart { execution_id, loader_id, start, text } => {
-                    self.lost.push(LostStart { execution_id, loader_id, start, text });
-                }
+                News::LostStart(lost) => self.lost.push_back(lost),
             }
         }
         any
     }
 
-    /// Records the starts that were rolled back with the callers' transactions; whether it did
-    /// anything.
-    fn record_lost_starts(&mut self) -> bool {
-        let lost_starts = std::mem::take(&mut self.lost);
-        let before = lost_starts.len();
-        for lost in lost_starts {
-            let recorded = transaction(|| {
-                // Here the foreign key is checked: nobody holds the loader's row for us.
-                set_local(c"session_replication_role", c"origin");
-                record_lost_start(&lost)
-            });
-            match recorded {
-                Ok(()) => {}
-                Err(trouble) if trouble.sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
-                    self.lost.push(lost);
+    /// Records a start that was rolled back with the caller's transaction; whether it did.
+    fn record_lost_start(&mut self) -> bool {
+        if Instant::now() < self.next_lock_retry {
+            return false;
+        }
+        let Some(lost) = self.lost.pop_front() else { return false };
+        let message = if lost.text.is_empty() { ROLLED_BACK } else { &lost.text };
+        match transaction(|| ledger::record_lost_start(&lost, message)) {
+            Ok(events) => {
+                if settings::NOTIFY.get() {
+                    events.into_iter().for_each(|event| self.queue_event(event));
                 }
-                // Where the loader itself was rolled back there is nothing to record.
-                Err(trouble)
-                    if trouble.sqlstate == PgSqlErrorCode::ERRCODE_FOREIGN_KEY_VIOLATION => {}
-                Err(trouble) => self.report(&trouble),
+                self.bindings.remove(&lost.abandoned);
+            }
+            // It breaks a rule of the table's, and will tomorrow.
+            Err(trouble) if trouble.is_integrity_violation() => self.report(&trouble),
+            Err(trouble) => {
+                if !trouble.is_lock() {
+                    self.report(&trouble);
+                }
+                self.next_lock_retry = Instant::now() + LOCK_RETRY;
+                self.lost.push_back(lost);
+                return false;
             }
         }
-        if !self.lost.is_empty() {
-            self.next_look = self.next_look.min(Instant::now() + LOOK_INTERVAL);
-        }
-        self.lost.len() < before
+        self.shared.release(lost.message);
+        true
     }
 
-    /// Finds out what became of the open transactions, and acts on it, where that is due; whether it
-    /// did anything.
+    /// Finds out what became of the open transactions, where that is due; whether it did.
     fn look(&mut self) -> bool {
         let now = Instant::now();
         if now < self.next_look {
@@ -487,115 +503,69 @@ impl Worker {
             return false;
         }
         report_activity(Some("looking at transactions"));
-        let ids: Vec<_> = self.bindings.iter().map(|(&id, b)| (id, b.xid, b.subxid)).collect();
+        let open = |binding: &&Binding| !binding.is_closing;
+        let xids: HashSet<_> = self.bindings.values().filter(open).map(|b| b.xid).collect();
+        let subxids: HashSet<_> =
+            self.bindings.values().filter(open).map(|b| (b.xid, b.subxid)).collect();
         let outcomes = transaction(|| {
-            Ok(ids
+            let whole: HashMap<_, _> = xids.iter().map(|&xid| (xid, outcome(xid))).collect();
+            let parts: HashMap<_, _> = subxids
                 .iter()
-                .map(|&(id, xid, subxid)| {
-                    let whole = outcome(xid);
-                    let part = if whole == Outcome::Committed && subxid != 0 {
-                        outcome(subxid)
-                    } else {
-                        whole
-                    };
-                    (id, whole, part)
-                })
-                .collect::<Vec<_>>())
+                .filter(|(xid, subxid)| *subxid != 0 && whole.get(xid) == Some(&Outcome::Committed))
+                .map(|&(_, subxid)| (subxid, outcome(subxid)))
+                .collect();
+            Ok((whole, parts))
         });
-        let outcomes = match outcomes {
+        let (whole, parts) = match outcomes {
             Ok(outcomes) => outcomes,
             Err(trouble) => {
                 self.report(&trouble);
                 return true;
             }
         };
-        let (mut over, mut closing) = (Vec::new(), Vec::new());
-        for (execution_id, whole, part) in outcomes {
+        let mut over = Vec::new();
+        let mut unknown = Vec::new();
+        for (&execution_id, binding) in self.bindings.iter_mut().filter(|(_, b)| !b.is_closing) {
+            let whole = whole.get(&binding.xid).copied().unwrap_or(Outcome::InProgress);
+            let part = parts.get(&binding.subxid).copied().unwrap_or(whole);
             match (whole, part) {
-                (Outcome::InProgress, _) => {}
+                (Outcome::InProgress, _) => binding.was_open = true,
                 (_, Outcome::Aborted) => {
-                    if let Some(message) = self.failure_message(execution_id, whole, now) {
-                        let notify =
-                            self.bindings.get(&execution_id).is_some_and(|binding| binding.notify);
-                        closing.push(Closing { execution_id, message, notify });
+                    let first_xid = self.shared.first_xid();
+                    if let Some(message) = binding.failure(whole, &self.texts, first_xid, now) {
+                        binding.is_closing = true;
+                        let notify = binding.notify;
+                        self.closing.push_back(Closing { execution_id, message, notify });
                     }
                 }
                 (Outcome::Committed, Outcome::Committed) => over.push(execution_id),
-                _ => {
-                    self.report(&Trouble {
-                        sqlstate: PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-                        message: format!(
-                            "what became of the transaction that started execution {execution_id} is not known any more; it stays RUNNING"
-                        ),
-                    });
-                    over.push(execution_id);
-                }
+                _ => unknown.push(execution_id),
             }
         }
-        self.forget(over);
-        for some in closing.chunks(CLOSED_AT_ONCE) {
-            if let Err(trouble) = self.close(some) {
-                if some.len() == 1 {
-                    self.report(&trouble);
-                }
-                for one in some.iter().filter(|_| some.len() > 1) {
-                    if let Err(trouble) = self.close(std::slice::from_ref(one)) {
-                        self.report(&trouble);
-                    }
-                }
-            }
+        for execution_id in &unknown {
+            self.report(&Trouble {
+                sqlstate: PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+                message: format!(
+                    "what became of the transaction that started execution {execution_id} is not known any more; it stays RUNNING"
+                ),
+            });
         }
+        over.append(&mut unknown);
+        self.forget(&over);
         let open: HashSet<_> = self.bindings.values().map(|binding| binding.xid).collect();
         self.texts.retain(|(xid, _), _| open.contains(xid));
         true
     }
 
-    /// What the history is to say of a rolled back start; `None` while the error's text may still come.
-    fn failure_message(
-        &mut self,
-        execution_id: i64,
-        whole: Outcome,
-        now: Instant,
-    ) -> Option<String> {
-        let binding = self.bindings.get_mut(&execution_id)?;
-        let (xid, subxid) = (binding.xid, binding.subxid);
-        let text = |key| self.texts.get(&key).filter(|text| !text.is_empty()).cloned();
-        let error = if whole == Outcome::Committed {
-            text((xid, subxid))
-        } else {
-            text((xid, 0)).or_else(|| text((xid, subxid)))
-        };
-        if error.is_some() {
-            return error;
-        }
-        if whole == Outcome::Committed {
-            return Some("The savepoint that the execution started in was rolled back.".to_owned());
-        }
-        if xid < self.shared.first_xid() {
-            return Some(
-                "The server stopped before the transaction that started the execution had committed."
-                    .to_owned(),
-            );
-        }
-        let first_seen = *binding.rolled_back.get_or_insert(now);
-        // The rollback was told, without an error; or nobody is left to tell.
-        (self.texts.contains_key(&(xid, 0)) || now.duration_since(first_seen) >= TEXT_DELAY)
-            .then(|| "The transaction that started the execution was rolled back.".to_owned())
-    }
-
     /// Deletes the bindings of executions that they say nothing about any more.
-    fn forget(&mut self, over: Vec<i64>) {
+    fn forget(&mut self, over: &[i64]) {
         if over.is_empty() {
             return;
         }
         let deleted = transaction(|| {
             // Where a crash undoes it, it is found out again.
             set_local(c"synchronous_commit", c"off");
-            Spi::connect(|client| {
-                DELETE_BINDINGS
-                    .with(|delete| delete.run(client, Sight::Usual, &[over.clone().into()]))?;
-                Ok(())
-            })
+            ledger::forget(over)
         });
         match deleted {
             Ok(()) => over.iter().for_each(|id| {
@@ -605,39 +575,136 @@ impl Worker {
         }
     }
 
-    /// Ends executions whose start was rolled back, but for those whose rows others lock.
-    fn close(&mut self, closing: &[Closing]) -> Result<(), Trouble> {
-        let closed = transaction(|| {
-            // Where a crash undoes it, it is found out again. The triggers fire as for anybody.
-            set_local(c"synchronous_commit", c"off");
-            set_local(c"session_replication_role", c"origin");
-            let mut closed = Vec::new();
-            for Closing { execution_id, message, notify } in closing {
-                set_local(c"loader_history.notify", if *notify { c"on" } else { c"off" });
-                if close_execution(*execution_id, message)? {
-                    closed.push(*execution_id);
-                }
+    /// Ends some of the executions whose start was rolled back; whether it did.
+    fn close_some(&mut self) -> bool {
+        if self.closing.is_empty() || Instant::now() < self.next_lock_retry {
+            return false;
+        }
+        report_activity(Some("ending executions"));
+        let count = self.closing.len().min(CLOSED_AT_ONCE);
+        let some: Vec<_> = self.closing.drain(..count).collect();
+        let busy = match self.close(&some) {
+            Ok(busy) => busy,
+            // Something in it is bad: what, shows when each is alone.
+            Err(trouble) if some.len() == 1 || trouble.is_lock() => {
+                self.report(&trouble);
+                some.iter().map(|closing| closing.execution_id).collect()
             }
-            Spi::connect(|client| {
-                DELETE_BINDINGS
-                    .with(|delete| delete.run(client, Sight::Usual, &[closed.clone().into()]))
-                    .map(|_| ())
-            })?;
-            Ok(closed)
+            Err(_) => some
+                .iter()
+                .flat_map(|one| {
+                    self.close(std::slice::from_ref(one)).unwrap_or_else(|trouble| {
+                        self.report(&trouble);
+                        HashSet::from([one.execution_id])
+                    })
+                })
+                .collect(),
+        };
+        if !busy.is_empty() {
+            self.next_lock_retry = Instant::now() + LOCK_RETRY;
+        }
+        let any = busy.len() < some.len();
+        self.closing.extend(some.into_iter().filter(|one| busy.contains(&one.execution_id)));
+        any
+    }
+
+    /// Ends executions whose start was rolled back, and returns those whose rows others lock.
+    fn close(&mut self, closing: &[Closing]) -> Result<HashSet<i64>, Trouble> {
+        let (closed, busy, events) = transaction(|| {
+            // Where a crash undoes it, it is found out again.
+            set_local(c"synchronous_commit", c"off");
+            ledger::fire_triggers();
+            let (mut closed, mut busy, mut events) = (Vec::new(), HashSet::new(), Vec::new());
+            for Closing { execution_id, message, notify } in closing {
+                match ledger::close(*execution_id, message)? {
+                    Closed::Busy => {
+                        busy.insert(*execution_id);
+                        continue;
+                    }
+                    Closed::Failed(event) if *notify => events.push(event),
+                    Closed::Failed(_) | Closed::Over => {}
+                }
+                closed.push(*execution_id);
+            }
+            ledger::forget(&closed)?;
+            Ok((closed, busy, events))
         })?;
         for id in closed {
             self.bindings.remove(&id);
         }
-        Ok(())
+        events.into_iter().for_each(|event| self.queue_event(event));
+        Ok(busy)
+    }
+
+    fn queue_event(&mut self, event: String) {
+        if self.events.len() == MAX_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// Emits events in a transaction of its own: its commit takes a lock that others may hold for as
+    /// long as they wait for a standby. Whether it did.
+    fn emit_events(&mut self) -> bool {
+        if self.events.is_empty() || Instant::now() < self.next_emission {
+            return false;
+        }
+        let count = self.events.len().min(EMITTED_AT_ONCE);
+        let emitted = transaction(|| {
+            set_local(c"synchronous_commit", c"off");
+            self.events.iter().take(count).try_for_each(|event| notify::emit(event))
+        });
+        match emitted {
+            Err(trouble) if trouble.is_lock() => {
+                self.next_emission = Instant::now() + LOCK_RETRY;
+                return false;
+            }
+            Err(trouble) => self.report(&trouble),
+            Ok(()) => {}
+        }
+        self.events.drain(..count);
+        true
     }
 }
 
-/// Answers a request that is recorded.
-fn answer(request: &Request) {
-    if request.advance(Progress::Taken, Progress::Done) {
-        request.waiting.wake();
-    } else {
-        request.advance(Progress::Unattended, Progress::Free);
+/// What the history says of a start that was rolled back without an error.
+const ROLLED_BACK: &str = "The transaction that started the execution was rolled back.";
+
+impl Binding {
+    const fn new(xid: u64, subxid: u64, notify: bool, was_open: bool) -> Self {
+        Self { xid, subxid, notify, was_open, rolled_back: None, is_closing: false }
+    }
+
+    /// What the history is to say of the rolled back start; `None` while the error's text may still
+    /// come.
+    fn failure(
+        &mut self,
+        whole: Outcome,
+        texts: &HashMap<(u64, u64), String>,
+        first_xid: u64,
+        now: Instant,
+    ) -> Option<String> {
+        let text = |subxid| texts.get(&(self.xid, subxid)).filter(|text| !text.is_empty());
+        let savepoint = (self.subxid != 0).then(|| text(self.subxid)).flatten();
+        if whole == Outcome::Committed {
+            return Some(savepoint.map_or_else(
+                || "The savepoint that the execution started in was rolled back.".to_owned(),
+                String::clone,
+            ));
+        }
+        if let Some(error) = text(0).or(savepoint) {
+            return Some(error.clone());
+        }
+        if !self.was_open && self.xid < first_xid {
+            return Some(
+                "The server stopped before the transaction that started the execution had committed."
+                    .to_owned(),
+            );
+        }
+        let first_seen = *self.rolled_back.get_or_insert(now);
+        // The rollback was told, without an error; or nobody is left to tell.
+        (texts.contains_key(&(self.xid, 0)) || now.duration_since(first_seen) >= TEXT_DELAY)
+            .then(|| ROLLED_BACK.to_owned())
     }
 }
 
@@ -648,91 +715,4 @@ fn extension() -> Result<pg_sys::Oid, Trouble> {
         let oid = unsafe { pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) };
         Ok(relation(c"binding").map_or(pg_sys::InvalidOid, |_| oid))
     })
-}
-
-fn load_bindings() -> Result<HashMap<i64, Binding>, Trouble> {
-    transaction(|| {
-        Spi::connect(|client| {
-            let rows = SELECT_BINDINGS.with(|select| select.run(client, Sight::Usual, &[]))?;
-            let number = |row, column| rows.get::<i64>(row, column).unwrap_or_default();
-            Ok((0..rows.len())
-                .map(|row| {
-                    let xid = number(row, 2).cast_unsigned();
-                    let subxid = number(row, 3).cast_unsigned();
-                    let notify = settings::NOTIFY.get();
-                    (number(row, 1), Binding { xid, subxid, notify, rolled_back: None })
-                })
-                .collect())
-        })
-    })
-}
-
-/// Inserts RUNNING executions and their bindings, and notifies where that is asked for: the trigger
-/// does not fire in role "replica".
-fn insert(starts: &[&Start]) -> Result<(), Error> {
-    let ids: Vec<_> = starts.iter().map(|start| start.execution_id).collect();
-    let loaders: Vec<_> = starts.iter().map(|start| start.loader_id).collect();
-    let times: Vec<_> =
-        starts.iter().map(|start| TimestampWithTimeZone::try_from(start.start).ok()).collect();
-    let xids: Vec<_> = starts.iter().map(|start| start.xid.cast_signed()).collect();
-    let subxids: Vec<_> = starts.iter().map(|start| start.subxid.cast_signed()).collect();
-    Spi::connect(|client| {
-        INSERT_STARTS.with(|insert| {
-            insert.run(client, Sight::Usual, &[ids.clone().into(), loaders.into(), times.into()])
-        })?;
-        INSERT_BINDINGS
-            .with(|insert| {
-                insert.run(client, Sight::Usual, &[ids.into(), xids.into(), subxids.into()])
-            })
-            .map(|_| ())
-    })?;
-    for start in starts.iter().filter(|start| start.notify) {
-        let time = from_postgres(start.start);
-        let mut event = Event::new(start.execution_id, start.loader_id, Status::Running, time);
-        event.record_count = Some(0);
-        notify::emit(&event)?;
-    }
-    Ok(())
-}
-
-/// Ends an execution as FAILED and notes that the server did; false where its row is locked, so that
-/// it is to be tried again.
-fn close_execution(execution_id: i64, message: &str) -> Result<bool, Error> {
-    Spi::connect(|client| {
-        let id = || DatumWithOid::from(execution_id);
-        let locked = LOCK_RUNNING.with(|lock| lock.run(client, Sight::Usual, &[id()]))?;
-        let Some(start) = locked.get::<TimestampWithTimeZone>(0, 1) else {
-            let rows = SELECT_EXECUTION.with(|select| select.run(client, Sight::Usual, &[id()]))?;
-            // Gone, or ended by the loader's word.
-            return Ok(rows.is_empty() || rows.get::<TimestampWithTimeZone>(0, 2).is_some());
-        };
-        let start = start.into_inner();
-        // SAFETY: reads the clock.
-        let end = end_of_execution(start, unsafe { pg_sys::GetCurrentTimestamp() });
-        let seconds = duration_seconds(from_postgres(start), from_postgres(end));
-        let end = || DatumWithOid::from(TimestampWithTimeZone::try_from(end).ok());
-        CLOSE.with(|close| {
-            close.run(client, Sight::Usual, &[id(), end(), message.into(), seconds.into()])
-        })?;
-        INSERT_DERIVED.with(|insert| insert.run(client, Sight::Usual, &[id(), end()]))?;
-        Ok(true)
-    })
-}
-
-/// Records a start that was rolled back: started, and failed.
-fn record_lost_start(lost: &LostStart) -> Result<(), Error> {
-    let start = TimestampWithTimeZone::try_from(lost.start).ok();
-    Spi::connect(|client| {
-        INSERT_STARTS.with(|insert| {
-            let arguments =
-                [vec![lost.execution_id].into(), vec![lost.loader_id].into(), vec![start].into()];
-            insert.run(client, Sight::Usual, &arguments).map(|_| ())
-        })
-    })?;
-    let message = if lost.text.is_empty() {
-        "The transaction that started the execution was rolled back."
-    } else {
-        &lost.text
-    };
-    close_execution(lost.execution_id, message).map(|_| ())
 }

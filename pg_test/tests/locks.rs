@@ -1,0 +1,361 @@
+//! Promise: recording never holds a load up, whatever locks the load itself holds, and what it can't
+//! do in a transaction of its own it does in the load's, with one warning.
+
+use pg_test::story::{Scene, Story, load, run_stories, start};
+use pg_test::{APPLICATION_SQL, Client, HasError, column, preloaded_cluster};
+
+const ROLLED_BACK: &str =
+    "1 FAILED derived The transaction that started the execution was rolled back.";
+const DIVISION: &str = "1 FAILED derived 22012: division by zero";
+const SUCCESS: &str = "1 SUCCESS 3";
+
+/// Locks, starts durably and succeeds; then locks, starts durably and breaks.
+fn durably_after(scene: &mut Scene, lock: &str) {
+    let mut loader = scene.begin();
+    loader.batch_execute(lock).unwrap();
+    let id = scene.start(&mut loader, 1);
+    scene.succeed_and_commit(&mut loader, id);
+    scene.begin_in(&mut loader);
+    loader.batch_execute(lock).unwrap();
+    scene.start(&mut loader, 1);
+    loader.batch_execute("SELECT 1/0").error("22012");
+}
+
+const LOCKED_LOADERS: &[Story] = &[
+    Story::new(
+        "FOR UPDATE of the loader",
+        |scene| durably_after(scene, "SELECT FROM loader.loader WHERE id = 1 FOR UPDATE"),
+        &[SUCCESS, DIVISION],
+    ),
+    Story::new(
+        "FOR NO KEY UPDATE of the loader",
+        |scene| durably_after(scene, "SELECT FROM loader.loader WHERE id = 1 FOR NO KEY UPDATE"),
+        &[SUCCESS, DIVISION],
+    ),
+    Story::new(
+        "FOR SHARE of the loader",
+        |scene| durably_after(scene, "SELECT FROM loader.loader WHERE id = 1 FOR SHARE"),
+        &[SUCCESS, DIVISION],
+    ),
+    Story::new(
+        "FOR UPDATE of the loader in a savepoint that is rolled back",
+        |scene| {
+            let lock = "SAVEPOINT claim; SELECT FROM loader.loader WHERE id = 1 FOR UPDATE;
+                        ROLLBACK TO claim";
+            durably_after(scene, lock);
+        },
+        &[SUCCESS, DIVISION],
+    ),
+    Story::new(
+        "ACCESS EXCLUSIVE on loader.loader",
+        |scene| durably_after(scene, "LOCK loader.loader IN ACCESS EXCLUSIVE MODE"),
+        &[SUCCESS, DIVISION],
+    ),
+    Story::new(
+        "loader updated before the start",
+        |scene| {
+            let update = "UPDATE loader.loader SET loader_code = loader_code WHERE id = 1";
+            durably_after(scene, update);
+        },
+        &[SUCCESS, DIVISION],
+    ),
+    Story::new(
+        "loader deleted before the start",
+        |scene| {
+            let mut client = scene.connect();
+            client.batch_execute("INSERT INTO loader.loader VALUES (1000, 'SHORT-LIVED')").unwrap();
+            let mut loader = scene.begin();
+            loader.batch_execute("DELETE FROM loader.loader WHERE id = 1000").unwrap();
+            let call = "SELECT loader.record_execution_start(1000)";
+            let error = loader.batch_execute(call).error("23503");
+            assert_eq!(error.constraint(), Some("execution_history_loader_id_fkey"));
+            drop(loader);
+            client.batch_execute("DELETE FROM loader.loader WHERE id = 1000").unwrap();
+        },
+        &[],
+    ),
+    Story::new(
+        "loader that is not there",
+        |scene| {
+            let call = "SELECT loader.record_execution_start(1000)";
+            scene.begin().batch_execute(call).error("23503");
+        },
+        &[],
+    ),
+    Story::new(
+        "loader created in the same transaction",
+        |scene| {
+            let mut loader = scene.begin();
+            let new = create_loader(&mut loader);
+            let id = scene.start_plainly(&mut loader, new);
+            scene.succeed_and_commit(&mut loader, id);
+        },
+        &["new SUCCESS 3"],
+    )
+    .warns(&["The loader's row is not committed."]),
+    Story::new(
+        "loader created in the same transaction, which is rolled back",
+        |scene| {
+            let mut loader = scene.begin();
+            let new = create_loader(&mut loader);
+            scene.start_plainly(&mut loader, new);
+            loader.batch_execute("ROLLBACK").unwrap();
+        },
+        // The loader has never been.
+        &[],
+    )
+    .warns(&["The loader's row is not committed."]),
+    Story::new(
+        "loader created before the start, which a savepoint undoes",
+        |scene| {
+            let mut loader = scene.begin();
+            let new = create_loader(&mut loader);
+            loader.batch_execute("SAVEPOINT attempt").unwrap();
+            start(&mut loader, new);
+            loader.batch_execute("ROLLBACK TO attempt; COMMIT").unwrap();
+        },
+        &["new FAILED derived The transaction that started the execution was rolled back."],
+    )
+    .warns(&["The loader's row is not committed."]),
+];
+
+/// Creates a loader of an id that no story has used.
+fn create_loader(client: &mut Client) -> i64 {
+    let insert = "INSERT INTO loader.loader
+        SELECT max(id) + 1, 'NEW' FROM loader.loader HAVING max(id) + 1 > 10 RETURNING id";
+    column(client, insert)[0]
+}
+
+#[test]
+fn locked_loaders() {
+    run_stories(&preloaded_cluster(), LOCKED_LOADERS);
+}
+
+const TABLE_LOCKED: &str = "A table of the history is locked, by this session or another.";
+
+/// Locks, starts plainly with a warning, and succeeds.
+fn plainly_after(scene: &mut Scene, lock: &str) {
+    let mut loader = scene.begin();
+    loader.batch_execute(lock).unwrap();
+    // Others can't look at what is locked.
+    let id = start(&mut loader, 1);
+    load(&mut loader, id);
+    pg_test::story::end(&mut loader, id, "SUCCESS", None).unwrap();
+    loader.batch_execute("COMMIT").unwrap();
+    assert_eq!(scene.status(id).as_deref(), Some("SUCCESS"));
+}
+
+const LOCKED_TABLES: &[Story] = &[
+    Story::new(
+        "ACCESS EXCLUSIVE on the history",
+        |scene| plainly_after(scene, "LOCK loader.execution_history IN ACCESS EXCLUSIVE MODE"),
+        &[SUCCESS],
+    )
+    .warns(&[TABLE_LOCKED]),
+    Story::new(
+        "SHARE on the history",
+        |scene| plainly_after(scene, "LOCK loader.execution_history IN SHARE MODE"),
+        &[SUCCESS],
+    )
+    .warns(&[TABLE_LOCKED]),
+    Story::new(
+        "ACCESS EXCLUSIVE on the bindings",
+        |scene| plainly_after(scene, "LOCK loader.binding IN ACCESS EXCLUSIVE MODE"),
+        &[SUCCESS],
+    )
+    .warns(&[TABLE_LOCKED]),
+    Story::new(
+        "ACCESS EXCLUSIVE on the history, then an error",
+        |scene| {
+            let mut loader = scene.begin();
+            loader.batch_execute("LOCK loader.execution_history IN ACCESS EXCLUSIVE MODE").unwrap();
+            start(&mut loader, 1);
+            loader.batch_execute("SELECT 1/0").error("22012");
+        },
+        &[DIVISION],
+    )
+    .warns(&[TABLE_LOCKED]),
+    Story::new(
+        "ACCESS EXCLUSIVE on the history, then rollback",
+        |scene| {
+            let mut loader = scene.begin();
+            loader.batch_execute("LOCK loader.execution_history IN ACCESS EXCLUSIVE MODE").unwrap();
+            start(&mut loader, 1);
+            loader.batch_execute("ROLLBACK").unwrap();
+        },
+        &[ROLLED_BACK],
+    )
+    .warns(&[TABLE_LOCKED]),
+    Story::new(
+        "ACCESS EXCLUSIVE on the history after the start",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            loader.batch_execute("LOCK loader.execution_history IN ACCESS EXCLUSIVE MODE").unwrap();
+            load(&mut loader, id);
+            pg_test::story::end(&mut loader, id, "SUCCESS", None).unwrap();
+            loader.batch_execute("COMMIT").unwrap();
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "rollback while another session locks the history",
+        |scene| {
+            let mut loader = scene.begin();
+            scene.start(&mut loader, 1);
+            let mut other = scene.begin();
+            other.batch_execute("LOCK loader.execution_history IN SHARE MODE").unwrap();
+            loader.batch_execute("SELECT 1/0").error("22012");
+            // The worker tries in vain meanwhile, and again.
+            pg_test::wait_for("the worker to try", || {
+                let tried = "SELECT COALESCE(last_error_at > execution_start, false)
+                      FROM loader.recorder_status(), loader.execution_history
+                     ORDER BY id DESC LIMIT 1";
+                column::<bool>(&mut scene.observer, tried)[0]
+            });
+            other.batch_execute("COMMIT").unwrap();
+        },
+        &[DIVISION],
+    ),
+];
+
+#[test]
+fn locked_tables() {
+    run_stories(&preloaded_cluster(), LOCKED_TABLES);
+}
+
+/// Begins a transaction that creates the extension in a database of its own.
+fn begin_with_new_extension(scene: &Scene) -> (String, Client) {
+    let database = format!("new_{}", scene.level.to_lowercase().replace(' ', "_"));
+    let mut client = scene.connect();
+    client.batch_execute(&format!("DROP DATABASE IF EXISTS {database}")).unwrap();
+    client.batch_execute(&format!("CREATE DATABASE {database}")).unwrap();
+    scene.cluster.connect_to(&database, "postgres").batch_execute(APPLICATION_SQL).unwrap();
+    let mut loader = scene.connect_in(&database);
+    scene.begin_in(&mut loader);
+    loader.batch_execute("CREATE EXTENSION loader_history").unwrap();
+    (database, loader)
+}
+
+const NEW_EXTENSION: &[&str] = &["The extension was created or updated in this transaction."];
+
+const NEW_EXTENSIONS: &[Story] = &[
+    Story::new(
+        "extension created in the same transaction",
+        |scene| {
+            let (database, mut loader) = begin_with_new_extension(scene);
+            let id = start(&mut loader, 1);
+            loader.batch_execute("CREATE TABLE loaded (execution_id bigint)").unwrap();
+            load(&mut loader, id);
+            pg_test::story::end(&mut loader, id, "SUCCESS", None).unwrap();
+            loader.batch_execute("COMMIT").unwrap();
+            scene.move_to(&database);
+        },
+        &[SUCCESS],
+    )
+    .warns(NEW_EXTENSION),
+    Story::new(
+        "extension created in the same transaction, and the start undone by a savepoint",
+        |scene| {
+            let (database, mut loader) = begin_with_new_extension(scene);
+            loader.batch_execute("SAVEPOINT attempt").unwrap();
+            start(&mut loader, 1);
+            loader.batch_execute("ROLLBACK TO attempt; COMMIT").unwrap();
+            scene.move_to(&database);
+        },
+        &[ROLLED_BACK],
+    )
+    .warns(NEW_EXTENSION),
+    Story::new(
+        "extension created in a transaction that is rolled back, and again later",
+        |scene| {
+            let (database, mut loader) = begin_with_new_extension(scene);
+            start(&mut loader, 1);
+            loader.batch_execute("ROLLBACK").unwrap();
+            loader.batch_execute("CREATE EXTENSION loader_history").unwrap();
+            scene.move_to(&database);
+            scene.let_the_worker_look();
+        },
+        // What the first one knew has never been.
+        &[],
+    )
+    .warns(NEW_EXTENSION),
+];
+
+#[test]
+fn new_extensions() {
+    run_stories(&preloaded_cluster(), NEW_EXTENSIONS);
+}
+
+const SETTINGS: &[Story] = &[
+    Story::new(
+        "log_min_messages = panic",
+        |scene| {
+            let mut loader = scene.connect();
+            loader.batch_execute("SET log_min_messages = panic").unwrap();
+            scene.begin_in(&mut loader);
+            let id = scene.start(&mut loader, 1);
+            scene.succeed_and_commit(&mut loader, id);
+            scene.begin_in(&mut loader);
+            scene.start(&mut loader, 1);
+            loader.batch_execute("SELECT 1/0").error("22012");
+        },
+        // What is not logged, the recorder does not learn.
+        &[SUCCESS, ROLLED_BACK],
+    ),
+    Story::new(
+        "durable = off, by SET",
+        |scene| {
+            let mut loader = scene.connect();
+            loader.batch_execute("SET loader_history.durable = off").unwrap();
+            plain_success_and_rollback(scene, loader);
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "durable = off, by SET LOCAL, and on again",
+        |scene| {
+            let mut loader = scene.begin();
+            loader.batch_execute("SET LOCAL loader_history.durable = off").unwrap();
+            scene.start_plainly(&mut loader, 1);
+            loader.batch_execute("ROLLBACK").unwrap();
+            scene.begin_in(&mut loader);
+            scene.start(&mut loader, 1);
+            loader.batch_execute("ROLLBACK").unwrap();
+        },
+        &[ROLLED_BACK],
+    ),
+    Story::new(
+        "durable = off, by ALTER ROLE",
+        |scene| {
+            let loader = scene.connect_as("fast_loader");
+            plain_success_and_rollback(scene, loader);
+        },
+        &[SUCCESS],
+    ),
+];
+
+fn plain_success_and_rollback(scene: &mut Scene, mut loader: Client) {
+    scene.begin_in(&mut loader);
+    let id = scene.start_plainly(&mut loader, 1);
+    scene.succeed_and_commit(&mut loader, id);
+    scene.begin_in(&mut loader);
+    scene.start_plainly(&mut loader, 1);
+    loader.batch_execute("SELECT 1/0").error("22012");
+}
+
+#[test]
+fn settings() {
+    let cluster = preloaded_cluster();
+    run_stories(&cluster, &[]);
+    cluster
+        .connect()
+        .batch_execute(
+            "CREATE ROLE fast_loader LOGIN;
+             ALTER ROLE fast_loader SET loader_history.durable = off;
+             GRANT INSERT ON loaded TO fast_loader;
+             SELECT loader.grant_recorder('fast_loader')",
+        )
+        .unwrap();
+    run_stories(&cluster, SETTINGS);
+}

@@ -1,0 +1,440 @@
+//! Promise: no false FAILED, and the loader's word outranks what the server finds out. Who may report
+//! what, from which session, and when.
+
+use std::thread::{self, JoinHandle};
+
+use pg_test::story::{Scene, Story, end, load, run_stories};
+use pg_test::{Client, HasError, preloaded_cluster, wait_for};
+use postgres::{CancelToken, NoTls};
+
+const ROLLED_BACK: &str =
+    "1 FAILED derived The transaction that started the execution was rolled back.";
+const DIVISION: &str = "1 FAILED derived 22012: division by zero";
+const SUCCESS: &str = "1 SUCCESS 3";
+
+/// Starts an execution in a transaction of its own.
+fn start_and_commit(scene: &mut Scene, loader: &mut Client) -> i64 {
+    scene.begin_in(loader);
+    let id = scene.start(loader, 1);
+    loader.batch_execute("COMMIT").unwrap();
+    id
+}
+
+/// Starts an execution in a transaction that is rolled back, and waits until the server knows.
+fn start_and_fail(scene: &mut Scene, loader: &mut Client) -> i64 {
+    scene.begin_in(loader);
+    let id = scene.start(loader, 1);
+    loader.batch_execute("ROLLBACK").unwrap();
+    scene.wait_until_failed(id);
+    id
+}
+
+const OTHER_SESSIONS: &[Story] = &[
+    Story::new(
+        "start committed alone, SUCCESS by the same session",
+        |scene| {
+            let mut loader = scene.connect();
+            let id = start_and_commit(scene, &mut loader);
+            scene.begin_in(&mut loader);
+            scene.succeed_and_commit(&mut loader, id);
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "start committed alone, later SUCCESS by another session",
+        |scene| {
+            let id = start_and_commit(scene, &mut scene.connect());
+            scene.wait_until_unbound();
+            let mut other = scene.begin();
+            scene.succeed_and_commit(&mut other, id);
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "start committed alone, later FAILED by another session",
+        |scene| {
+            let id = start_and_commit(scene, &mut scene.connect());
+            scene.wait_until_unbound();
+            end(&mut scene.connect(), id, "FAILED", Some("no such file")).unwrap();
+        },
+        &["1 FAILED no such file"],
+    ),
+    Story::new(
+        "start committed alone, and its session is gone",
+        |scene| {
+            let id = start_and_commit(scene, &mut scene.connect());
+            scene.wait_until_unbound();
+            for _ in 0..3 {
+                scene.let_the_worker_look();
+                assert_eq!(scene.status(id).as_deref(), Some("RUNNING"));
+            }
+        },
+        &["1 RUNNING"],
+    ),
+    Story::new(
+        "start committed alone, and later the session that goes on with it breaks",
+        |scene| {
+            let mut loader = scene.connect();
+            let id = start_and_commit(scene, &mut loader);
+            scene.begin_in(&mut loader);
+            scene.succeed(&mut loader, id);
+            loader.batch_execute("SELECT 1/0").error("22012");
+        },
+        // That is not the transaction that started it: the loader may still retry.
+        &["1 RUNNING"],
+    ),
+    Story::new(
+        "SUCCESS by another session while the start is open",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            end(&mut scene.begin(), id, "SUCCESS", None).error("55006");
+            scene.succeed_and_commit(&mut loader, id);
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "FAILED by another session while the start is open, then rollback",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            end(&mut scene.connect(), id, "FAILED", Some("taken off the air")).unwrap();
+            assert_eq!(scene.status(id).as_deref(), Some("FAILED"));
+            loader.batch_execute("SELECT 1/0").error("22012");
+        },
+        &["1 FAILED taken off the air"],
+    ),
+    Story::new(
+        "FAILED by another session while the start is open, then SUCCESS",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            end(&mut scene.connect(), id, "FAILED", Some("taken off the air")).unwrap();
+            load(&mut loader, id);
+            end(&mut loader, id, "SUCCESS", None).error("55000");
+        },
+        &["1 FAILED taken off the air"],
+    ),
+    Story::new(
+        "FAILED by another session that is rolled back, while the start is open",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            let mut other = scene.begin();
+            end(&mut other, id, "FAILED", Some("taken off the air")).unwrap();
+            other.batch_execute("ROLLBACK").unwrap();
+            scene.succeed_and_commit(&mut loader, id);
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "rollback while another session has reported FAILED and not committed",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            let mut other = scene.begin();
+            end(&mut other, id, "FAILED", Some("taken off the air")).unwrap();
+            loader.batch_execute("ROLLBACK").unwrap();
+            // The worker does not wait for the row that the other session has locked.
+            scene.let_the_worker_look();
+            other.batch_execute("COMMIT").unwrap();
+        },
+        &["1 FAILED taken off the air"],
+    ),
+];
+
+#[test]
+fn other_sessions() {
+    run_stories(&preloaded_cluster(), OTHER_SESSIONS);
+}
+
+const WORDS_AFTER_A_ROLLBACK: &[Story] = &[
+    Story::new(
+        "FAILED after the rollback was found out",
+        |scene| {
+            let mut loader = scene.connect();
+            let id = start_and_fail(scene, &mut loader);
+            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
+            end(&mut loader, id, "FAILED", Some("again")).error("55000");
+            end(&mut loader, id, "SUCCESS", None).error("55000");
+        },
+        &["1 FAILED no such file"],
+    ),
+    Story::new(
+        "FAILED without a text after the rollback was found out",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            loader.batch_execute("SELECT 1/0").error("22012");
+            loader.batch_execute("ROLLBACK").unwrap();
+            scene.wait_until_failed(id);
+            end(&mut loader, id, "FAILED", None).unwrap();
+        },
+        // The loader has nothing better to say than the server.
+        &["1 FAILED 22012: division by zero"],
+    ),
+    Story::new(
+        "FAILED at once after the rollback",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            loader.batch_execute("SELECT 1/0").error("22012");
+            loader.batch_execute("ROLLBACK").unwrap();
+            scene.begin_in(&mut loader);
+            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
+            loader.batch_execute("COMMIT").unwrap();
+            end(&mut loader, id, "FAILED", Some("again")).error("55000");
+        },
+        &["1 FAILED no such file"],
+    ),
+    Story::new(
+        "FAILED at once after the rollback, and that is rolled back too",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            loader.batch_execute("ROLLBACK").unwrap();
+            scene.begin_in(&mut loader);
+            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
+            loader.batch_execute("ROLLBACK").unwrap();
+        },
+        &[ROLLED_BACK],
+    ),
+    Story::new(
+        "SUCCESS after a retry",
+        |scene| {
+            let mut loader = scene.connect();
+            let id = start_and_fail(scene, &mut loader);
+            scene.begin_in(&mut loader);
+            scene.succeed_and_commit(&mut loader, id);
+            end(&mut loader, id, "SUCCESS", None).error("55000");
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "SUCCESS by another session after a retry",
+        |scene| {
+            let id = start_and_fail(scene, &mut scene.connect());
+            let mut other = scene.begin();
+            scene.succeed_and_commit(&mut other, id);
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "SUCCESS at once after the rollback",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            loader.batch_execute("ROLLBACK").unwrap();
+            scene.begin_in(&mut loader);
+            load(&mut loader, id);
+            end(&mut loader, id, "SUCCESS", None).unwrap();
+            loader.batch_execute("COMMIT").unwrap();
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "SUCCESS after a retry that is rolled back too",
+        |scene| {
+            let mut loader = scene.connect();
+            let id = start_and_fail(scene, &mut loader);
+            scene.begin_in(&mut loader);
+            scene.succeed(&mut loader, id);
+            loader.batch_execute("ROLLBACK").unwrap();
+        },
+        &[ROLLED_BACK],
+    ),
+];
+
+#[test]
+fn words_after_a_rollback() {
+    run_stories(&preloaded_cluster(), WORDS_AFTER_A_ROLLBACK);
+}
+
+/// Starts an execution in a transaction that is then prepared; the session goes.
+fn start_and_prepare(scene: &mut Scene, succeeds: bool) -> i64 {
+    let mut loader = scene.connect();
+    // PostgreSQL refuses PREPARE TRANSACTION after a NOTIFY.
+    loader.batch_execute("SET loader_history.notify = off").unwrap();
+    scene.begin_in(&mut loader);
+    let id = scene.start(&mut loader, 1);
+    if succeeds {
+        scene.succeed(&mut loader, id);
+    }
+    loader.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
+    drop(loader);
+    scene.let_the_worker_look();
+    assert_eq!(scene.status(id).as_deref(), Some("RUNNING"), "what others see of a prepared load");
+    id
+}
+
+const TWO_PHASES: &[Story] = &[
+    Story::new(
+        "SUCCESS, PREPARE TRANSACTION, COMMIT PREPARED",
+        |scene| {
+            let id = start_and_prepare(scene, true);
+            scene.connect().batch_execute("COMMIT PREPARED 'load'").unwrap();
+            assert_eq!(scene.status(id).as_deref(), Some("SUCCESS"));
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "SUCCESS, PREPARE TRANSACTION, ROLLBACK PREPARED",
+        |scene| {
+            start_and_prepare(scene, true);
+            scene.connect().batch_execute("ROLLBACK PREPARED 'load'").unwrap();
+        },
+        &[ROLLED_BACK],
+    ),
+    Story::new(
+        "PREPARE TRANSACTION, COMMIT PREPARED, SUCCESS",
+        |scene| {
+            let id = start_and_prepare(scene, false);
+            end(&mut scene.connect(), id, "SUCCESS", None).error("55006");
+            scene.connect().batch_execute("COMMIT PREPARED 'load'").unwrap();
+            let mut other = scene.begin();
+            scene.succeed_and_commit(&mut other, id);
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "PREPARE TRANSACTION, FAILED by another session, ROLLBACK PREPARED",
+        |scene| {
+            let id = start_and_prepare(scene, false);
+            end(&mut scene.connect(), id, "FAILED", Some("one of the others broke")).unwrap();
+            scene.connect().batch_execute("ROLLBACK PREPARED 'load'").unwrap();
+        },
+        &["1 FAILED one of the others broke"],
+    ),
+    Story::new(
+        "ROLLBACK PREPARED, then FAILED",
+        |scene| {
+            let id = start_and_prepare(scene, true);
+            scene.connect().batch_execute("ROLLBACK PREPARED 'load'").unwrap();
+            scene.wait_until_failed(id);
+            end(&mut scene.connect(), id, "FAILED", Some("one of the others broke")).unwrap();
+        },
+        &["1 FAILED one of the others broke"],
+    ),
+    Story::new(
+        "PREPARE TRANSACTION that fails",
+        |scene| {
+            let mut loader = scene.begin();
+            loader.batch_execute("LISTEN nothing").unwrap();
+            scene.start(&mut loader, 1);
+            loader.batch_execute("PREPARE TRANSACTION 'load'").error("0A000");
+        },
+        &[
+            "1 FAILED derived 0A000: cannot PREPARE a transaction that has executed LISTEN, UNLISTEN, or NOTIFY",
+        ],
+    ),
+    Story::new(
+        "start in a savepoint that is rolled back, then PREPARE TRANSACTION",
+        |scene| {
+            let mut loader = scene.connect();
+            loader.batch_execute("SET loader_history.notify = off").unwrap();
+            scene.begin_in(&mut loader);
+            loader.batch_execute("SAVEPOINT attempt").unwrap();
+            scene.start(&mut loader, 1);
+            loader.batch_execute("SELECT 1/0").error("22012");
+            loader.batch_execute("ROLLBACK TO attempt; PREPARE TRANSACTION 'load'").unwrap();
+            scene.connect().batch_execute("COMMIT PREPARED 'load'").unwrap();
+        },
+        &["1 FAILED derived 22012: division by zero"],
+    ),
+];
+
+#[test]
+fn two_phases() {
+    run_stories(&preloaded_cluster(), TWO_PHASES);
+}
+
+/// A COMMIT that waits for a standby until this is dropped: then it has waited enough.
+struct WaitingCommit {
+    cancel: CancelToken,
+    session: Option<JoinHandle<Result<(), postgres::Error>>>,
+}
+
+impl WaitingCommit {
+    fn new(scene: &mut Scene, mut loader: Client) -> Self {
+        let cancel = loader.cancel_token();
+        let session = Some(thread::spawn(move || loader.batch_execute("COMMIT")));
+        wait_for("the commit to wait", || {
+            let query = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+            !scene.observer.query(query, &[]).unwrap().is_empty()
+        });
+        Self { cancel, session }
+    }
+}
+
+impl Drop for WaitingCommit {
+    fn drop(&mut self) {
+        self.cancel.cancel_query(NoTls).unwrap();
+        let session = self.session.take().unwrap();
+        session.join().unwrap().unwrap();
+    }
+}
+
+const CANCELED: &[&str] = &["canceling wait for synchronous replication"];
+
+const SYNCHRONOUS: &[Story] = &[
+    Story::new(
+        "commit that waits for a standby",
+        |scene| {
+            let mut loader = scene.connect();
+            // What a NOTIFY in it does to others is the next story.
+            loader.batch_execute("SET loader_history.notify = off").unwrap();
+            scene.begin_in(&mut loader);
+            // Others see it, so it did not wait for the standby.
+            let id = scene.start(&mut loader, 1);
+            scene.succeed(&mut loader, id);
+            let waiting = WaitingCommit::new(scene, loader);
+            for _ in 0..3 {
+                scene.let_the_worker_look();
+                assert_eq!(scene.status(id).as_deref(), Some("RUNNING"), "before the commit");
+            }
+            end(&mut scene.connect(), id, "SUCCESS", None).error("55006");
+            drop(waiting);
+            assert_eq!(scene.status(id).as_deref(), Some("SUCCESS"), "after the commit");
+        },
+        &[SUCCESS],
+    )
+    .warns(CANCELED),
+    Story::new(
+        "load beside a commit that waits for a standby and has a NOTIFY",
+        |scene| {
+            let mut other = scene.begin();
+            other.batch_execute("NOTIFY nothing; INSERT INTO counter VALUES (1)").unwrap();
+            // Until it is through, every other commit with a NOTIFY waits for it.
+            let _waiting = WaitingCommit::new(scene, other);
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            loader.batch_execute("SELECT 1/0").error("22012");
+            scene.wait_until_failed(id);
+        },
+        &[DIVISION],
+    )
+    .warns(CANCELED),
+    Story::new(
+        "error while no commit gets through",
+        |scene| {
+            let mut loader = scene.begin();
+            scene.start(&mut loader, 1);
+            loader.batch_execute("SELECT 1/0").error("22012");
+        },
+        &[DIVISION],
+    ),
+];
+
+#[test]
+fn a_synchronous_standby_that_is_dead() {
+    let cluster = preloaded_cluster();
+    let mut client = cluster.connect();
+    client.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    wait_for("the setting", || {
+        let mut client = cluster.connect();
+        let row = client.query_one("SHOW synchronous_standby_names", &[]).unwrap();
+        row.get::<_, &str>(0) == "nobody"
+    });
+    run_stories(&cluster, SYNCHRONOUS);
+}

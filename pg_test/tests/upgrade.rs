@@ -1,0 +1,387 @@
+//! Promise: ALTER EXTENSION UPDATE from each released version leaves what a fresh install makes, and
+//! every row and grant as they were; until then the new library serves the old SQL as it is.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use pg_test::{
+    APPLICATION_SQL, Client, Cluster, PRELOADED, Session, assert_durable_in, column,
+    current_version, offer_released_version, served, status_of, wait_for_served,
+};
+
+/// Executions of every status, of some age, grants of every kind, a purge.
+const DATA: &str = "
+    CREATE ROLE recorder LOGIN; CREATE ROLE reader LOGIN; CREATE ROLE auditor LOGIN;
+    INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status, record_count, error_message)
+        SELECT n % 10 + 1, now() - make_interval(days => n), now() - make_interval(days => n),
+               CASE n % 3 WHEN 0 THEN 'FAILED' ELSE 'SUCCESS' END, n, repeat(E'\\\\ \\t \"€😀', n % 50)
+          FROM generate_series(1, 500) AS n;
+    SELECT loader.record_execution_start(3);
+    SELECT loader.record_execution_end(loader.record_execution_start(4), 'FAILED', 4, 'no');
+    SELECT loader.grant_recorder('recorder'), loader.grant_reader('reader');
+    GRANT SELECT ON loader.execution_history TO auditor;
+    SELECT loader.purge_execution_history('100 days', 50);
+";
+
+/// What pg_class, pg_proc and the like say of the extension's objects, one query a kind: a name and a
+/// definition a row.
+const DEFINITIONS: [(&str, &str); 11] = [
+    (
+        "members",
+        "SELECT pg_describe_object(classid, objid, objsubid), deptype::text FROM pg_depend
+          WHERE refclassid = 'pg_extension'::regclass
+            AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'loader_history')",
+    ),
+    (
+        "functions",
+        "SELECT p.oid::regprocedure::text,
+                concat_ws(' | ', pg_get_functiondef(p.oid), p.proowner::regrole, p.prosecdef, p.provolatile,
+                          p.proparallel, p.proleakproof, p.proisstrict, p.proconfig, p.procost, p.prorows)
+           FROM pg_proc AS p WHERE p.pronamespace = 'loader'::regnamespace",
+    ),
+    (
+        "views",
+        "SELECT c.oid::regclass::text, concat_ws(' | ', pg_get_viewdef(c.oid), c.reloptions, c.relowner::regrole)
+           FROM pg_class AS c WHERE c.relnamespace = 'loader'::regnamespace AND c.relkind = 'v'",
+    ),
+    (
+        "columns",
+        "SELECT c.oid::regclass || '.' || a.attname,
+                concat_ws(' | ', c.relkind, a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+                          pg_get_expr(d.adbin, d.adrelid), a.attstorage, a.attidentity, a.attacl, c.relpersistence,
+                          c.reloptions, c.relrowsecurity, c.relreplident, c.relowner::regrole)
+           FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+           LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
+          WHERE c.relnamespace = 'loader'::regnamespace",
+    ),
+    (
+        "constraints",
+        "SELECT conrelid::regclass || '.' || conname, pg_get_constraintdef(oid) || convalidated
+           FROM pg_constraint WHERE connamespace = 'loader'::regnamespace",
+    ),
+    (
+        "indexes",
+        "SELECT indexrelid::regclass::text, concat_ws(' | ', pg_get_indexdef(indexrelid), indisvalid, indisunique, indisprimary)
+           FROM pg_index JOIN pg_class AS c ON c.oid = indexrelid WHERE c.relnamespace = 'loader'::regnamespace",
+    ),
+    (
+        "triggers",
+        "SELECT tgrelid::regclass || '.' || CASE WHEN tgisinternal THEN tgfoid::regproc::text ELSE tgname END,
+                concat_ws(' | ', CASE WHEN NOT tgisinternal THEN pg_get_triggerdef(t.oid) END, tgenabled, tgisinternal)
+           FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid WHERE c.relnamespace = 'loader'::regnamespace",
+    ),
+    (
+        "event triggers",
+        "SELECT evtname::text, concat_ws(' | ', evtevent, evtenabled, evtfoid::regproc, evttags, evtowner::regrole)
+           FROM pg_event_trigger",
+    ),
+    (
+        "rights",
+        "SELECT o.name, string_agg(concat_ws(' ', a.grantee::regrole, a.privilege_type, a.is_grantable), ', '
+                                   ORDER BY a.grantee::regrole::text, a.privilege_type)
+           FROM (SELECT p.oid::regprocedure::text AS name, coalesce(proacl, acldefault('f', proowner)) AS acl
+                   FROM pg_proc AS p WHERE pronamespace = 'loader'::regnamespace
+                 UNION ALL
+                 SELECT c.oid::regclass::text,
+                        coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\", relowner))
+                   FROM pg_class AS c WHERE relnamespace = 'loader'::regnamespace AND relkind IN ('r', 'v', 'S', 'p')
+                 UNION ALL
+                 SELECT 'schema', coalesce(nspacl, acldefault('n', nspowner)) FROM pg_namespace WHERE nspname = 'loader') AS o,
+                aclexplode(o.acl) AS a
+          GROUP BY o.name",
+    ),
+    (
+        "comments",
+        "SELECT pg_describe_object(classoid, objoid, objsubid), description FROM pg_description
+          WHERE (classoid, objoid) IN (
+                    SELECT classid, objid FROM pg_depend
+                     WHERE refclassid = 'pg_extension'::regclass
+                       AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'loader_history'))
+             OR classoid = 'pg_class'::regclass
+                AND objoid IN (SELECT oid FROM pg_class WHERE relnamespace = 'loader'::regnamespace)
+             OR classoid = 'pg_constraint'::regclass
+                AND objoid IN (SELECT oid FROM pg_constraint WHERE connamespace = 'loader'::regnamespace)
+             OR classoid = 'pg_trigger'::regclass
+                AND objoid IN (SELECT t.oid FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid
+                                WHERE c.relnamespace = 'loader'::regnamespace)
+             OR classoid IN ('pg_extension'::regclass, 'pg_event_trigger'::regclass)",
+    ),
+    (
+        "the extension",
+        // What pg_dump writes of its tables, by name.
+        "SELECT coalesce(config.oid::regclass::text, 'version'), coalesce(config.condition, e.extversion)
+           FROM pg_extension AS e
+           CROSS JOIN (SELECT NULL::oid UNION ALL SELECT unnest(extconfig) FROM pg_extension WHERE extname = 'loader_history')
+                      AS wanted (oid)
+           LEFT JOIN LATERAL unnest(e.extconfig, e.extcondition) AS config (oid, condition) ON config.oid = wanted.oid
+          WHERE e.extname = 'loader_history'",
+    ),
+];
+
+type Definitions = BTreeMap<(String, String), Vec<String>>;
+
+fn definitions(client: &mut Client) -> Definitions {
+    let mut found = Definitions::new();
+    for (kind, query) in DEFINITIONS {
+        for row in client.query(query, &[]).unwrap_or_else(|error| panic!("{kind}: {error:?}")) {
+            let definition = row.get::<_, Option<String>>(1).unwrap_or_default();
+            found.entry((kind.to_owned(), row.get(0))).or_default().push(definition);
+        }
+        assert!(found.keys().any(|(of, _)| of == kind), "no {kind}");
+    }
+    found.values_mut().for_each(|definitions| definitions.sort());
+    found
+}
+
+/// Compares what an update made with what an install makes, and names every difference.
+#[track_caller]
+fn assert_same(updated: &Definitions, installed: &Definitions) {
+    let mut differences = Vec::new();
+    for key in updated.keys().chain(installed.keys()) {
+        let (one, other) = (updated.get(key), installed.get(key));
+        if one != other {
+            let difference = format!("{key:?}\n  updated:   {one:?}\n  installed: {other:?}");
+            if !differences.contains(&difference) {
+                differences.push(difference);
+            }
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "{} differences:\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
+}
+
+/// Released versions older than the current one.
+fn released_versions() -> Vec<String> {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/released"));
+    let mut versions: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .filter_map(|entry| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            Some(name.strip_prefix("loader_history--")?.strip_suffix(".sql")?.to_owned())
+        })
+        .filter(|version| *version != current_version())
+        .collect();
+    versions.sort();
+    assert!(versions.contains(&"1.2.0".to_owned()), "{versions:?}");
+    versions.iter().for_each(|version| offer_released_version(version));
+    versions
+}
+
+/// Every row of the history and what is made of it, and who may do what.
+fn data(client: &mut Client) -> Vec<String> {
+    [
+        "SELECT string_agg(h::text, '|' ORDER BY id) FROM loader.execution_history AS h",
+        "SELECT string_agg(loader_id::text, '|' ORDER BY loader_id) FROM (SELECT DISTINCT loader_id FROM loader.recorded_loader) AS r",
+        "SELECT string_agg(s::text, '|' ORDER BY loader_id) FROM loader.loader_summary AS s",
+        "SELECT last_value || ' ' || is_called FROM loader.execution_history_id_seq",
+        "SELECT string_agg(format('%s %s %s', r, has_function_privilege(r, 'loader.record_execution_start(bigint)', 'EXECUTE'),
+                                  has_table_privilege(r, 'loader.execution_history', 'SELECT')), '|')
+           FROM unnest(ARRAY['recorder', 'reader', 'auditor']) AS r",
+        "SELECT string_agg(loader::text, '|' ORDER BY id) FROM loader.loader",
+    ]
+    .iter()
+    .map(|query| client.query_one(*query, &[]).unwrap().get::<_, Option<String>>(0).unwrap_or_default())
+    .collect()
+}
+
+#[test]
+fn an_updated_extension_is_what_a_fresh_one_is() {
+    let cluster = Cluster::start();
+    for version in released_versions() {
+        for table_first in [true, false] {
+            let names = ["updated", "installed"];
+            let mut clients = names.map(|name| {
+                let mut client = cluster.connect();
+                client.batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
+                cluster.connect_to(name, "postgres")
+            });
+            for (client, version) in clients.iter_mut().zip([version.clone(), current_version()]) {
+                if table_first {
+                    client.batch_execute(APPLICATION_SQL).unwrap();
+                }
+                let create = format!("CREATE EXTENSION loader_history VERSION '{version}'");
+                client.batch_execute(&create).unwrap();
+            }
+            let [mut updated, mut installed] = clients;
+            updated.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
+            assert_same(&definitions(&mut updated), &definitions(&mut installed));
+            if !table_first {
+                // The key still comes by itself.
+                for client in [&mut updated, &mut installed] {
+                    client.batch_execute(APPLICATION_SQL).unwrap();
+                }
+                assert_same(&definitions(&mut updated), &definitions(&mut installed));
+            }
+            drop((updated, installed));
+            for name in names {
+                pg_test::wait_for_no_clients(&cluster, name);
+                cluster.connect().batch_execute(&format!("DROP DATABASE {name}")).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn an_update_keeps_the_data_the_grants_and_what_a_dba_changed() {
+    for version in released_versions() {
+        let cluster = Cluster::start();
+        let mut client = cluster.connect();
+        client.batch_execute(APPLICATION_SQL).unwrap();
+        client
+            .batch_execute(&format!("CREATE EXTENSION loader_history VERSION '{version}'"))
+            .unwrap();
+        client.batch_execute(DATA).unwrap();
+        // A key dropped on purpose stays away; a comment of the DBA's on the table stays.
+        client
+            .batch_execute(
+                "ALTER TABLE loader.execution_history DROP CONSTRAINT execution_history_loader_id_fkey;
+                 GRANT EXECUTE ON FUNCTION loader.purge_execution_history(interval, bigint) TO auditor",
+            )
+            .unwrap();
+        let before = data(&mut client);
+        // A session that is open, with plans of the old version.
+        let mut old_session = cluster.connect_to("postgres", "recorder");
+        let start_and_end =
+            "SELECT loader.record_execution_end(loader.record_execution_start(5), 'SUCCESS', 1)";
+        client.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
+        assert_eq!(before, data(&mut client), "from {version}");
+        let rights: Vec<bool> = column(
+            &mut client,
+            "SELECT has_function_privilege('auditor', 'loader.purge_execution_history(interval, bigint)', 'EXECUTE')",
+        );
+        assert_eq!(rights, [true], "a grant of the DBA's own");
+        let keys: Vec<i64> = column(
+            &mut client,
+            "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conrelid = 'loader.execution_history'::regclass",
+        );
+        assert_eq!(keys, [0]);
+        // A reader of the old version reads all of the new status.
+        let mut reader = cluster.connect_to("postgres", "reader");
+        reader.batch_execute("SELECT * FROM loader.recorder_status()").unwrap();
+        reader.batch_execute("SELECT loader.get_execution_history()").unwrap();
+        old_session.batch_execute(start_and_end).unwrap();
+        let purged: Vec<i64> =
+            column(&mut client, "SELECT loader.purge_execution_history('50 days')");
+        assert!(purged[0] > 0);
+        assert_eq!(
+            column::<String>(
+                &mut client,
+                "SELECT extversion FROM pg_extension WHERE extname = 'loader_history'"
+            ),
+            [current_version()]
+        );
+    }
+}
+
+#[test]
+fn an_update_survives_a_dump_and_an_update_is_possible_after_one() {
+    let cluster = Cluster::start();
+    for version in released_versions() {
+        let mut client = cluster.connect();
+        client.batch_execute("CREATE DATABASE source").unwrap();
+        let mut source = cluster.connect_to("source", "postgres");
+        source.batch_execute(APPLICATION_SQL).unwrap();
+        source
+            .batch_execute(&format!("CREATE EXTENSION loader_history VERSION '{version}'"))
+            .unwrap();
+        source.batch_execute(DATA).unwrap();
+        source.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
+        let file = cluster.directory().join("dump");
+        pg_test::run(cluster.program("pg_dump").args(["-d", "source", "-f"]).arg(&file));
+        client.batch_execute("CREATE DATABASE target TEMPLATE template0").unwrap();
+        pg_test::run(
+            cluster
+                .program("psql")
+                .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", "target", "-f"])
+                .arg(&file),
+        );
+        let mut target = cluster.connect_to("target", "postgres");
+        assert_eq!(data(&mut source), data(&mut target));
+        assert_same(&definitions(&mut target), &definitions(&mut source));
+        drop((source, target));
+        for name in ["source", "target"] {
+            pg_test::wait_for_no_clients(&cluster, name);
+            client.batch_execute(&format!("DROP DATABASE {name}")).unwrap();
+        }
+        client.batch_execute("DROP ROLE recorder, reader, auditor").unwrap();
+    }
+}
+
+#[test]
+fn preloaded_the_old_version_works_plainly_until_an_update_brings_a_worker() {
+    for version in released_versions() {
+        let mut cluster = Cluster::start_with(PRELOADED);
+        let mut session = Session::new(&cluster, "postgres");
+        session.run(APPLICATION_SQL);
+        session.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
+        session.run(DATA);
+        session.warnings();
+        drop(session);
+        // As it is after the new packages are installed and the server was started again.
+        cluster.stop_server();
+        cluster.start_server();
+        let mut session = Session::new(&cluster, "postgres");
+        let mut observer = cluster.connect();
+
+        let before: i64 = column(&mut observer, "SELECT count(*) FROM loader.execution_history")[0];
+        for _ in 0..3 {
+            session.run("BEGIN");
+            let id = session.start();
+            assert_eq!(
+                status_of(&mut observer, id),
+                None,
+                "{version}: in the caller's transaction"
+            );
+            session.run("ROLLBACK");
+            session.run("BEGIN");
+            let id = session.start();
+            session.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 3)"));
+            session.run("COMMIT");
+            assert_eq!(status_of(&mut observer, id).as_deref(), Some("SUCCESS"));
+        }
+        assert_eq!(session.warnings(), Vec::<String>::new(), "{version}");
+        let status: Vec<Option<String>> = column(
+            &mut observer,
+            "SELECT concat_ws(' ', preloaded, worker_pid, queue_depth, open_bindings, last_error, foreign_key, detail)
+               FROM loader.recorder_status()",
+        );
+        println!("recorder_status() of {version}: {status:?}");
+        session.run("SELECT * FROM loader.loader_summary; SELECT loader.get_execution_history(); SELECT loader.purge_execution_history('0 days')");
+        assert_eq!(
+            column::<i64>(
+                &mut observer,
+                "SELECT count(*) FROM loader.execution_history WHERE id > 0 AND status = 'RUNNING'"
+            ),
+            [1]
+        );
+        assert!(before > 0);
+        assert_eq!(served(&mut observer), Vec::<String>::new(), "no worker for {version}");
+
+        // In the session that has started the old way, at once and after a rolled back update.
+        session.run("BEGIN; ALTER EXTENSION loader_history UPDATE; ROLLBACK; BEGIN");
+        session.start();
+        session.run("COMMIT");
+        assert_eq!(session.warnings(), Vec::<String>::new(), "{version}");
+        session.run("ALTER EXTENSION loader_history UPDATE");
+        session.run("BEGIN");
+        let id = session.start();
+        assert_eq!(session.warnings(), Vec::<String>::new(), "{version}");
+        assert_eq!(status_of(&mut observer, id).as_deref(), Some("RUNNING"), "durable at once");
+        session.run("COMMIT");
+        wait_for_served(&mut observer, &["postgres"]);
+        // Old executions are nobody's to end.
+        let running: Vec<String> = column(
+            &mut observer,
+            "SELECT id::text FROM loader.execution_history WHERE status = 'RUNNING'",
+        );
+        assert_eq!(running.len(), 3, "{running:?}");
+        assert_durable_in(session, Session::new(&cluster, "postgres"));
+        let log = cluster.log();
+        assert!(!log.contains("ERROR") && !log.contains("loader_history worker:"), "{log}");
+    }
+}

@@ -1,0 +1,526 @@
+//! Promise: the background processes cost nothing while there is nothing to do, stop and start with the
+//! server, come back where they were lost, and say what is wrong with them.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pg_test::{
+    Client, Cluster, PRELOADED, Session, Signal, assert_durable, assert_durable_in, column,
+    install_extension, launchers, plain_start, preloaded_cluster, preloaded_cluster_with,
+    send_signal, status_of, wait_for, wait_for_served, wait_for_worker, worker_of,
+};
+
+/// How long nothing is to happen.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// A cluster that preloads the library, with the extension in `databases`, each with a worker.
+fn cluster_with(databases: &[&str], settings: &str) -> (Cluster, Client) {
+    let cluster = Cluster::start_with(&format!("{PRELOADED}{settings}"));
+    let mut client = cluster.connect();
+    for database in databases {
+        client.batch_execute(&format!("CREATE DATABASE {database}")).unwrap();
+        install_extension(&cluster, database);
+    }
+    (cluster, client)
+}
+
+/// `recorder_status()` as text: the words of its detail, and its numbers.
+fn status(client: &mut Client, column: &str) -> Option<String> {
+    let query = format!("SELECT ({column})::text FROM loader.recorder_status()");
+    client.query_one(&query, &[]).unwrap().get(0)
+}
+
+/// How often a process has gone to sleep, by the kernel's count.
+fn sleeps(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));
+    line.and_then(|line| line.split_whitespace().last()?.parse().ok()).expect("a count")
+}
+
+/// Connects to a server that may be recovering just now.
+fn reconnect(cluster: &Cluster) -> Client {
+    let mut client = None;
+    wait_for("the server to accept connections again", || {
+        client = cluster.config("postgres", "postgres").connect(postgres::NoTls).ok();
+        client.is_some()
+    });
+    client.unwrap()
+}
+
+// Room
+
+#[test]
+fn databases_beyond_max_worker_processes_record_plainly_and_say_why() {
+    // PostgreSQL's own launcher of logical replication takes one, ours another: two are left.
+    // The long timeout shows whether somebody waits for it.
+    let (mut cluster, mut client) = cluster_with(
+        &["a", "b", "c", "d"],
+        "max_worker_processes = 4\nloader_history.worker_timeout = '20s'\n",
+    );
+    let check = |cluster: &Cluster, client: &mut Client| {
+        wait_for("the two workers that there is room for", || pg_test::served(client).len() == 2);
+        let served = pg_test::served(client);
+        for database in ["a", "b", "c", "d"] {
+            if served.iter().any(|name| name == database) {
+                assert_durable(cluster, database);
+                continue;
+            }
+            let mut session = Session::new(cluster, database);
+            let mut observer = cluster.connect_to(database, "postgres");
+            let started = Instant::now();
+            for _ in 0..5 {
+                let warning = plain_start(&mut session, &mut observer);
+                assert!(warning.contains("No background worker could be started"), "{warning}");
+            }
+            let took = started.elapsed();
+            assert!(took < Duration::from_secs(2), "five plain starts took {took:?}");
+            let detail = status(&mut observer, "detail").unwrap_or_default();
+            assert!(detail.contains("max_worker_processes"), "{detail}");
+            assert_eq!(status(&mut observer, "worker_pid"), None);
+        }
+        served
+    };
+    let served = check(&cluster, &mut client);
+    drop(client);
+
+    let began = Instant::now();
+    cluster.stop_server();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    cluster.start_server();
+    let mut client = cluster.connect();
+    check(&cluster, &mut client);
+    assert_eq!(served.len(), 2);
+
+    // Where room comes, so does a worker.
+    let now_served = pg_test::served(&mut client);
+    client.batch_execute(&format!("DROP DATABASE {}", now_served[0])).unwrap();
+    wait_for("a worker in a database that had none", || {
+        let found = pg_test::served(&mut client);
+        found.len() == 2 && !found.contains(&now_served[0])
+    });
+    // It was logged, and not over and over.
+    let lines = cluster.log().matches("no room for a background worker").count();
+    assert!((1..=8).contains(&lines), "{lines} lines about no room");
+}
+
+#[test]
+fn without_room_even_for_the_launcher_starts_are_plain_and_quick() {
+    for processes in [0, 1] {
+        let cluster = Cluster::start_with(&format!(
+            "{PRELOADED}max_worker_processes = {processes}\nloader_history.worker_timeout = '2s'\n"
+        ));
+        install_extension(&cluster, "postgres");
+        let mut session = Session::new(&cluster, "postgres");
+        let mut observer = cluster.connect();
+        let started = Instant::now();
+        for _ in 0..4 {
+            plain_start(&mut session, &mut observer);
+        }
+        let took = started.elapsed();
+        assert!(
+            took < Duration::from_secs(3),
+            "max_worker_processes = {processes}: four starts took {took:?}, so each waited for nobody"
+        );
+        let detail = status(&mut observer, "detail").unwrap_or_default();
+        assert!(detail.contains("max_worker_processes"), "{detail}");
+    }
+}
+
+// Idle
+
+#[test]
+fn idle_processes_sleep_and_log_nothing() {
+    let (cluster, mut client) = cluster_with(&["a", "b"], "");
+    wait_for_served(&mut client, &["a", "b"]);
+    // Busy first: what that leaves behind is to calm down by itself.
+    assert_durable(&cluster, "a");
+    let mut loader = Session::new(&cluster, "b");
+    loader.run("BEGIN");
+    loader.start();
+    loader.run("COMMIT");
+    let mut pids = launchers(&mut client);
+    assert_eq!(pids.len(), 1);
+    pids.push(worker_of(&mut client, "a"));
+    pids.push(worker_of(&mut client, "b"));
+    let mut before: Vec<u64> = pids.iter().map(|&pid| sleeps(pid)).collect();
+    wait_for("the processes to calm down", || {
+        thread::sleep(Duration::from_secs(1));
+        let now: Vec<u64> = pids.iter().map(|&pid| sleeps(pid)).collect();
+        let calm = now == before;
+        before = now;
+        calm
+    });
+    let log = cluster.log();
+    thread::sleep(QUIET);
+    for (pid, before) in pids.iter().zip(&before) {
+        let woken = sleeps(*pid) - before;
+        assert!(woken <= 1, "of {pids:?} (launcher first), {pid} woke {woken} times in {QUIET:?}");
+    }
+    assert_eq!(log, cluster.log(), "nothing to log while nothing happens");
+}
+
+#[test]
+fn an_open_load_costs_a_few_looks_a_second_and_logs_nothing() {
+    let cluster = preloaded_cluster();
+    let mut loader = Session::new(&cluster, "postgres");
+    let mut client = cluster.connect();
+    loader.run("BEGIN");
+    loader.start();
+    let worker = worker_of(&mut client, "postgres");
+    let (before, log) = (sleeps(worker), cluster.log());
+    thread::sleep(QUIET);
+    let woken = sleeps(worker) - before;
+    assert!(woken <= 30, "{woken} in {QUIET:?}");
+    assert_eq!(log, cluster.log());
+}
+
+#[test]
+fn starting_and_stopping_logs_a_line_or_two_a_worker() {
+    let (mut cluster, mut client) = cluster_with(&["a", "b", "c"], "");
+    wait_for_served(&mut client, &["a", "b", "c"]);
+    drop(client);
+    cluster.stop_server();
+    let before = cluster.log().len();
+    cluster.start_server();
+    wait_for_served(&mut cluster.connect(), &["a", "b", "c"]);
+    cluster.stop_server();
+    let log = cluster.log()[before..].to_owned();
+    let ours: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("loader_history") && !line.contains(".s.PGSQL"))
+        .collect();
+    assert!(ours.len() <= 8, "{ours:#?}");
+    for word in ["ERROR", "WARNING", "PANIC", "\"loader_history worker\""] {
+        assert!(!log.contains(word), "{word} in\n{log}");
+    }
+}
+
+// Signals
+
+#[test]
+fn a_reload_reaches_worker_and_launcher() {
+    let cluster = preloaded_cluster();
+    let mut client = cluster.connect();
+    let worker = worker_of(&mut client, "postgres");
+    let launcher = launchers(&mut client)[0];
+    let lines_of = |pid: i32| cluster.log().matches(&format!("[{pid}]")).count();
+    for (level, talks) in [("debug5", true), ("warning", false)] {
+        client.batch_execute(&format!("ALTER SYSTEM SET log_min_messages = {level}")).unwrap();
+        client.batch_execute("SELECT pg_reload_conf()").unwrap();
+        let mut quiet_worker = 0;
+        let mut quiet_launcher = 0;
+        wait_for("worker and launcher to log as they are told", || {
+            // Something to do for each of them.
+            let (worker_before, launcher_before) = (lines_of(worker), lines_of(launcher));
+            assert_durable(&cluster, "postgres");
+            client.batch_execute("CREATE DATABASE brief").unwrap();
+            client.batch_execute("DROP DATABASE brief").unwrap();
+            quiet_worker = lines_of(worker) - worker_before;
+            quiet_launcher = lines_of(launcher) - launcher_before;
+            (quiet_worker > 0) == talks && (quiet_launcher > 0) == talks
+        });
+    }
+    assert_eq!(worker_of(&mut client, "postgres"), worker, "the worker stays");
+    // What the worker relies on, no reload takes from it.
+    for setting in [
+        "session_replication_role = origin",
+        "default_transaction_read_only = on",
+        "default_transaction_isolation = serializable",
+        "statement_timeout = '1ms'",
+        "search_path = nowhere",
+        "loader_history.notify = off",
+        "loader_history.durable = off",
+    ] {
+        client.batch_execute(&format!("ALTER SYSTEM SET {setting}")).unwrap();
+    }
+    client.batch_execute("ALTER SYSTEM SET log_min_messages = warning").unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    let options =
+        "-c statement_timeout=0 -c default_transaction_read_only=off -c loader_history.durable=on";
+    let session = || Session::with_options(&cluster, "postgres", "postgres", options);
+    wait_for("the settings", || {
+        let mut other = cluster.config("postgres", "postgres");
+        other.options("-c statement_timeout=0");
+        let mut other = other.connect(postgres::NoTls).unwrap();
+        column::<String>(&mut other, "SHOW search_path") == ["nowhere"]
+    });
+    assert_durable_in(session(), session());
+    assert!(!cluster.log().contains("ERROR"), "{}", cluster.log());
+}
+
+#[test]
+fn a_fast_stop_takes_no_longer_than_without_the_library() {
+    let stop = |library: bool| {
+        let settings = if library { PRELOADED } else { "" };
+        let mut cluster = Cluster::start_with(settings);
+        let databases = ["a", "b", "c", "d"];
+        let mut client = cluster.connect();
+        for database in databases {
+            client.batch_execute(&format!("CREATE DATABASE {database}")).unwrap();
+            install_extension(&cluster, database);
+        }
+        if library {
+            wait_for_served(&mut client, &databases);
+        }
+        drop(client);
+        // The second stop has nothing left to write.
+        let mut took = Duration::ZERO;
+        for _ in 0..2 {
+            let started = Instant::now();
+            cluster.stop_server();
+            took = started.elapsed();
+            cluster.start_server();
+            if library {
+                wait_for_served(&mut cluster.connect(), &databases);
+            }
+        }
+        took
+    };
+    let (without, with) = (stop(false), stop(true));
+    let most = without * 2 + Duration::from_millis(500);
+    assert!(with <= most, "{with:?} with the library, {without:?} without");
+}
+
+#[test]
+fn the_server_stops_and_comes_back_while_starts_are_recorded() {
+    let mut cluster = preloaded_cluster();
+    for round in 0..3 {
+        let over = Arc::new(AtomicBool::new(false));
+        let mut watch = cluster.connect();
+        let count = "SELECT count(*) FROM loader.execution_history WHERE loader_id = 2";
+        let before = column::<i64>(&mut watch, count)[0];
+        let loads: Vec<_> = (0..6)
+            .map(|_| {
+                let over = Arc::clone(&over);
+                let mut client = cluster.connect();
+                thread::spawn(move || {
+                    let mut started = 0;
+                    while !over.load(Ordering::Relaxed)
+                        && client
+                            .batch_execute("BEGIN; SELECT loader.record_execution_start(2); COMMIT")
+                            .is_ok()
+                    {
+                        started += 1;
+                    }
+                    started
+                })
+            })
+            .collect();
+        wait_for("starts", || column::<i64>(&mut watch, count)[0] > before + 20);
+        drop(watch);
+        let began = Instant::now();
+        cluster.stop_server();
+        let took = began.elapsed();
+        over.store(true, Ordering::Relaxed);
+        let started: i64 = loads.into_iter().map(|load| load.join().unwrap()).sum();
+        assert!(took < Duration::from_secs(5), "round {round}: the stop took {took:?}");
+        cluster.start_server();
+        let mut client = cluster.connect();
+        wait_for_worker(&mut client);
+        let kept = column::<i64>(&mut client, count)[0] - before;
+        // Whoever was interrupted between start and commit was not counted, and may be kept as FAILED.
+        assert!(kept >= started, "round {round}: {started} starts committed, {kept} kept");
+        let open = "SELECT count(*) FROM loader.binding";
+        wait_for("nothing to be open", || column::<i64>(&mut client, open) == [0]);
+    }
+    assert!(!cluster.log().contains("PANIC") && !cluster.log().contains("terminated by signal"));
+}
+
+#[test]
+fn after_a_crash_there_is_one_launcher_and_one_worker_a_database() {
+    let (cluster, mut client) = cluster_with(&["a", "b"], "");
+    wait_for_served(&mut client, &["a", "b"]);
+    for victim in ["worker", "launcher", "worker"] {
+        let mut loader = Session::new(&cluster, "a");
+        loader.run("BEGIN");
+        let id = loader.start();
+        let pid = match victim {
+            "worker" => worker_of(&mut client, "b"),
+            _ => launchers(&mut client)[0],
+        };
+        send_signal(pid, Signal::SIGKILL);
+        wait_for("the server to notice", || client.batch_execute("SELECT 1").is_err());
+        client = reconnect(&cluster);
+        wait_for_served(&mut client, &["a", "b"]);
+        wait_for("one launcher", || launchers(&mut client).len() == 1);
+        let mut session = cluster.connect_to("a", "postgres");
+        wait_for("the failure", || status_of(&mut session, id).as_deref() == Some("FAILED"));
+        drop(session);
+        assert_durable(&cluster, "a");
+        assert_durable(&cluster, "b");
+        assert_eq!(launchers(&mut client).len(), 1);
+        assert_eq!(pg_test::served(&mut client), ["a", "b"]);
+    }
+}
+
+#[test]
+fn a_terminated_worker_is_replaced() {
+    let cluster = preloaded_cluster();
+    let mut client = cluster.connect();
+    let mut loader = Session::new(&cluster, "postgres");
+    loader.run("BEGIN");
+    let id = loader.start();
+    for _ in 0..3 {
+        let pid = worker_of(&mut client, "postgres");
+        client.execute("SELECT pg_terminate_backend($1)", &[&pid]).unwrap();
+        wait_for("another worker", || {
+            status(&mut client, "worker_pid").is_some_and(|new| new != pid.to_string())
+        });
+        wait_for_worker(&mut client);
+        assert_eq!(pg_test::served(&mut client), ["postgres"]);
+    }
+    loader.run("ROLLBACK");
+    wait_for("the failure", || status_of(&mut client, id).as_deref() == Some("FAILED"));
+    assert_durable(&cluster, "postgres");
+}
+
+#[test]
+fn a_terminated_launcher_is_replaced() {
+    let (cluster, mut client) = cluster_with(&["a", "b"], "");
+    wait_for_served(&mut client, &["a", "b"]);
+    let workers = [worker_of(&mut client, "a"), worker_of(&mut client, "b")];
+    let pid = launchers(&mut client)[0];
+    client.execute("SELECT pg_terminate_backend($1)", &[&pid]).unwrap();
+    wait_for("the launcher to be replaced (databases that come get no worker otherwise)", || {
+        launchers(&mut client).first().is_some_and(|&new| new != pid)
+    });
+    client.batch_execute("CREATE DATABASE c").unwrap();
+    install_extension(&cluster, "c");
+    wait_for_served(&mut client, &["a", "b", "c"]);
+    assert_eq!([worker_of(&mut client, "a"), worker_of(&mut client, "b")], workers);
+    // A worker that the launcher before this one had started is looked after too.
+    client.execute("SELECT pg_terminate_backend($1)", &[&workers[0]]).unwrap();
+    wait_for("another worker", || worker_of(&mut client, "a") != workers[0]);
+    wait_for_served(&mut client, &["a", "b", "c"]);
+    assert_durable(&cluster, "a");
+    assert_eq!(launchers(&mut client).len(), 1);
+}
+
+#[test]
+fn a_session_that_logs_everything_ends_like_any_other() {
+    let cluster = preloaded_cluster();
+    let mut client = cluster.connect();
+    // Its last messages are those of a process that is just going away.
+    let mut session =
+        Session::with_options(&cluster, "postgres", "postgres", "-c log_min_messages=debug5");
+    session.run("BEGIN");
+    session.start();
+    session.run("COMMIT");
+    let pid: i32 = session.client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    drop(session);
+    let query = format!("SELECT pid FROM pg_stat_activity WHERE pid = {pid}");
+    wait_for("the session to end", || {
+        let rows = client.query(&query, &[]).expect("a session's end does not stop the server");
+        rows.is_empty()
+    });
+    // Or just after it has gone.
+    client.batch_execute("SELECT pg_sleep(0.1)").expect("a session's end does not stop the server");
+    assert!(!cluster.log().contains("terminated by signal"));
+}
+
+// recorder_status
+
+#[test]
+fn recorder_status_shows_a_load() {
+    let cluster = preloaded_cluster();
+    let mut client = cluster.connect();
+    let columns =
+        "concat_ws(' ', preloaded, queue_depth, open_bindings, unbound_running, foreign_key)";
+    assert_eq!(status(&mut client, columns).as_deref(), Some("t 0 0 0 t"));
+    assert_eq!(status(&mut client, "detail"), None);
+    assert_eq!(status(&mut client, "last_error"), None);
+    let worker = worker_of(&mut client, "postgres");
+    assert_eq!(status(&mut client, "worker_pid"), Some(worker.to_string()));
+
+    let mut loader = Session::new(&cluster, "postgres");
+    loader.run("BEGIN");
+    let id = loader.start();
+    assert_eq!(status(&mut client, columns).as_deref(), Some("t 0 1 0 t"));
+    loader.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS'); COMMIT"));
+    wait_for("the binding to go", || status(&mut client, columns).as_deref() == Some("t 0 0 0 t"));
+
+    // Committed, and not ended: no transaction will end it.
+    loader.run("BEGIN");
+    loader.start();
+    loader.run("COMMIT");
+    wait_for("the binding to go", || status(&mut client, columns).as_deref() == Some("t 0 0 1 t"));
+
+    // As a reader sees it.
+    client.batch_execute("CREATE ROLE reader LOGIN; SELECT loader.grant_reader('reader')").unwrap();
+    let mut reader = cluster.connect_to("postgres", "reader");
+    assert_eq!(status(&mut reader, "worker_pid"), Some(worker.to_string()));
+    assert_eq!(status(&mut reader, "detail"), None);
+}
+
+#[test]
+fn recorder_status_says_why_starts_are_plain() {
+    let cluster = preloaded_cluster_with("loader_history.worker_timeout = '300ms'\n");
+    let mut client = cluster.connect();
+    let mut session = Session::new(&cluster, "postgres");
+    let worker = worker_of(&mut client, "postgres");
+
+    send_signal(worker, Signal::SIGSTOP);
+    let started = Instant::now();
+    let warning = plain_start(&mut session, &mut client);
+    assert!(warning.contains("did not answer in time"), "{warning}");
+    let first = started.elapsed();
+    assert!((300..3_000).contains(&first.as_millis()), "{first:?}");
+    let detail = status(&mut client, "detail").unwrap_or_default();
+    assert!(detail.contains("did not answer in time"), "{detail}");
+    // Nobody waits again for a worker that does not answer.
+    let started = Instant::now();
+    for _ in 0..10 {
+        plain_start(&mut session, &mut client);
+    }
+    assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
+    send_signal(worker, Signal::SIGCONT);
+    wait_for("the worker to be well", || status(&mut client, "detail").is_none());
+    assert_durable(&cluster, "postgres");
+    assert_eq!(worker_of(&mut client, "postgres"), worker);
+
+    session.run("SET loader_history.durable = off");
+    let detail = status(&mut session.client, "detail").unwrap_or_default();
+    assert!(detail.contains("loader_history.durable is off"), "{detail}");
+    session.run("BEGIN");
+    let id = session.start();
+    assert_eq!(session.warnings(), Vec::<String>::new(), "it is what was asked for");
+    assert_eq!(status_of(&mut client, id), None);
+    session.run("ROLLBACK; RESET loader_history.durable");
+    assert_eq!(status(&mut session.client, "detail"), None);
+}
+
+#[test]
+fn a_locked_table_is_named_and_is_no_error_of_the_workers() {
+    let cluster = preloaded_cluster();
+    let mut session = Session::new(&cluster, "postgres");
+    let mut observer = cluster.connect();
+    let mut dba = Session::new(&cluster, "postgres");
+    let log = cluster.log().len();
+    dba.run("BEGIN; LOCK TABLE loader.binding IN SHARE ROW EXCLUSIVE MODE");
+    let started = Instant::now();
+    let warning = plain_start(&mut session, &mut observer);
+    assert!(warning.contains("A table of the history is locked, by this"), "{warning}");
+    assert!(started.elapsed() < Duration::from_millis(700), "{:?}", started.elapsed());
+    dba.run("COMMIT");
+    assert_eq!(status(&mut observer, "last_error"), None);
+    assert_durable(&cluster, "postgres");
+    let log = cluster.log()[log..].to_owned();
+    assert!(!log.contains("loader_history worker"), "{log}");
+}
+
+#[test]
+fn recorder_status_without_preloading() {
+    let cluster = pg_test::cluster_with_extension();
+    let mut client = cluster.connect();
+    let columns =
+        "concat_ws(' ', preloaded, queue_depth, open_bindings, unbound_running, foreign_key)";
+    client.batch_execute("SELECT loader.record_execution_start(1)").unwrap();
+    assert_eq!(status(&mut client, columns).as_deref(), Some("f 0 0 1 t"));
+    for empty in ["worker_pid", "last_error", "last_error_at", "detail"] {
+        assert_eq!(status(&mut client, empty), None, "{empty}");
+    }
+    assert!(pg_test::served(&mut client).is_empty() && launchers(&mut client).is_empty());
+}

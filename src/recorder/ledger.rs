@@ -1,0 +1,280 @@
+//! What the worker reads and writes in the database. All of it is called in a transaction of the worker's.
+
+use std::ffi::CStr;
+
+use pgrx::Spi;
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
+use pgrx::pg_sys::{self, BuiltinOid, LockWaitPolicy};
+
+use super::background::set_local;
+use super::loader_row::{self, LoaderRow};
+use super::shared::{LostStart, Start};
+use crate::error::Error;
+use crate::event::Event;
+use crate::execution::{Status, duration_seconds};
+use crate::lookup::{OpenRelation, relation};
+use crate::statement::{KeptStatement, Rows, Sight};
+use crate::time::{end_of_execution, from_postgres};
+
+/// The tables that a start is written into.
+const TABLES: [&CStr; 3] = [c"execution_history", c"binding", c"recorded_loader"];
+
+thread_local! {
+    static INSERT_STARTS: KeptStatement = const { KeptStatement::new(
+        c"INSERT INTO loader.execution_history (id, loader_id, execution_start, status) \
+          SELECT s.id, s.loader_id, s.execution_start, 'RUNNING' \
+          FROM ROWS FROM (unnest($1), unnest($2), unnest($3)) AS s (id, loader_id, execution_start)",
+        &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::TIMESTAMPTZARRAYOID],
+    ) };
+    static INSERT_BINDINGS: KeptStatement = const { KeptStatement::new(
+        c"INSERT INTO loader.binding (execution_id, xid, subxid) \
+          SELECT b.id, b.xid::text::xid8, NULLIF(b.subxid, 0)::text::xid8 \
+          FROM ROWS FROM (unnest($1), unnest($2), unnest($3)) AS b (id, xid, subxid)",
+        &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID],
+    ) };
+    static SELECT_BINDINGS: KeptStatement = const { KeptStatement::new(
+        c"SELECT execution_id, xid::text::bigint, subxid::text::bigint FROM loader.binding",
+        &[],
+    ) };
+    static DELETE_BINDINGS: KeptStatement = const { KeptStatement::new(
+        c"DELETE FROM loader.binding WHERE execution_id = ANY ($1)",
+        &[BuiltinOid::INT8ARRAYOID],
+    ) };
+    static DELETE_ABANDONED: KeptStatement = const { KeptStatement::new(
+        c"DELETE FROM loader.abandoned_start WHERE execution_id = ANY ($1) RETURNING execution_id",
+        &[BuiltinOid::INT8ARRAYOID],
+    ) };
+    static DELETE_SETTLED: KeptStatement = const { KeptStatement::new(
+        c"DELETE FROM loader.abandoned_start AS a \
+          WHERE NOT EXISTS (SELECT FROM loader.binding AS b WHERE b.execution_id = a.execution_id)",
+        &[],
+    ) };
+    static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
+        c"DELETE FROM loader.derived_failure WHERE execution_id = ANY ($1)",
+        &[BuiltinOid::INT8ARRAYOID],
+    ) };
+    static DELETE_EXECUTIONS: KeptStatement = const { KeptStatement::new(
+        c"DELETE FROM loader.execution_history WHERE id = ANY ($1)",
+        &[BuiltinOid::INT8ARRAYOID],
+    ) };
+    static SELECT_END: KeptStatement = const { KeptStatement::new(
+        c"SELECT execution_end FROM loader.execution_history WHERE id = $1",
+        &[BuiltinOid::INT8OID],
+    ) };
+    static LOCK_RUNNING: KeptStatement = const { KeptStatement::new(
+        c"SELECT execution_start, loader_id, record_count FROM loader.execution_history \
+          WHERE id = $1 AND status = 'RUNNING' FOR NO KEY UPDATE SKIP LOCKED",
+        &[BuiltinOid::INT8OID],
+    ) };
+    static CLOSE: KeptStatement = const { KeptStatement::new(
+        c"UPDATE loader.execution_history \
+          SET execution_end = $2, status = 'FAILED', error_message = $3, duration_seconds = $4 \
+          WHERE id = $1",
+        &[
+            BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TEXTOID, BuiltinOid::INT4OID,
+        ],
+    ) };
+    static INSERT_DERIVED: KeptStatement = const { KeptStatement::new(
+        c"INSERT INTO loader.derived_failure (execution_id, execution_end) VALUES ($1, $2) \
+          ON CONFLICT (execution_id) DO UPDATE SET execution_end = EXCLUDED.execution_end",
+        &[BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
+    ) };
+}
+
+/// Runs a statement about some executions.
+fn run(
+    statement: &'static std::thread::LocalKey<KeptStatement>,
+    ids: &[i64],
+) -> Result<Vec<i64>, Error> {
+    Spi::connect(|client| {
+        let arguments = [ids.to_vec().into()];
+        let rows = statement.with(|statement| statement.run(client, Sight::Usual, &arguments))?;
+        Ok((0..rows.len()).filter_map(|row| rows.get(row, 1)).collect())
+    })
+}
+
+/// Locks the tables that a start is written into, where nobody else has them.
+///
+/// # Errors
+/// [`Error::TableLocked`].
+pub fn lock_tables() -> Result<(), Error> {
+    for table in TABLES.into_iter().filter_map(relation) {
+        // SAFETY: in a transaction, at whose end the lock goes.
+        let locked = unsafe {
+            pg_sys::ConditionalLockRelationOid(table, pg_sys::RowExclusiveLock.cast_signed())
+        };
+        if !locked {
+            return Err(Error::TableLocked);
+        }
+    }
+    Ok(())
+}
+
+/// The loader's row, locked where nobody else holds it against that.
+pub fn lock_loader(loader_id: i64) -> LoaderRow {
+    let Some(history) = relation(c"execution_history") else { return LoaderRow::Missing };
+    let history = OpenRelation::table(history, pg_sys::AccessShareLock);
+    loader_row::lock(&history, loader_id, LockWaitPolicy::LockWaitSkip)
+}
+
+/// Inserts RUNNING executions and their bindings.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn insert(starts: &[&Start]) -> Result<(), Error> {
+    insert_executions(
+        starts.iter().map(|start| (start.execution_id, start.loader_id, start.start)),
+    )?;
+    let ids: Vec<_> = starts.iter().map(|start| start.execution_id).collect();
+    let xids: Vec<_> = starts.iter().map(|start| start.xid.cast_signed()).collect();
+    let subxids: Vec<_> = starts.iter().map(|start| start.subxid.cast_signed()).collect();
+    Spi::connect(|client| {
+        let arguments = [ids.into(), xids.into(), subxids.into()];
+        INSERT_BINDINGS.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
+        Ok(())
+    })
+}
+
+/// Inserts RUNNING executions: ids, loaders, and when they started.
+fn insert_executions(executions: impl Iterator<Item = (i64, i64, i64)>) -> Result<(), Error> {
+    let (mut ids, mut loaders, mut times) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, loader_id, start) in executions {
+        ids.push(id);
+        loaders.push(loader_id);
+        times.push(TimestampWithTimeZone::try_from(start).ok());
+    }
+    Spi::connect(|client| {
+        let arguments = [ids.into(), loaders.into(), times.into()];
+        INSERT_STARTS.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
+        Ok(())
+    })
+}
+
+/// Every binding: the execution's id, the transaction's and the subtransaction's, or 0. Called when
+/// nothing is being recorded: what was given up and is not there will not come.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn bindings() -> Result<Vec<(i64, u64, u64)>, Error> {
+    Spi::connect(|client| {
+        DELETE_SETTLED.with(|delete| delete.run(client, Sight::Usual, &[]))?;
+        let rows = SELECT_BINDINGS.with(|select| select.run(client, Sight::Usual, &[]))?;
+        let number = |row, column| rows.get::<i64>(row, column).unwrap_or_default();
+        Ok((0..rows.len())
+            .map(|row| {
+                (number(row, 1), number(row, 2).cast_unsigned(), number(row, 3).cast_unsigned())
+            })
+            .collect())
+    })
+}
+
+/// Deletes the bindings of executions whose starts are committed, and those executions that their
+/// callers have recorded under another id.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn forget(ids: &[i64]) -> Result<(), Error> {
+    run(&DELETE_BINDINGS, ids)?;
+    let abandoned = run(&DELETE_ABANDONED, ids)?;
+    if !abandoned.is_empty() {
+        run(&DELETE_EXECUTIONS, &abandoned)?;
+    }
+    Ok(())
+}
+
+/// Removes executions as if they had never been recorded.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn remove(ids: &[i64]) -> Result<(), Error> {
+    for statement in [&DELETE_BINDINGS, &DELETE_DERIVED, &DELETE_EXECUTIONS] {
+        run(statement, ids)?;
+    }
+    Ok(())
+}
+
+/// What came of ending an execution.
+pub enum Closed {
+    /// It is FAILED now. The event's payload.
+    Failed(String),
+    /// It is gone, or the loader has had its word.
+    Over,
+    /// Another session locks its row: try again.
+    Busy,
+}
+
+/// Has triggers fire as for anybody, but for the event, which is emitted later.
+pub fn fire_triggers() {
+    set_local(c"session_replication_role", c"origin");
+    set_local(c"loader_history.notify", c"off");
+}
+
+/// Ends an execution whose start was rolled back as FAILED, and notes that the server did.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn close(execution_id: i64, message: &str) -> Result<Closed, Error> {
+    Spi::connect(|client| {
+        let id = || DatumWithOid::from(execution_id);
+        let locked = LOCK_RUNNING.with(|lock| lock.run(client, Sight::Usual, &[id()]))?;
+        let Some((start, loader_id)) = running(&locked) else {
+            let rows = SELECT_END.with(|select| select.run(client, Sight::Usual, &[id()]))?;
+            let over = rows.is_empty() || rows.get::<TimestampWithTimeZone>(0, 1).is_some();
+            return Ok(if over { Closed::Over } else { Closed::Busy });
+        };
+        let record_count = locked.get(0, 3);
+        // SAFETY: reads the clock.
+        let end = end_of_execution(start, unsafe { pg_sys::GetCurrentTimestamp() });
+        let seconds = duration_seconds(from_postgres(start), from_postgres(end));
+        let stored_end = || DatumWithOid::from(TimestampWithTimeZone::try_from(end).ok());
+        let arguments = [id(), stored_end(), message.into(), seconds.into()];
+        CLOSE.with(|close| close.run(client, Sight::Usual, &arguments))?;
+        INSERT_DERIVED.with(|insert| insert.run(client, Sight::Usual, &[id(), stored_end()]))?;
+        let mut event = Event::new(execution_id, loader_id, Status::Failed, from_postgres(end));
+        event.record_count = record_count;
+        event.duration_seconds = Some(seconds);
+        event.error_message = Some(message);
+        Ok(Closed::Failed(event.payload()?))
+    })
+}
+
+/// The start and the loader of the execution that was locked.
+fn running(rows: &Rows<'_>) -> Option<(i64, i64)> {
+    Some((rows.get::<TimestampWithTimeZone>(0, 1)?.into_inner(), rows.get(0, 2)?))
+}
+
+/// The payload of the event that an execution has started.
+///
+/// # Errors
+/// None in practice, as of [`Event::payload`].
+pub fn start_event(execution_id: i64, loader_id: i64, start: i64) -> Result<String, Error> {
+    let mut event = Event::new(execution_id, loader_id, Status::Running, from_postgres(start));
+    event.record_count = Some(0);
+    Ok(event.payload()?)
+}
+
+/// Records a start that was rolled back, as started and failed, and returns the payloads of the events;
+/// of nothing where the loader is not there.
+///
+/// # Errors
+/// [`Error::TableLocked`], or what SPI says of a call.
+pub fn record_lost_start(lost: &LostStart, message: &str) -> Result<Vec<String>, Error> {
+    lock_tables()?;
+    let LostStart { execution_id, loader_id, start, abandoned, .. } = *lost;
+    if abandoned != 0 {
+        remove(&[abandoned])?;
+    }
+    match lock_loader(loader_id) {
+        LoaderRow::Committed | LoaderRow::Own | LoaderRow::Unchecked => {}
+        LoaderRow::Busy => return Err(Error::TableLocked),
+        // The loader itself was rolled back, or has been deleted since.
+        LoaderRow::Missing | LoaderRow::Unsupported => return Ok(Vec::new()),
+    }
+    insert_executions(std::iter::once((execution_id, loader_id, start)))?;
+    let mut events = vec![start_event(execution_id, loader_id, start)?];
+    // Triggers that fired would include the foreign key's, for a row of this very transaction.
+    if let Closed::Failed(event) = close(execution_id, message)? {
+        events.push(event);
+    }
+    Ok(events)
+}

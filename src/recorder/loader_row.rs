@@ -1,0 +1,124 @@
+//! The lock on a loader's row that a start takes in the caller's own transaction, as the foreign key
+//! would: the row cannot go while the worker records its execution.
+
+use pgrx::pg_sys::{self, LockTupleMode, LockWaitPolicy};
+
+use crate::lookup::{self, Key, Locked, OpenRelation, find};
+
+/// The column of the history that names the loader, the second by the contract.
+const LOADER_ID_COLUMN: pg_sys::AttrNumber = 2;
+
+/// How often a row that others keep changing is looked for.
+const ATTEMPTS: u32 = 100;
+
+/// The loader's row, as it was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoaderRow {
+    /// Locked, and committed.
+    Committed,
+    /// Locked, and last written by the current transaction: maybe nobody else can see it.
+    Own,
+    /// Not there.
+    Missing,
+    /// Another session holds it, and was not waited for.
+    Busy,
+    /// Not asked for: there is no foreign key.
+    Unchecked,
+    /// The foreign key is none that can be locked by.
+    Unsupported,
+}
+
+/// Locks the row of `loader_id` as the foreign key of `history` would, and waits for others if `wait`
+/// says so.
+pub fn lock(history: &OpenRelation, loader_id: i64, wait: LockWaitPolicy::Type) -> LoaderRow {
+    for _ in 0..ATTEMPTS {
+        if let Ok(row) = try_lock(history, loader_id, wait) {
+            return row;
+        }
+    }
+    LoaderRow::Busy
+}
+
+/// The row changed between being found and being locked.
+struct LookAgain;
+
+fn try_lock(
+    history: &OpenRelation,
+    loader_id: i64,
+    wait: LockWaitPolicy::Type,
+) -> Result<LoaderRow, LookAgain> {
+    let Some((target, column)) = target(history) else { return Ok(LoaderRow::Unchecked) };
+    let Some(table) = open(target, wait) else { return Ok(LoaderRow::Busy) };
+    // SAFETY: catalog lookups of a column of a table that is open.
+    let (name, column_type) = unsafe {
+        let column_type = pg_sys::getBaseType(pg_sys::get_atttype(target, column));
+        (pg_sys::get_attname(target, column, false), column_type)
+    };
+    let types = [pg_sys::INT8OID, pg_sys::INT4OID, pg_sys::INT2OID, pg_sys::NUMERICOID];
+    if !types.contains(&column_type) {
+        return Ok(LoaderRow::Unsupported);
+    }
+    for oid in tables(&table, target) {
+        let Some(table) = open(oid, wait) else { return Ok(LoaderRow::Busy) };
+        // SAFETY: a catalog lookup by a C string; partitions have the columns in orders of their own.
+        let column = unsafe { pg_sys::get_attnum(oid, name) };
+        let Some(key) = Key::number(column, column_type, loader_id) else { break };
+        let Some((tid, writer)) = find(&table, &key, |row| (row.tid(), row.writer())) else {
+            continue;
+        };
+        return match lookup::lock(&table, tid, LockTupleMode::LockTupleKeyShare, wait) {
+            // SAFETY: looks the id up among those of the current transaction.
+            Locked::Yes if unsafe { pg_sys::TransactionIdIsCurrentTransactionId(writer) } => {
+                Ok(LoaderRow::Own)
+            }
+            Locked::Yes => Ok(LoaderRow::Committed),
+            Locked::Busy => Ok(LoaderRow::Busy),
+            Locked::Changed | Locked::Gone => Err(LookAgain),
+        };
+    }
+    Ok(LoaderRow::Missing)
+}
+
+/// Opens a table as the foreign key does; `None` where another session locks it and is not to be
+/// waited for.
+fn open(oid: pg_sys::Oid, wait: LockWaitPolicy::Type) -> Option<OpenRelation> {
+    let lock = pg_sys::RowShareLock;
+    // SAFETY: in a transaction, at whose end the lock goes.
+    let free = wait == LockWaitPolicy::LockWaitBlock
+        || unsafe { pg_sys::ConditionalLockRelationOid(oid, lock.cast_signed()) };
+    free.then(|| OpenRelation::table(oid, lock))
+}
+
+/// The tables that hold the rows of a table: itself, or its partitions.
+fn tables(table: &OpenRelation, oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // SAFETY: the table is open, which keeps its partitions; the list is read before it is freed.
+    unsafe {
+        if (*(*table.as_ptr()).rd_rel).relkind as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
+            return vec![oid];
+        }
+        let none = pg_sys::NoLock.cast_signed();
+        let list = pg_sys::find_all_inheritors(oid, none, std::ptr::null_mut());
+        let count = if list.is_null() { 0 } else { (*list).length };
+        let leaves = (0..count)
+            .map(|place| pg_sys::list_nth_oid(list, place))
+            .filter(|&leaf| pg_sys::get_rel_relkind(leaf) as u8 == pg_sys::RELKIND_RELATION)
+            .collect();
+        pg_sys::list_free(list);
+        leaves
+    }
+}
+
+/// The table and the column that the history's foreign key names.
+fn target(history: &OpenRelation) -> Option<(pg_sys::Oid, pg_sys::AttrNumber)> {
+    // SAFETY: the relation is open, and its cache entry keeps the list and what is in it; it is read
+    // before anything can invalidate them.
+    unsafe {
+        let keys = pg_sys::RelationGetFKeyList(history.as_ptr());
+        let count = if keys.is_null() { 0 } else { (*keys).length };
+        (0..count).find_map(|place| {
+            let key = pg_sys::list_nth(keys, place).cast::<pg_sys::ForeignKeyCacheInfo>();
+            ((*key).nkeys == 1 && (*key).conkey[0] == LOADER_ID_COLUMN)
+                .then(|| ((*key).confrelid, (*key).confkey[0]))
+        })
+    }
+}

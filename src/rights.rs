@@ -1,0 +1,42 @@
+//! Whose rights code runs with that others can define.
+
+use pgrx::pg_sys;
+
+/// The rights of the current session, restricted until this is dropped.
+///
+/// Planning the check of the foreign key calls functions of the owner of `loader.loader`: those of its
+/// indexes and constraints. Restricted, they cannot leave anything behind, neither a deferred trigger
+/// that runs after them with the session's own rights, nor a setting.
+pub struct Restricted {
+    user: pg_sys::Oid,
+    context: i32,
+    settings: i32,
+}
+
+impl Restricted {
+    /// Restricts the rights of the current session.
+    pub fn new() -> Self {
+        let mut saved = Self { user: pg_sys::InvalidOid, context: 0, settings: 0 };
+        let restriction = pg_sys::SECURITY_RESTRICTED_OPERATION.cast_signed();
+        // SAFETY: reads and sets the state of the current session; an abort sets it back too.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&raw mut saved.user, &raw mut saved.context);
+            pg_sys::SetUserIdAndSecContext(saved.user, saved.context | restriction);
+            saved.settings = pg_sys::NewGUCNestLevel();
+        }
+        saved
+    }
+}
+
+impl Drop for Restricted {
+    fn drop(&mut self) {
+        // While an error unwinds, the abort that follows sets both back.
+        if !std::thread::panicking() {
+            // SAFETY: what new() saved, in the same (sub)transaction.
+            unsafe {
+                pg_sys::AtEOXact_GUC(false, self.settings);
+                pg_sys::SetUserIdAndSecContext(self.user, self.context);
+            }
+        }
+    }
+}
