@@ -10,7 +10,7 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo test lint install setup schema clean
+.PHONY: all demo test lint install setup schema clean chaos soak latency
 
 all: demo
 
@@ -22,6 +22,18 @@ demo: setup
 
 test: setup
 	@scripts/test
+
+# The large sizes of what make test runs small, and what a durable start costs. pg_test/FIGURES.md has
+# what they have shown.
+chaos: setup
+	@CHAOS_ROUNDS=$${CHAOS_ROUNDS:-20} scripts/test --test chaos -- --nocapture
+
+soak: setup
+	@SOAK_ROUNDS=$${SOAK_ROUNDS:-1000000} SOAK_SESSIONS=$${SOAK_SESSIONS:-10000} scripts/measure soak
+
+# On a disk, since it is the disk that a start waits for.
+latency: setup
+	@TMPDIR=$${TMPDIR:-/var/tmp} scripts/measure latency
 
 # Formatting and clippy, part of make test.
 lint: setup

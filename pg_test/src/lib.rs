@@ -5,9 +5,11 @@
 mod cluster;
 mod errors;
 mod preloaded;
+mod report;
 mod seed;
 pub mod story;
 mod wait;
+mod warnings;
 mod workers;
 
 pub use cluster::{Cluster, bindir, run};
@@ -16,8 +18,10 @@ pub use nix::sys::signal::Signal;
 pub use preloaded::{
     PRELOADED, preloaded_cluster, preloaded_cluster_with, send_signal, wait_for_worker,
 };
+pub use report::{print_table, size};
 pub use seed::seed;
 pub use wait::{TIMEOUT, wait_for};
+pub use warnings::Warnings;
 pub use workers::{
     Session, assert_durable, assert_durable_in, current_version, extension_folder,
     install_extension, launchers, offer_released_version, plain_start, served, status_of,

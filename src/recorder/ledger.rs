@@ -26,6 +26,16 @@ thread_local! {
           FROM ROWS FROM (unnest($1), unnest($2), unnest($3)) AS s (id, loader_id, execution_start)",
         &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::TIMESTAMPTZARRAYOID],
     ) };
+    // A start alone, as most are, is quicker without arrays.
+    static INSERT_START: KeptStatement = const { KeptStatement::new(
+        c"INSERT INTO loader.execution_history (id, loader_id, execution_start, status) \
+          VALUES ($1, $2, $3, 'RUNNING')",
+        &[BuiltinOid::INT8OID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
+    ) };
+    static INSERT_BINDING: KeptStatement = const { KeptStatement::new(
+        c"INSERT INTO loader.binding (execution_id, xid, subxid) VALUES ($1, $2, $3)",
+        &[BuiltinOid::INT8OID, BuiltinOid::XID8OID, BuiltinOid::XID8OID],
+    ) };
     static INSERT_BINDINGS: KeptStatement = const { KeptStatement::new(
         c"INSERT INTO loader.binding (execution_id, xid, subxid) \
           SELECT b.id, b.xid::text::xid8, NULLIF(b.subxid, 0)::text::xid8 \
@@ -122,30 +132,50 @@ pub fn lock_loader(loader_id: i64) -> LoaderRow {
 /// # Errors
 /// What SPI says of a call.
 pub fn insert(starts: &[&Start]) -> Result<(), Error> {
-    insert_executions(
-        starts.iter().map(|start| (start.execution_id, start.loader_id, start.start)),
-    )?;
+    match starts {
+        [] => Ok(()),
+        [start] => {
+            insert_execution(start.execution_id, start.loader_id, start.start)?;
+            insert_binding(start)
+        }
+        _ => insert_many(starts),
+    }
+}
+
+fn insert_many(starts: &[&Start]) -> Result<(), Error> {
     let ids: Vec<_> = starts.iter().map(|start| start.execution_id).collect();
+    let loaders: Vec<_> = starts.iter().map(|start| start.loader_id).collect();
+    let times: Vec<_> =
+        starts.iter().map(|start| TimestampWithTimeZone::try_from(start.start).ok()).collect();
     let xids: Vec<_> = starts.iter().map(|start| start.xid.cast_signed()).collect();
     let subxids: Vec<_> = starts.iter().map(|start| start.subxid.cast_signed()).collect();
     Spi::connect(|client| {
+        let arguments = [ids.clone().into(), loaders.into(), times.into()];
+        INSERT_STARTS.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
         let arguments = [ids.into(), xids.into(), subxids.into()];
         INSERT_BINDINGS.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
         Ok(())
     })
 }
 
-/// Inserts RUNNING executions: ids, loaders, and when they started.
-fn insert_executions(executions: impl Iterator<Item = (i64, i64, i64)>) -> Result<(), Error> {
-    let (mut ids, mut loaders, mut times) = (Vec::new(), Vec::new(), Vec::new());
-    for (id, loader_id, start) in executions {
-        ids.push(id);
-        loaders.push(loader_id);
-        times.push(TimestampWithTimeZone::try_from(start).ok());
-    }
+/// Inserts a RUNNING execution.
+fn insert_execution(execution_id: i64, loader_id: i64, start: i64) -> Result<(), Error> {
+    let start = TimestampWithTimeZone::try_from(start).ok();
     Spi::connect(|client| {
-        let arguments = [ids.into(), loaders.into(), times.into()];
-        INSERT_STARTS.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
+        let arguments = [execution_id.into(), loader_id.into(), start.into()];
+        INSERT_START.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
+        Ok(())
+    })
+}
+
+fn insert_binding(start: &Start) -> Result<(), Error> {
+    // SAFETY: an xid8 is passed by value, as a bigint is.
+    let xid8 = |xid: u64| unsafe {
+        DatumWithOid::new((xid != 0).then(|| xid.cast_signed()), pg_sys::XID8OID)
+    };
+    Spi::connect(|client| {
+        let arguments = [start.execution_id.into(), xid8(start.xid), xid8(start.subxid)];
+        INSERT_BINDING.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
         Ok(())
     })
 }
@@ -270,7 +300,7 @@ pub fn record_lost_start(lost: &LostStart, message: &str) -> Result<Vec<String>,
         // The loader itself was rolled back, or has been deleted since.
         LoaderRow::Missing | LoaderRow::Unsupported => return Ok(Vec::new()),
     }
-    insert_executions(std::iter::once((execution_id, loader_id, start)))?;
+    insert_execution(execution_id, loader_id, start)?;
     let mut events = vec![start_event(execution_id, loader_id, start)?];
     // Triggers that fired would include the foreign key's, for a row of this very transaction.
     if let Closed::Failed(event) = close(execution_id, message)? {

@@ -1,0 +1,38 @@
+//! What the soak test and the benchmark share: sizes from the environment, tables for people.
+
+use std::env;
+
+/// The number in the environment variable `name`, or `default`.
+///
+/// # Panics
+/// When the variable holds something else.
+pub fn size(name: &str, default: u64) -> u64 {
+    env::var(name).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}"))
+    })
+}
+
+/// Prints a table, its first column to the left and the others to the right.
+pub fn print_table(header: &[&str], rows: &[Vec<String>]) {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([header[column].chars().count()]).max().unwrap_or_default()
+    };
+    let widths: Vec<_> = (0..header.len()).map(width).collect();
+    let line = |cells: &[&str]| {
+        let padded: Vec<_> = cells
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, &width))| match column {
+                0 => format!("{cell:<width$}"),
+                _ => format!("{cell:>width$}"),
+            })
+            .collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    line(header);
+    for row in rows {
+        line(&row.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+}
