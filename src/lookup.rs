@@ -47,14 +47,17 @@ impl OpenRelation {
         unsafe { (*self.0).rd_createSubid != 0 }
     }
 
-    /// Whether a constraint or a trigger of it waits for the end of the transaction.
-    pub fn has_deferred_triggers(&self) -> bool {
-        // SAFETY: the relation is open; its triggers are as many as they are said to be.
+    /// Whether it has a trigger that is neither `known` nor a constraint's, or one that may wait for the
+    /// end of the transaction.
+    pub fn has_other_triggers(&self, known: &[&CStr]) -> bool {
+        // SAFETY: the relation is open; its triggers are as many as they are said to be, and have names.
         unsafe {
             let triggers = (*self.0).trigdesc;
             !triggers.is_null()
                 && (0..(*triggers).numtriggers).any(|place| {
-                    (*(*triggers).triggers.add(place.unsigned_abs() as usize)).tginitdeferred
+                    let trigger = &*(*triggers).triggers.add(place.unsigned_abs() as usize);
+                    trigger.tgdeferrable
+                        || !trigger.tgisinternal && !known.contains(&CStr::from_ptr(trigger.tgname))
                 })
         }
     }

@@ -86,12 +86,10 @@ fn note_abandoned(abandoned: i64) -> Result<(), Error> {
 /// Records a start in the current transaction.
 fn insert_running(loader_id: i64, start: i64) -> Result<i64, Error> {
     let start = TimestampWithTimeZone::try_from(start).ok();
-    // The foreign key's check plans a query of loader.loader. Where a DBA has put off checks or triggers
-    // to the end of the transaction, PostgreSQL would refuse them.
+    // The foreign key's check plans a query of loader.loader.
     let history = relation(c"execution_history")
         .map(|history| OpenRelation::table(history, pg_sys::RowExclusiveLock));
-    let _restricted =
-        history.filter(|history| !history.has_deferred_triggers()).map(|_| Restricted::new());
+    let _restricted = history.as_ref().and_then(Restricted::for_writing);
     let id = hinting_at_unknown_loaders(|| {
         Spi::connect(|client| {
             INSERT_RUNNING
@@ -176,6 +174,8 @@ fn end_execution(
         }
         let end = end_of_execution(state.start, now());
         let seconds = duration_seconds(from_postgres(state.start), from_postgres(end));
+        // The foreign key is checked again for a row that this transaction has inserted.
+        let restricted = state.own.then(|| Restricted::for_writing(&history)).flatten();
         let updated = Spi::connect(|client| {
             let time = |micros| TimestampWithTimeZone::try_from(micros).ok();
             let arguments = [
@@ -197,6 +197,7 @@ fn end_execution(
             }
             Ok::<_, Error>(updated > 0)
         })?;
+        drop(restricted);
         if updated {
             return Ok(seconds);
         }
@@ -206,6 +207,8 @@ fn end_execution(
 /// An execution as it is now.
 struct State {
     tid: pg_sys::ItemPointerData,
+    /// Whether this transaction has written the row.
+    own: bool,
     start: i64,
     end: Option<i64>,
     status: String,
@@ -217,7 +220,13 @@ fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, E
         // SAFETY: by the contract column 3 is the start and 4 the end, timestamptz, which are passed by
         // value as a bigint is, and column 5 the status, a varchar.
         find(history, &Key::id(execution_id), |row| unsafe {
-            Some(State { tid: row.tid(), start: row.get(3)?, end: row.get(4), status: row.get(5)? })
+            Some(State {
+                tid: row.tid(),
+                own: pg_sys::TransactionIdIsCurrentTransactionId(row.writer()),
+                start: row.get(3)?,
+                end: row.get(4),
+                status: row.get(5)?,
+            })
         })
         .flatten()
     };

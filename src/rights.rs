@@ -1,6 +1,10 @@
 //! Whose rights code runs with that others can define.
 
+use std::ffi::CStr;
+
 use pgrx::pg_sys;
+
+use crate::lookup::OpenRelation;
 
 /// The rights of the current session, restricted until this is dropped.
 ///
@@ -13,9 +17,23 @@ pub struct Restricted {
     settings: i32,
 }
 
+/// The extension's own triggers on the history.
+const TRIGGERS: [&CStr; 5] = [
+    c"notify_on_start",
+    c"notify_on_outcome",
+    c"remember_loader_on_insert",
+    c"remember_loader_on_update",
+    c"request_foreign_key",
+];
+
 impl Restricted {
-    /// Restricts the rights of the current session.
-    pub fn new() -> Self {
+    /// Restricts the rights of the current session for writing into the history; `None` where a DBA's
+    /// own triggers, or checks put off to the end of the transaction, need them all.
+    pub fn for_writing(history: &OpenRelation) -> Option<Self> {
+        (!history.has_other_triggers(&TRIGGERS)).then(Self::new)
+    }
+
+    fn new() -> Self {
         let mut saved = Self { user: pg_sys::InvalidOid, context: 0, settings: 0 };
         let restriction = pg_sys::SECURITY_RESTRICTED_OPERATION.cast_signed();
         // SAFETY: reads and sets the state of the current session; an abort sets it back too.

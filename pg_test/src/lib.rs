@@ -20,11 +20,11 @@ pub use preloaded::{
 };
 pub use report::{print_table, size};
 pub use seed::seed;
-pub use wait::{TIMEOUT, wait_for};
+pub use wait::{TIMEOUT, wait_for, wait_for_equal};
 pub use warnings::Warnings;
 pub use workers::{
     Session, assert_durable, assert_durable_in, current_version, extension_folder,
-    install_extension, launchers, offer_released_version, plain_start, served, status_of,
+    install_extension, launchers, offer_released_version, plain_start, served, sleeps, status_of,
     wait_for_no_clients, wait_for_served, worker_of,
 };
 

@@ -1,5 +1,6 @@
 //! Waiting for a condition, never for a time.
 
+use std::fmt::Debug;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,5 +16,27 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(started.elapsed() < TIMEOUT, "waited in vain for {what}");
         thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until `found` returns `expected`.
+///
+/// # Panics
+/// When it has not within [`TIMEOUT`], with what it returned instead.
+#[track_caller]
+pub fn wait_for_equal<T: Debug + PartialEq>(
+    what: &str,
+    expected: &T,
+    mut found: impl FnMut() -> T,
+) {
+    let started = Instant::now();
+    let mut last = found();
+    while last != *expected {
+        assert!(
+            started.elapsed() < TIMEOUT,
+            "{what}: it stays {last:?} and should become {expected:?}"
+        );
+        thread::sleep(Duration::from_millis(5));
+        last = found();
     }
 }

@@ -153,6 +153,16 @@ pub fn launchers(client: &mut Client) -> Vec<i32> {
     )
 }
 
+/// How often a process has gone to sleep, by the kernel's count.
+///
+/// # Panics
+/// When the process is gone.
+pub fn sleeps(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));
+    line.and_then(|line| line.split_whitespace().last()?.parse().ok()).expect("a count")
+}
+
 /// Proves that a start in `database` is durable, without a warning, and that its rollback makes it
 /// FAILED.
 ///

@@ -359,3 +359,25 @@ fn settings() {
         .unwrap();
     run_stories(&cluster, SETTINGS);
 }
+
+/// The loader of a transaction that locks its table: the worker must not take what it cannot look at for
+/// committed.
+#[test]
+fn a_loader_made_under_a_table_lock_is_never_recorded_without_it() {
+    let cluster = preloaded_cluster();
+    let mut observer = cluster.connect();
+    for lock in ["EXCLUSIVE", "ACCESS EXCLUSIVE"] {
+        let mut loader = cluster.connect();
+        loader.batch_execute(&format!("BEGIN; LOCK loader.loader IN {lock} MODE")).unwrap();
+        loader.batch_execute("INSERT INTO loader.loader VALUES (50, 'NEW')").unwrap();
+        loader.query_one("SELECT loader.record_execution_start(50)", &[]).unwrap();
+        loader.batch_execute("ROLLBACK").unwrap();
+        // A start after it has gone through the same worker.
+        observer.query_one("SELECT loader.record_execution_start(1)", &[]).unwrap();
+        let orphans: Vec<i64> = column(
+            &mut observer,
+            "SELECT count(*) FROM loader.execution_history WHERE loader_id NOT IN (SELECT id FROM loader.loader)",
+        );
+        assert_eq!(orphans, [0], "{lock}");
+    }
+}

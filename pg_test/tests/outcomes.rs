@@ -3,8 +3,10 @@
 
 use std::thread::{self, JoinHandle};
 
-use pg_test::story::{Scene, Story, end, load, run_stories};
-use pg_test::{Client, HasError, preloaded_cluster, wait_for};
+use pg_test::story::{Scene, Story, end, load, run_stories, start};
+use pg_test::{
+    Client, Cluster, HasError, column, preloaded_cluster, status_of, wait_for, wait_for_worker,
+};
 use postgres::{CancelToken, NoTls};
 
 const ROLLED_BACK: &str =
@@ -346,6 +348,42 @@ const TWO_PHASES: &[Story] = &[
 #[test]
 fn two_phases() {
     run_stories(&preloaded_cluster(), TWO_PHASES);
+}
+
+#[test]
+fn a_prepared_load_outlives_the_server_and_is_then_rolled_back() {
+    let mut cluster = preloaded_cluster();
+    // The worker may not have looked at the transaction in this run of the server, or may have.
+    for worker_first in [false, true] {
+        for stop in [Cluster::stop_server, Cluster::crash_server] {
+            let mut loader = cluster.connect();
+            loader.batch_execute("BEGIN").unwrap();
+            let id = start(&mut loader, 1);
+            loader.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
+            drop(loader);
+            stop(&mut cluster);
+            cluster.start_server();
+            let mut client = cluster.connect();
+            if worker_first {
+                wait_for_worker(&mut client);
+                // It has looked when it has ended what was rolled back just now.
+                client.batch_execute("BEGIN").unwrap();
+                let other = start(&mut client, 2);
+                client.batch_execute("ROLLBACK").unwrap();
+                wait_for("the worker to look", || {
+                    status_of(&mut client, other).as_deref() == Some("FAILED")
+                });
+                assert_eq!(status_of(&mut client, id).as_deref(), Some("RUNNING"));
+            }
+            client.batch_execute("ROLLBACK PREPARED 'load'").unwrap();
+            wait_for("the failure", || status_of(&mut client, id).as_deref() == Some("FAILED"));
+            let text: Vec<String> = column(
+                &mut client,
+                &format!("SELECT error_message FROM loader.execution_history WHERE id = {id}"),
+            );
+            assert!(!text[0].contains("server stopped"), "worker first: {worker_first}: {text:?}");
+        }
+    }
 }
 
 /// A COMMIT that waits for a standby until this is dropped: then it has waited enough.

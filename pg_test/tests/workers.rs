@@ -1,7 +1,6 @@
 //! Promise: the background processes cost nothing while there is nothing to do, stop and start with the
 //! server, come back where they were lost, and say what is wrong with them.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use pg_test::{
     Client, Cluster, PRELOADED, Session, Signal, assert_durable, assert_durable_in, column,
     install_extension, launchers, plain_start, preloaded_cluster, preloaded_cluster_with,
-    send_signal, status_of, wait_for, wait_for_served, wait_for_worker, worker_of,
+    send_signal, sleeps, status_of, wait_for, wait_for_served, wait_for_worker, worker_of,
 };
 
 /// How long nothing is to happen.
@@ -31,13 +30,6 @@ fn cluster_with(databases: &[&str], settings: &str) -> (Cluster, Client) {
 fn status(client: &mut Client, column: &str) -> Option<String> {
     let query = format!("SELECT ({column})::text FROM loader.recorder_status()");
     client.query_one(&query, &[]).unwrap().get(0)
-}
-
-/// How often a process has gone to sleep, by the kernel's count.
-fn sleeps(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
-    let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));
-    line.and_then(|line| line.split_whitespace().last()?.parse().ok()).expect("a count")
 }
 
 /// Connects to a server that may be recovering just now.
@@ -160,6 +152,43 @@ fn idle_processes_sleep_and_log_nothing() {
         assert!(woken <= 1, "of {pids:?} (launcher first), {pid} woke {woken} times in {QUIET:?}");
     }
     assert_eq!(log, cluster.log(), "nothing to log while nothing happens");
+}
+
+#[test]
+fn the_launcher_sleeps_when_failed_workers_are_wanted_no_more() {
+    let (cluster, mut client) = cluster_with(&["a", "b", "c"], "");
+    wait_for_served(&mut client, &["a", "b", "c"]);
+    let launcher = launchers(&mut client)[0];
+    let mut locks: Vec<_> = ["a", "b", "c"]
+        .into_iter()
+        .map(|database| {
+            // A worker that cannot read the bindings ends, and so does the next.
+            let worker = worker_of(&mut client, database);
+            let mut session = Session::new(&cluster, database);
+            session.run("BEGIN; LOCK TABLE loader.binding IN ACCESS EXCLUSIVE MODE");
+            client.execute("SELECT pg_terminate_backend($1)", &[&worker]).unwrap();
+            session
+        })
+        .collect();
+    wait_for("workers to fail, and the launcher to start others", || {
+        cluster.log().matches("loader_history worker: canceling").count() >= 6
+    });
+    locks[0].run("DROP EXTENSION loader_history; COMMIT");
+    client.batch_execute("DROP DATABASE b WITH (FORCE)").unwrap();
+    client.batch_execute("ALTER DATABASE c ALLOW_CONNECTIONS false").unwrap();
+    wait_for_served(&mut client, &[]);
+    let mut before = sleeps(launcher);
+    wait_for("the launcher to calm down", || {
+        thread::sleep(Duration::from_secs(1));
+        let now = sleeps(launcher);
+        let calm = now <= before + 1;
+        before = now;
+        calm
+    });
+    thread::sleep(QUIET);
+    let woken = sleeps(launcher) - before;
+    assert!(woken <= 1, "the launcher woke {woken} times in {QUIET:?}");
+    assert_eq!(launchers(&mut client), [launcher]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! a few at a time, and leaves where there is nothing for it to do.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{
@@ -54,7 +55,9 @@ pub extern "C-unwind" fn loader_history_launcher_main(_argument: pg_sys::Datum) 
         shared.first_xid();
         shared.launcher().set_to_me();
         report_activity(None);
-        Launcher::new(shared).run();
+        if let Some(launcher) = Launcher::new(shared) {
+            launcher.run();
+        }
         shared.launcher().clear();
     }
     // SAFETY: ends the process. One that ends with 0 would not be started again.
@@ -82,21 +85,26 @@ struct Failure {
 }
 
 impl Launcher {
-    fn new(shared: Shared) -> Self {
+    fn new(shared: Shared) -> Option<Self> {
+        let pending = databases()?;
         // A launcher before this one may have started workers that have not come up yet. They find
         // their entry gone, or taken by the worker that this one starts.
         for database in shared.databases() {
-            if database.oid() != pg_sys::InvalidOid && database.serving() != Serving::Running {
+            // One that has come up so far says itself how it goes on.
+            if database.oid() != pg_sys::InvalidOid
+                && database.serving() != Serving::Running
+                && database.pid.load(Acquire) == 0
+            {
                 shared.remove_database(database);
             }
         }
-        Self {
+        Some(Self {
             shared,
-            pending: databases(),
+            pending,
             workers: HashMap::new(),
             failures: HashMap::new(),
             room_retry: None,
-        }
+        })
     }
 
     fn run(mut self) {
@@ -120,10 +128,11 @@ impl Launcher {
         if announced.is_empty() {
             return false;
         }
-        let existing = databases();
-        self.shared.drop_messages_except(&existing);
+        if let Some(existing) = databases() {
+            self.shared.drop_messages_except(&existing);
+        }
         for oid in announced {
-            if existing.contains(&oid) && !self.pending.contains(&oid) {
+            if !self.pending.contains(&oid) {
                 self.pending.push(oid);
             }
         }
@@ -143,7 +152,11 @@ impl Launcher {
                 .get(&oid)
                 .is_some_and(|worker| matches!(worker.pid(), Err(BackgroundWorkerStatus::Stopped)));
             let serving = match database.serving() {
-                Serving::Starting | Serving::Running if stopped => Serving::Ended,
+                Serving::Starting | Serving::Running
+                    if stopped && database.pid.load(Acquire) == 0 =>
+                {
+                    Serving::Ended
+                }
                 serving => serving,
             };
             match serving {
@@ -184,7 +197,10 @@ impl Launcher {
             return;
         }
         self.room_retry = None;
-        let existing = if self.pending.is_empty() { Vec::new() } else { databases() };
+        if self.pending.is_empty() {
+            return;
+        }
+        let Some(existing) = databases() else { return };
         for oid in std::mem::take(&mut self.pending) {
             // Whoever keeps workers out of it announces it again afterwards.
             if !existing.contains(&oid) || self.shared.is_barred(oid) {
@@ -222,7 +238,7 @@ impl Launcher {
                     self.workers.insert(oid, worker);
                 }
                 Err(_) => {
-                    if database.last_error_at.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+                    if database.last_error_at.load(Relaxed) == 0 {
                         log(&format!(
                             "loader_history: no room for a background worker in database {}; raise max_worker_processes",
                             oid.to_u32()
@@ -281,8 +297,8 @@ impl Launcher {
 }
 
 /// The databases that a worker may serve: no templates, which others copy, and none where connections
-/// are not allowed.
-fn databases() -> Vec<pg_sys::Oid> {
+/// are not allowed. `None` where they can't be read just now.
+fn databases() -> Option<Vec<pg_sys::Oid>> {
     let found = transaction(|| {
         let mut found = Vec::new();
         // SAFETY: in a transaction; the catalog is one that all databases share, and can be read
@@ -316,8 +332,5 @@ fn databases() -> Vec<pg_sys::Oid> {
         }
         Ok(found)
     });
-    found.unwrap_or_else(|trouble| {
-        log(&format!("loader_history launcher: {trouble}"));
-        Vec::new()
-    })
+    found.inspect_err(|trouble| log(&format!("loader_history launcher: {trouble}"))).ok()
 }

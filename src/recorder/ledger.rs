@@ -43,7 +43,8 @@ thread_local! {
         &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID],
     ) };
     static SELECT_BINDINGS: KeptStatement = const { KeptStatement::new(
-        c"SELECT execution_id, xid::text::bigint, subxid::text::bigint FROM loader.binding",
+        c"SELECT b.execution_id, h.loader_id, b.xid::text::bigint, b.subxid::text::bigint \
+          FROM loader.binding AS b LEFT JOIN loader.execution_history AS h ON h.id = b.execution_id",
         &[],
     ) };
     static DELETE_BINDINGS: KeptStatement = const { KeptStatement::new(
@@ -51,7 +52,9 @@ thread_local! {
         &[BuiltinOid::INT8ARRAYOID],
     ) };
     static DELETE_ABANDONED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.abandoned_start WHERE execution_id = ANY ($1) RETURNING execution_id",
+        c"DELETE FROM loader.abandoned_start AS a USING loader.binding AS b \
+          WHERE a.execution_id = ANY ($1) AND b.execution_id = a.execution_id AND b.xid = a.xid \
+          RETURNING a.execution_id",
         &[BuiltinOid::INT8ARRAYOID],
     ) };
     static DELETE_SETTLED: KeptStatement = const { KeptStatement::new(
@@ -180,19 +183,31 @@ fn insert_binding(start: &Start) -> Result<(), Error> {
     })
 }
 
-/// Every binding: the execution's id, the transaction's and the subtransaction's, or 0. Called when
-/// nothing is being recorded: what was given up and is not there will not come.
+/// Deletes the notes of starts that were given up and that were never recorded. Called when nothing is
+/// being recorded: what is not there will not come.
 ///
 /// # Errors
 /// What SPI says of a call.
-pub fn bindings() -> Result<Vec<(i64, u64, u64)>, Error> {
+pub fn tidy_up() -> Result<(), Error> {
     Spi::connect(|client| {
         DELETE_SETTLED.with(|delete| delete.run(client, Sight::Usual, &[]))?;
+        Ok(())
+    })
+}
+
+/// Every binding: the execution's id, its loader's, the transaction's and the subtransaction's, or 0.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn bindings() -> Result<Vec<(i64, i64, u64, u64)>, Error> {
+    Spi::connect(|client| {
         let rows = SELECT_BINDINGS.with(|select| select.run(client, Sight::Usual, &[]))?;
         let number = |row, column| rows.get::<i64>(row, column).unwrap_or_default();
         Ok((0..rows.len())
             .map(|row| {
-                (number(row, 1), number(row, 2).cast_unsigned(), number(row, 3).cast_unsigned())
+                let (xid, subxid) =
+                    (number(row, 3).cast_unsigned(), number(row, 4).cast_unsigned());
+                (number(row, 1), number(row, 2), xid, subxid)
             })
             .collect())
     })
@@ -204,8 +219,8 @@ pub fn bindings() -> Result<Vec<(i64, u64, u64)>, Error> {
 /// # Errors
 /// What SPI says of a call.
 pub fn forget(ids: &[i64]) -> Result<(), Error> {
-    run(&DELETE_BINDINGS, ids)?;
     let abandoned = run(&DELETE_ABANDONED, ids)?;
+    run(&DELETE_BINDINGS, ids)?;
     if !abandoned.is_empty() {
         run(&DELETE_EXECUTIONS, &abandoned)?;
     }
@@ -296,7 +311,7 @@ pub fn record_lost_start(lost: &LostStart, message: &str) -> Result<Vec<String>,
     }
     match lock_loader(loader_id) {
         LoaderRow::Committed | LoaderRow::Own | LoaderRow::Unchecked => {}
-        LoaderRow::Busy => return Err(Error::TableLocked),
+        LoaderRow::Busy | LoaderRow::TableBusy => return Err(Error::TableLocked),
         // The loader itself was rolled back, or has been deleted since.
         LoaderRow::Missing | LoaderRow::Unsupported => return Ok(Vec::new()),
     }

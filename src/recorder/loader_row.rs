@@ -20,8 +20,10 @@ pub enum LoaderRow {
     Own,
     /// Not there.
     Missing,
-    /// Another session holds it, and was not waited for.
+    /// It is there, and another session holds it and was not waited for.
     Busy,
+    /// Another session holds its table, and was not waited for.
+    TableBusy,
     /// Not asked for: there is no foreign key.
     Unchecked,
     /// The foreign key is none that can be locked by.
@@ -48,7 +50,7 @@ fn try_lock(
     wait: LockWaitPolicy::Type,
 ) -> Result<LoaderRow, LookAgain> {
     let Some((target, column)) = target(history) else { return Ok(LoaderRow::Unchecked) };
-    let Some(table) = open(target, wait) else { return Ok(LoaderRow::Busy) };
+    let Some(table) = open(target, wait) else { return Ok(LoaderRow::TableBusy) };
     // SAFETY: catalog lookups of a column of a table that is open.
     let (name, column_type) = unsafe {
         let column_type = pg_sys::getBaseType(pg_sys::get_atttype(target, column));
@@ -59,7 +61,7 @@ fn try_lock(
         return Ok(LoaderRow::Unsupported);
     }
     for oid in tables(&table, target) {
-        let Some(table) = open(oid, wait) else { return Ok(LoaderRow::Busy) };
+        let Some(table) = open(oid, wait) else { return Ok(LoaderRow::TableBusy) };
         // SAFETY: a catalog lookup by a C string; partitions have the columns in orders of their own.
         let column = unsafe { pg_sys::get_attnum(oid, name) };
         let Some(key) = Key::number(column, column_type, loader_id) else { break };

@@ -31,6 +31,8 @@ struct Header {
     launcher: Process,
     /// Set by a start that the launcher was late for, cleared by the launcher: others then don't wait.
     launcher_late: AtomicBool,
+    /// Whether a prepared transaction was rolled back in this run of the server.
+    rolled_back_prepared: AtomicBool,
     /// No transaction of before the server's start has an id of this or higher.
     first_xid: AtomicU64,
     /// Databases that may have the extension, and no worker yet.
@@ -323,20 +325,25 @@ impl Request {
             return false;
         }
         let right = self.database() == database;
-        if !right {
-            self.advance(Progress::Taken, Progress::Queued);
+        // It was freed and used again for another database just now: its caller may even have given it up
+        // meanwhile.
+        if !right && !self.advance(Progress::Taken, Progress::Queued) {
+            self.decline(0);
         }
         right
     }
 
-    /// Answers whoever waits that it is recorded; whether somebody does, or has recorded it otherwise.
-    pub fn answer(&self) -> bool {
+    /// Answers whoever waits that it is recorded.
+    pub fn answer(&self) -> Answered {
         if self.advance(Progress::Taken, Progress::Done) {
             self.waiting.wake();
-            return true;
+            Answered::Caller
+        } else if self.advance(Progress::Abandoned, Progress::Free) {
+            Answered::Abandoned
+        } else {
+            self.advance(Progress::Unattended, Progress::Free);
+            Answered::Nobody
         }
-        !self.advance(Progress::Unattended, Progress::Free)
-            && self.advance(Progress::Abandoned, Progress::Free)
     }
 
     /// Answers whoever waits that it is not recorded. Only who has taken it calls it.
@@ -359,6 +366,17 @@ impl Request {
             free(Progress::Declined);
         }
     }
+}
+
+/// Who was answered that a request is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answered {
+    /// Whoever asked.
+    Caller,
+    /// Nobody: whoever asked has recorded it otherwise.
+    Abandoned,
+    /// Nobody: whoever asked is gone, and so are its locks.
+    Nobody,
 }
 
 /// What a backend tells a worker at the end of a transaction or subtransaction.
@@ -517,6 +535,17 @@ impl Shared {
     /// Remembers whether it is.
     pub fn set_launcher_late(self, late: bool) {
         self.0.launcher_late.store(late, Relaxed);
+    }
+
+    /// Remembers that a prepared transaction is rolled back.
+    pub fn note_rollback_prepared(self) {
+        self.0.rolled_back_prepared.store(true, Relaxed);
+    }
+
+    /// Whether a transaction that was never seen open in this run of the server died with the run before.
+    /// One that was prepared may have been rolled back since.
+    pub fn died_with_the_server(self, xid: u64) -> bool {
+        xid < self.first_xid() && !self.0.rolled_back_prepared.load(Relaxed)
     }
 
     /// The first transaction id of this run of the server, at the latest: what is lower and was not

@@ -127,9 +127,10 @@ pub fn start(loader_id: i64, time: i64) -> Started {
     let check_loader = match loader_row::lock(&history, loader_id, LockWaitPolicy::LockWaitBlock) {
         LoaderRow::Missing => return Started::Declined(Reason::LoaderUncommitted.into()),
         LoaderRow::Unsupported => return Started::Declined(Reason::ForeignKey.into()),
-        LoaderRow::Busy => return Started::Declined(Reason::Late.into()),
-        LoaderRow::Own => true,
-        LoaderRow::Committed | LoaderRow::Unchecked => false,
+        LoaderRow::Busy | LoaderRow::TableBusy => return Started::Declined(Reason::Late.into()),
+        // A key may be attached before the worker gets to it.
+        LoaderRow::Own | LoaderRow::Unchecked => true,
+        LoaderRow::Committed => false,
     };
     shared.first_xid();
     // SAFETY: in a transaction that may write, which the caller has checked.
@@ -272,11 +273,13 @@ fn wait_for_latch(time: Duration) {
     }
 }
 
-/// Waits for the worker to record the lost start of an execution, where it is to, for no longer than
-/// a start waits.
+/// How long an end waits for the worker to record the lost start of its execution.
+const LOST_START_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Waits for the worker to record the lost start of an execution, where it is to.
 pub fn wait_for_lost_start(execution_id: i64) {
     let Some(shared) = shared() else { return };
-    let deadline = Instant::now() + settings::worker_timeout();
+    let deadline = Instant::now() + settings::worker_timeout().max(LOST_START_PATIENCE);
     // SAFETY: a read of the process's own global.
     let oid = unsafe { pg_sys::MyDatabaseId };
     while shared.is_lost(oid, execution_id) && Instant::now() < deadline {

@@ -83,6 +83,8 @@ enum Command {
     NeedsDatabase(CString),
     /// It makes a database of another, which it needs to itself.
     CopiesDatabase { template: CString, copy: CString },
+    /// It rolls back a prepared transaction.
+    RollsBackPrepared,
     /// It may bring, change or take the extension.
     ChangesExtension,
 }
@@ -117,6 +119,11 @@ impl Command {
                         copy: owned((*statement).dbname)?,
                     })
                 }
+                NodeTag::T_TransactionStmt => {
+                    let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
+                    (kind == pg_sys::TransactionStmtKind::TRANS_STMT_ROLLBACK_PREPARED)
+                        .then_some(Self::RollsBackPrepared)
+                }
                 NodeTag::T_CreateExtensionStmt => {
                     let statement = node.cast::<pg_sys::CreateExtensionStmt>();
                     is_ours((*statement).extname)
@@ -142,6 +149,9 @@ impl Command {
 
     /// Has the worker leave a database that the command needs.
     fn before(&self, shared: Shared) {
+        if matches!(self, Self::RollsBackPrepared) {
+            shared.note_rollback_prepared();
+        }
         let (Self::NeedsDatabase(name) | Self::CopiesDatabase { template: name, .. }) = self else {
             return;
         };
@@ -179,6 +189,7 @@ impl Command {
     fn after(&self) {
         match self {
             Self::ChangesExtension => transaction::extension_changes(),
+            Self::RollsBackPrepared => {}
             Self::NeedsDatabase(name) | Self::CopiesDatabase { copy: name, .. } => {
                 // SAFETY: in the command's transaction, which is to see what it did.
                 let oid = unsafe {

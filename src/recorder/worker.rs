@@ -23,7 +23,7 @@ use super::background::{
 use super::binding::{Outcome, outcome};
 use super::ledger::{self, Closed};
 use super::loader_row::LoaderRow;
-use super::shared::{Database, LostStart, News, Request, Serving, Shared, Start, shared};
+use super::shared::{Answered, Database, LostStart, News, Request, Serving, Shared, Start, shared};
 use super::start::Reason;
 use crate::lookup::relation;
 use crate::notify;
@@ -177,15 +177,25 @@ struct Worker {
     closing: VecDeque<Closing>,
     /// Starts to record as failed.
     lost: VecDeque<LostStart>,
-    /// Executions, and their loaders, that were recorded when nobody held the loader's row any more.
-    unattended: Vec<(i64, i64)>,
+    /// Executions that were recorded when nobody may have held the loader's row any more.
+    unattended: VecDeque<Unattended>,
     /// Payloads to emit.
     events: VecDeque<String>,
     next_look: Instant,
-    next_lock_retry: Instant,
+    next_settling: Instant,
+    next_lost_start: Instant,
+    next_closing: Instant,
     next_emission: Instant,
     next_extension_check: Instant,
     logged: Option<(String, Instant)>,
+}
+
+/// An execution whose loader may have been deleted while it was recorded.
+struct Unattended {
+    execution_id: i64,
+    loader_id: i64,
+    /// Whether its binding stays until that is known, for another worker to find it.
+    is_certain: bool,
 }
 
 /// An execution whose start was rolled back.
@@ -207,10 +217,12 @@ impl Worker {
             texts: HashMap::new(),
             closing: VecDeque::new(),
             lost: VecDeque::new(),
-            unattended: Vec::new(),
+            unattended: VecDeque::new(),
             events: VecDeque::new(),
             next_look: now,
-            next_lock_retry: now,
+            next_settling: now,
+            next_lost_start: now,
+            next_closing: now,
             next_emission: now,
             next_extension_check: now + EXTENSION_INTERVAL,
             logged: None,
@@ -227,13 +239,13 @@ impl Worker {
 
     fn load_bindings(&mut self) -> Result<(), Trouble> {
         self.closing.clear();
-        self.bindings = transaction(ledger::bindings)?
-            .into_iter()
-            .map(|(execution_id, xid, subxid)| {
-                let notify = settings::NOTIFY.get();
-                (execution_id, Binding::new(xid, subxid, notify, false))
-            })
-            .collect();
+        self.bindings.clear();
+        for (execution_id, loader_id, xid, subxid) in transaction(ledger::bindings)? {
+            let notify = settings::NOTIFY.get();
+            self.bindings.insert(execution_id, Binding::new(xid, subxid, notify, false));
+            // A worker before this one may have left it so.
+            self.unattended.push_back(Unattended { execution_id, loader_id, is_certain: false });
+        }
         Ok(())
     }
 
@@ -243,8 +255,8 @@ impl Worker {
             let Start { execution_id, loader_id, .. } = request.start();
             if !self.bindings.contains_key(&execution_id) {
                 request.decline(Reason::Late.code());
-            } else if !request.answer() {
-                self.unattended.push((execution_id, loader_id));
+            } else if request.answer() == Answered::Nobody {
+                self.unattended.push_back(Unattended { execution_id, loader_id, is_certain: true });
             }
         }
     }
@@ -288,11 +300,11 @@ impl Worker {
     /// When there is something to do that nobody wakes the worker for.
     fn next_duty(&self) -> Instant {
         let due = |is_due: bool, when: Instant| is_due.then_some(when);
-        let waits_for_lock =
-            !(self.lost.is_empty() && self.closing.is_empty() && self.unattended.is_empty());
         [
             due(!self.bindings.is_empty(), self.next_look),
-            due(waits_for_lock, self.next_lock_retry),
+            due(!self.unattended.is_empty(), self.next_settling),
+            due(!self.lost.is_empty(), self.next_lost_start),
+            due(!self.closing.is_empty(), self.next_closing),
             due(!self.events.is_empty(), self.next_emission),
         ]
         .into_iter()
@@ -309,6 +321,11 @@ impl Worker {
             self.next_look = Instant::now();
         }
         self.extension = extension;
+        if extension != pg_sys::InvalidOid
+            && let Err(trouble) = transaction(ledger::tidy_up)
+        {
+            self.report(&trouble);
+        }
         Ok(())
     }
 
@@ -372,12 +389,15 @@ impl Worker {
     fn record(&mut self, taken: &[(&'static Request, Start)]) -> Result<(), Trouble> {
         let declined = transaction(|| {
             ledger::lock_tables()?;
-            let mut declined = HashSet::new();
+            let mut declined = HashMap::new();
             for (_, start) in taken.iter().filter(|(_, start)| start.check_loader) {
                 // The caller holds the row, which is no obstacle to locking it for its key, and wrote it.
                 match ledger::lock_loader(start.loader_id) {
                     LoaderRow::Missing | LoaderRow::Unsupported => {
-                        declined.insert(start.execution_id);
+                        declined.insert(start.execution_id, Reason::LoaderUncommitted);
+                    }
+                    LoaderRow::TableBusy => {
+                        declined.insert(start.execution_id, Reason::TableLocked);
                     }
                     LoaderRow::Committed
                     | LoaderRow::Own
@@ -388,22 +408,27 @@ impl Worker {
             let starts: Vec<_> = taken
                 .iter()
                 .map(|(_, start)| start)
-                .filter(|start| !declined.contains(&start.execution_id))
+                .filter(|start| !declined.contains_key(&start.execution_id))
                 .collect();
             ledger::insert(&starts)?;
             Ok(declined)
         })?;
         for (request, start) in taken {
             let Start { execution_id, loader_id, xid, subxid, notify, .. } = *start;
-            if declined.contains(&execution_id) {
-                request.decline(Reason::LoaderUncommitted.code());
+            if let Some(reason) = declined.get(&execution_id) {
+                request.decline(reason.code());
                 continue;
             }
             self.bindings.insert(execution_id, Binding::new(xid, subxid, notify, true));
-            if !request.answer() {
-                self.unattended.push((execution_id, loader_id));
+            let answered = request.answer();
+            if answered == Answered::Nobody {
+                self.unattended.push_back(Unattended { execution_id, loader_id, is_certain: true });
             }
-            if notify && let Ok(event) = ledger::start_event(execution_id, loader_id, start.start) {
+            // One that was recorded otherwise as well will be removed.
+            if notify
+                && answered != Answered::Abandoned
+                && let Ok(event) = ledger::start_event(execution_id, loader_id, start.start)
+            {
                 self.queue_event(event);
             }
         }
@@ -414,34 +439,36 @@ impl Worker {
     /// Makes sure that the loader is there of a start whose caller was gone when it was committed: the
     /// caller's lock was gone too. Whether it did anything.
     fn settle_unattended(&mut self) -> bool {
-        if self.unattended.is_empty() || Instant::now() < self.next_lock_retry {
+        if self.unattended.is_empty() || Instant::now() < self.next_settling {
             return false;
         }
-        let before = self.unattended.len();
-        for (execution_id, loader_id) in std::mem::take(&mut self.unattended) {
+        let count = self.unattended.len().min(CLOSED_AT_ONCE);
+        let some: Vec<_> = self.unattended.drain(..count).collect();
+        for one in some {
             let settled = transaction(|| {
-                let row = ledger::lock_loader(loader_id);
+                let row = ledger::lock_loader(one.loader_id);
                 if row == LoaderRow::Missing {
-                    ledger::remove(&[execution_id])?;
+                    ledger::remove(&[one.execution_id])?;
                 }
                 Ok(row)
             });
             match settled {
                 Ok(LoaderRow::Missing) => {
-                    self.bindings.remove(&execution_id);
+                    self.bindings.remove(&one.execution_id);
                 }
-                Ok(LoaderRow::Busy) => self.unattended.push((execution_id, loader_id)),
+                Ok(LoaderRow::Busy | LoaderRow::TableBusy) => {
+                    self.next_settling = Instant::now() + LOCK_RETRY;
+                    self.unattended.push_back(one);
+                }
                 Ok(_) => {}
                 Err(trouble) => {
                     self.report(&trouble);
-                    self.unattended.push((execution_id, loader_id));
+                    self.next_settling = Instant::now() + LOCK_RETRY;
+                    self.unattended.push_back(one);
                 }
             }
         }
-        if !self.unattended.is_empty() {
-            self.next_lock_retry = Instant::now() + LOCK_RETRY;
-        }
-        self.unattended.len() < before
+        true
     }
 
     /// Takes what backends tell; whether there was anything.
@@ -464,7 +491,7 @@ impl Worker {
 
     /// Records a start that was rolled back with the caller's transaction; whether it did.
     fn record_lost_start(&mut self) -> bool {
-        if Instant::now() < self.next_lock_retry {
+        if Instant::now() < self.next_lost_start {
             return false;
         }
         let Some(lost) = self.lost.pop_front() else { return false };
@@ -482,7 +509,7 @@ impl Worker {
                 if !trouble.is_lock() {
                     self.report(&trouble);
                 }
-                self.next_lock_retry = Instant::now() + LOCK_RETRY;
+                self.next_lost_start = Instant::now() + LOCK_RETRY;
                 self.lost.push_back(lost);
                 return false;
             }
@@ -531,8 +558,8 @@ impl Worker {
             match (whole, part) {
                 (Outcome::InProgress, _) => binding.was_open = true,
                 (_, Outcome::Aborted) => {
-                    let first_xid = self.shared.first_xid();
-                    if let Some(message) = binding.failure(whole, &self.texts, first_xid, now) {
+                    let died = self.shared.died_with_the_server(binding.xid);
+                    if let Some(message) = binding.failure(whole, &self.texts, died, now) {
                         binding.is_closing = true;
                         let notify = binding.notify;
                         self.closing.push_back(Closing { execution_id, message, notify });
@@ -577,7 +604,7 @@ impl Worker {
 
     /// Ends some of the executions whose start was rolled back; whether it did.
     fn close_some(&mut self) -> bool {
-        if self.closing.is_empty() || Instant::now() < self.next_lock_retry {
+        if self.closing.is_empty() || Instant::now() < self.next_closing {
             return false;
         }
         report_activity(Some("ending executions"));
@@ -601,7 +628,7 @@ impl Worker {
                 .collect(),
         };
         if !busy.is_empty() {
-            self.next_lock_retry = Instant::now() + LOCK_RETRY;
+            self.next_closing = Instant::now() + LOCK_RETRY;
         }
         let any = busy.len() < some.len();
         self.closing.extend(some.into_iter().filter(|one| busy.contains(&one.execution_id)));
@@ -616,6 +643,12 @@ impl Worker {
             ledger::fire_triggers();
             let (mut closed, mut busy, mut events) = (Vec::new(), HashSet::new(), Vec::new());
             for Closing { execution_id, message, notify } in closing {
+                let is_unsettled =
+                    |one: &Unattended| one.is_certain && one.execution_id == *execution_id;
+                if self.unattended.iter().any(is_unsettled) {
+                    busy.insert(*execution_id);
+                    continue;
+                }
                 match ledger::close(*execution_id, message)? {
                     Closed::Busy => {
                         busy.insert(*execution_id);
@@ -681,7 +714,7 @@ impl Binding {
         &mut self,
         whole: Outcome,
         texts: &HashMap<(u64, u64), String>,
-        first_xid: u64,
+        died_with_the_server: bool,
         now: Instant,
     ) -> Option<String> {
         let text = |subxid| texts.get(&(self.xid, subxid)).filter(|text| !text.is_empty());
@@ -695,7 +728,7 @@ impl Binding {
         if let Some(error) = text(0).or(savepoint) {
             return Some(error.clone());
         }
-        if !self.was_open && self.xid < first_xid {
+        if !self.was_open && died_with_the_server {
             return Some(
                 "The server stopped before the transaction that started the execution had committed."
                     .to_owned(),

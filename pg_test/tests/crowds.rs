@@ -1,0 +1,170 @@
+//! Promise: whatever many sessions, one large load or another database do, starts of others stay
+//! durable, and failures are known in time, with the error's text.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pg_test::{
+    Client, Cluster, HasError, Session, column, install_extension, preloaded_cluster,
+    preloaded_cluster_with, status_of, wait_for, wait_for_equal,
+};
+
+/// How soon a failure must be known on a busy machine. The contract says: within a second.
+const IN_TIME: Duration = Duration::from_secs(3);
+
+/// Runs `body` while `sessions` others do `work` again and again; returns their warnings, and how often
+/// they did it.
+fn meanwhile(
+    cluster: &Cluster,
+    sessions: usize,
+    work: impl Fn(&mut Session) + Sync,
+    body: impl FnOnce(),
+) -> (Vec<String>, usize) {
+    /// Lets the others end, however `body` ends.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let (over, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let warnings = thread::scope(|scope| {
+        let others: Vec<_> = (0..sessions)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut session = Session::new(cluster, "postgres");
+                    while !over.load(Ordering::Relaxed) {
+                        work(&mut session);
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                    session.warnings()
+                })
+            })
+            .collect();
+        let end = Over(&over);
+        wait_for("all to be at work", || count.load(Ordering::Relaxed) > sessions);
+        body();
+        drop(end);
+        others.into_iter().flat_map(|other| other.join().unwrap()).collect()
+    });
+    (warnings, count.into_inner())
+}
+
+fn start_another(session: &mut Session) {
+    session.run("SELECT loader.record_execution_start(2)");
+}
+
+#[test]
+fn failures_are_known_in_time_while_many_sessions_start_without_pause() {
+    let cluster = preloaded_cluster();
+    let mut observer = cluster.connect();
+    let mut longest = Duration::ZERO;
+    let (warnings, count) = meanwhile(&cluster, 40, start_another, || {
+        let mut loader = Session::new(&cluster, "postgres");
+        for _ in 0..8 {
+            loader.run("BEGIN");
+            let id = loader.start();
+            loader.client.batch_execute("SELECT 1/0").error("22012");
+            let failed = Instant::now();
+            loader.run("ROLLBACK");
+            wait_for("the failure", || status_of(&mut observer, id).as_deref() == Some("FAILED"));
+            longest = longest.max(failed.elapsed());
+        }
+        assert_eq!(loader.warnings(), Vec::<String>::new());
+    });
+    println!("{count} starts; the longest time until FAILED: {longest:?}");
+    assert!(longest < IN_TIME, "a failure was known after {longest:?}, beside {count} starts");
+    assert_eq!(warnings, Vec::<String>::new());
+}
+
+/// The number of executions of loader 1 of each status.
+fn statuses(client: &mut Client) -> Vec<String> {
+    let query = "SELECT status || ' ' || count(*) FROM loader.execution_history
+                  WHERE loader_id = 1 GROUP BY status ORDER BY status";
+    column(client, query)
+}
+
+#[test]
+fn rolling_back_a_load_of_very_many_starts_leaves_the_starts_of_others_durable() {
+    const STARTS: usize = 20_000;
+    let cluster = preloaded_cluster();
+    let (mut loader, mut observer) = (Session::new(&cluster, "postgres"), cluster.connect());
+    loader.run("BEGIN");
+    let began = Instant::now();
+    loader.run(&format!(
+        "SELECT count(loader.record_execution_start(1)) FROM generate_series(1, {STARTS})"
+    ));
+    println!("started after {:?}", began.elapsed());
+    assert_eq!(loader.warnings(), Vec::<String>::new(), "all of them are durable");
+    assert_eq!(statuses(&mut observer), [format!("RUNNING {STARTS}")]);
+    let (warnings, count) = meanwhile(&cluster, 1, start_another, || {
+        let rolled_back = Instant::now();
+        loader.run("ROLLBACK");
+        wait_for_equal("the executions", &vec![format!("FAILED {STARTS}")], || {
+            statuses(&mut observer)
+        });
+        println!("FAILED after {:?}", rolled_back.elapsed());
+    });
+    assert_eq!(warnings, Vec::<String>::new(), "of {count} starts of others");
+}
+
+#[test]
+fn lost_starts_of_a_database_without_a_worker_cost_another_no_error_texts() {
+    // One process is PostgreSQL's own, one the launcher: there is room for one worker.
+    let cluster =
+        preloaded_cluster_with("max_worker_processes = 3\nloader_history.queue_size = 16\n");
+    let mut observer = cluster.connect();
+    observer.batch_execute("CREATE DATABASE crowded").unwrap();
+    install_extension(&cluster, "crowded");
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut loader = Session::new(&cluster, "crowded");
+                for _ in 0..50 {
+                    loader.run("BEGIN");
+                    loader.start();
+                    loader.run("ROLLBACK");
+                }
+                let warnings = loader.warnings();
+                assert_eq!(warnings.len(), 50, "they are plain: {warnings:?}");
+            });
+        }
+    });
+    let mut loader = Session::new(&cluster, "postgres");
+    for time in 0..20 {
+        loader.run("BEGIN");
+        let id = loader.start();
+        loader.client.batch_execute("SELECT 1/0").error("22012");
+        loader.run("ROLLBACK");
+        let query = format!(
+            "SELECT concat_ws(' ', status, error_message) FROM loader.execution_history WHERE id = {id}"
+        );
+        let mut found = Vec::new();
+        wait_for("the failure", || {
+            found = column::<String>(&mut observer, &query);
+            found != ["RUNNING"]
+        });
+        assert_eq!(found, ["FAILED 22012: division by zero"], "failure {time}");
+    }
+    assert_eq!(loader.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn a_loader_row_that_others_keep_updating_makes_no_start_plain() {
+    const STARTS: usize = 3_000;
+    let cluster = preloaded_cluster();
+    let update = |session: &mut Session| {
+        session.run("UPDATE loader.loader SET loader_code = loader_code || ''")
+    };
+    let mut loader = Session::new(&cluster, "postgres");
+    let (_, count) = meanwhile(&cluster, 1, update, || {
+        for _ in 0..STARTS {
+            loader.start();
+        }
+    });
+    println!("{count} updates meanwhile");
+    assert_eq!(loader.warnings(), Vec::<String>::new());
+    let mut observer = cluster.connect();
+    assert_eq!(statuses(&mut observer), [format!("RUNNING {STARTS}")]);
+}
