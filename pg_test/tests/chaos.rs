@@ -303,7 +303,7 @@ impl<'a> Loader<'a> {
             None => true,
         };
         if !expected {
-            tally.wrong.push(format!("{}: a load failed: {error}", DATABASES[self.database]));
+            tally.wrong.push(format!("{}: a load failed: {error:?}", DATABASES[self.database]));
         }
         let code = code.unwrap_or_else(|| "connection lost".to_owned());
         *tally.errors.entry(code).or_default() += 1;
