@@ -67,6 +67,10 @@ fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
         if let Some(abandoned) = abandoned {
             note_abandoned(abandoned)?;
         }
+        // Until its place in the log is on disk, a crash would have the sequence give the same id again, and
+        // whoever reports an end for it would end another's execution. The worker's commit sees to that.
+        // SAFETY: both belong to the current transaction, which has just written.
+        unsafe { pg_sys::XLogFlush(pg_sys::XactLastRecEnd) };
         let new_extension = reason == Reason::ExtensionUncommitted;
         recorder::remember_plain_start(id, loader_id, start, abandoned, new_extension);
         warn_of_plain_start(id, &reason);

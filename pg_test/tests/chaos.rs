@@ -610,12 +610,13 @@ fn disturb(
         10 | 11 => kill(pick(LOADER)?, Signal::SIGINT).ok().map(|()| done("statement cancelled")),
         12..=14 => {
             let worker = pick(WORKER)?;
+            // Stopped with one of PostgreSQL's own locks the worker holds up every process, and whoever asks.
+            let backend = random.random_ratio(1, 4).then(|| pick(LOADER)).flatten();
             kill(worker, Signal::SIGSTOP).ok()?;
             done("worker stopped for a moment");
             thread::sleep(Duration::from_millis(random.random_range(50..2_500)));
             // Sometimes the server goes down before the worker goes on.
-            if random.random_ratio(1, 4)
-                && let Some(backend) = pick(LOADER)
+            if let Some(backend) = backend
                 && kill_9(backend)
             {
                 done(KILLED_BACKEND);

@@ -691,11 +691,12 @@ impl Shared {
         }
     }
 
-    /// Whether a database has a quarter of all messages when half of them are in use: one whose worker
-    /// reads none must leave room for others.
+    /// Whether a database has three quarters of all messages: one whose worker reads none must leave room
+    /// for others.
     fn has_too_many_messages(self, oid: pg_sys::Oid) -> bool {
         let messages = self.messages();
-        self.0.messages.load(Relaxed) as usize > messages.len() / 2
+        let limit = messages.len() / 4 * 3;
+        self.0.messages.load(Relaxed) as usize >= limit
             && messages
                 .iter()
                 .filter(|message| {
@@ -703,7 +704,7 @@ impl Shared {
                         && message.database.load(Relaxed) == oid.to_u32()
                 })
                 .count()
-                > messages.len() / 4
+                >= limit
     }
 
     /// Takes the messages to the worker of a database. Those of lost starts are kept until

@@ -384,9 +384,11 @@ impl<'a> Soak<'a> {
         let query =
             "SELECT count(*) FROM loader.execution_history WHERE error_message = 'P0001: full'";
         let told: i64 = self.admin.query_one(query, &[]).expect("the count").get(0);
-        println!("Places for messages: {told} of {QUEUE_SIZE} taken");
-        if usize::try_from(told) != Ok(QUEUE_SIZE) {
-            self.problems.push(format!("messages: {told} of {QUEUE_SIZE} arrived"));
+        // The last quarter is for other databases.
+        let places = QUEUE_SIZE / 4 * 3;
+        println!("Places for messages: {told} of {places} taken");
+        if usize::try_from(told) != Ok(places) {
+            self.problems.push(format!("messages: {told} of {places} arrived"));
         }
     }
 
