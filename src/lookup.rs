@@ -181,7 +181,7 @@ fn find_once<R>(table: &OpenRelation, key: &Key, read: &impl Fn(&Found) -> R) ->
     }
 }
 
-/// A valid unique index on `column` alone: the primary key's, or else another.
+/// A valid B-tree on `column` alone: the primary key's, or else another.
 fn index_on(table: &OpenRelation, column: pg_sys::AttrNumber) -> Option<pg_sys::Oid> {
     // SAFETY: the relation is open; an index that is open has its row of pg_index in its cache entry,
     // with as many key columns as it says.
@@ -196,7 +196,7 @@ fn index_on(table: &OpenRelation, column: pg_sys::AttrNumber) -> Option<pg_sys::
             }
             let index = pg_sys::index_open(oid, pg_sys::AccessShareLock.cast_signed());
             let form = (*index).rd_index;
-            let fits = (*form).indisunique
+            let fits = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
                 && (*form).indisvalid
                 && (*form).indnkeyatts == 1
                 && *(*form).indkey.values.as_ptr() == column

@@ -12,6 +12,7 @@ use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::{AllocatedByPostgres, PgTrigger, Spi, pg_trigger};
 
 use crate::error::{Error, raise};
+use crate::lookup::{Key, OpenRelation, find, relation};
 use crate::statement::{KeptStatement, Sight};
 
 /// Loaders known to be in the table, as one subtransaction saw it.
@@ -27,11 +28,6 @@ struct Known {
 
 thread_local! {
     static KNOWN: RefCell<Known> = RefCell::default();
-    static SELECT_KNOWN: KeptStatement = const { KeptStatement::new(
-        c"SELECT loader_id FROM loader.recorded_loader \
-          WHERE loader_id OPERATOR(pg_catalog.=) $1 LIMIT 1",
-        &[BuiltinOid::INT8OID],
-    ) };
     static INSERT_KNOWN: KeptStatement = const { KeptStatement::new(
         c"INSERT INTO loader.recorded_loader (loader_id) VALUES ($1)",
         &[BuiltinOid::INT8OID],
@@ -73,13 +69,18 @@ fn remember(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
     if known {
         return Ok(());
     }
-    Spi::connect(|client| {
-        let arguments = [loader_id.into()];
-        if SELECT_KNOWN.with(|select| select.run(client, Sight::Usual, &arguments))?.is_empty() {
+    // Without a predicate lock: serializable sessions that start different loaders would fail each other.
+    let is_there = relation(c"recorded_loader").is_some_and(|table| {
+        let table = OpenRelation::table(table, pg_sys::RowExclusiveLock);
+        find(&table, &Key::id(loader_id), |_| ()).is_some()
+    });
+    if !is_there {
+        Spi::connect(|client| {
+            let arguments = [loader_id.into()];
             INSERT_KNOWN.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
-        }
-        Ok::<(), Error>(())
-    })?;
+            Ok::<(), Error>(())
+        })?;
+    }
     KNOWN.with_borrow_mut(|known| {
         if known.scope == scope {
             known.loaders.insert(loader_id);
