@@ -148,12 +148,17 @@ impl Key {
 pub fn find<R>(table: &OpenRelation, key: &Key, read: impl Fn(&Found) -> R) -> Option<R> {
     // A scan that meets an update just as it commits can miss both versions of a row. It does so once
     // for an update; an execution is updated three times at most, and a loader's row not often.
-    (0..4).find_map(|_| find_once(table, key, &read))
+    let index = index_on(table, key.column);
+    (0..4).find_map(|_| find_once(table, index, key, &read))
 }
 
-fn find_once<R>(table: &OpenRelation, key: &Key, read: &impl Fn(&Found) -> R) -> Option<R> {
+fn find_once<R>(
+    table: &OpenRelation,
+    index: Option<pg_sys::Oid>,
+    key: &Key,
+    read: &impl Fn(&Found) -> R,
+) -> Option<R> {
     let relation = table.as_ptr();
-    let index = index_on(table, key.column);
     // SAFETY: the relation is open; the key compares a column with a value of its type by the built-in
     // function; what is found is read before the scan ends.
     unsafe {

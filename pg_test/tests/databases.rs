@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use pg_test::{
     APPLICATION_SQL, Client, Cluster, HasError, PRELOADED, Session, assert_durable,
-    assert_durable_in, install_extension, launchers, status_of, wait_for, wait_for_no_clients,
-    wait_for_served, worker_of,
+    assert_durable_in, install_extension, launchers, seed, status_of, wait_for,
+    wait_for_no_clients, wait_for_served, worker_of,
 };
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 /// PostgreSQL itself waits 5 s for others to leave a database, and then fails.
 const FAST: Duration = Duration::from_secs(3);
@@ -148,9 +150,12 @@ fn a_database_with_a_worker_can_be_dropped() {
         }
         fast(&mut client, "DROP DATABASE a");
     }
-    // A database that nobody put the extension into has a worker that only looks.
-    for _ in 0..5 {
+    // A database that nobody put the extension into has a worker that only looks: it may be about to
+    // start, or just looking.
+    let mut random = StdRng::seed_from_u64(seed());
+    for _ in 0..30 {
         fast(&mut client, "CREATE DATABASE short_lived");
+        std::thread::sleep(Duration::from_micros(random.random_range(0..30_000)));
         fast(&mut client, "DROP DATABASE short_lived");
     }
     wait_for_served(&mut client, &["c"]);

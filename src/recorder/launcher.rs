@@ -4,7 +4,8 @@
 //! a few at a time, and leaves where there is nothing for it to do.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::fence;
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{
@@ -16,7 +17,7 @@ use super::EXTENSION;
 use super::background::{
     is_to_stop, listen_to_signals, log, reload_settings, report_activity, sleep, transaction,
 };
-use super::shared::{Serving, Shared, shared};
+use super::shared::{Database, Serving, Shared, shared};
 use super::start::Reason;
 
 /// Workers that are started at the same time.
@@ -200,25 +201,42 @@ impl Launcher {
         if self.pending.is_empty() {
             return;
         }
-        let Some(existing) = databases() else { return };
-        for oid in std::mem::take(&mut self.pending) {
+        let candidates = self.enter_candidates(now);
+        // Looked at after the entries were made: a command that drops a database now either finds one, and
+        // waits for the worker to leave, or has barred the database, or dropped it.
+        let existing = databases();
+        if let Some(existing) = &existing {
+            self.pending.retain(|oid| existing.contains(oid));
+        }
+        for database in candidates {
+            let oid = database.oid();
+            let is_gone = existing.as_ref().is_some_and(|existing| !existing.contains(&oid));
             // Whoever keeps workers out of it announces it again afterwards.
-            if !existing.contains(&oid) || self.shared.is_barred(oid) {
-                if let Some(database) = self.shared.database(oid)
-                    && matches!(database.serving(), Serving::NoRoom | Serving::Ended)
-                {
-                    self.failures.remove(&oid);
-                    self.shared.remove_database(database);
-                }
-                continue;
+            if is_gone || self.shared.is_barred(oid) {
+                self.failures.remove(&oid);
+                self.shared.remove_database(database);
+            } else if existing.is_none() || self.room_retry.is_some() {
+                database.set_serving(Serving::NoRoom);
+                self.room_retry = Some(now + ROOM_RETRY);
+                self.pending.push(oid);
+            } else {
+                self.start_worker(database, now);
             }
+        }
+    }
+
+    /// Enters some of the databases that wait for a worker as starting one.
+    fn enter_candidates(&mut self, now: Instant) -> Vec<&'static Database> {
+        let mut candidates = Vec::new();
+        for oid in std::mem::take(&mut self.pending) {
             let entry = self.shared.database(oid);
-            if entry.is_some_and(|database| {
+            let has_worker = entry.is_some_and(|database| {
                 matches!(database.serving(), Serving::Starting | Serving::Running)
-            }) {
+            });
+            if has_worker {
                 continue;
             }
-            if self.starting() >= STARTING_AT_ONCE || self.room_retry.is_some() {
+            if self.starting() >= STARTING_AT_ONCE {
                 self.pending.push(oid);
                 continue;
             }
@@ -228,29 +246,37 @@ impl Launcher {
                 continue;
             };
             database.set_serving(Serving::Starting);
-            let worker = builder("loader_history worker", "loader_history_worker_main")
-                .set_argument(Some(pg_sys::Datum::from(oid)))
-                // SAFETY: a read of the process's own global.
-                .set_notify_pid(unsafe { pg_sys::MyProcPid })
-                .load_dynamic();
-            match worker {
-                Ok(worker) => {
-                    self.workers.insert(oid, worker);
+            candidates.push(database);
+        }
+        // Orders the entries before the looks at bars; Shared::bar() does the opposite.
+        fence(SeqCst);
+        candidates
+    }
+
+    fn start_worker(&mut self, database: &'static Database, now: Instant) {
+        let oid = database.oid();
+        let worker = builder("loader_history worker", "loader_history_worker_main")
+            .set_argument(Some(pg_sys::Datum::from(oid)))
+            // SAFETY: a read of the process's own global.
+            .set_notify_pid(unsafe { pg_sys::MyProcPid })
+            .load_dynamic();
+        match worker {
+            Ok(worker) => {
+                self.workers.insert(oid, worker);
+            }
+            Err(_) => {
+                if database.last_error_at.load(Relaxed) == 0 {
+                    log(&format!(
+                        "loader_history: no room for a background worker in database {}; raise max_worker_processes",
+                        oid.to_u32()
+                    ));
                 }
-                Err(_) => {
-                    if database.last_error_at.load(Relaxed) == 0 {
-                        log(&format!(
-                            "loader_history: no room for a background worker in database {}; raise max_worker_processes",
-                            oid.to_u32()
-                        ));
-                    }
-                    database.remember_error(
-                        "no room for another background worker: raise max_worker_processes",
-                    );
-                    database.set_serving(Serving::NoRoom);
-                    self.room_retry = Some(now + ROOM_RETRY);
-                    self.pending.push(oid);
-                }
+                database.remember_error(
+                    "no room for another background worker: raise max_worker_processes",
+                );
+                database.set_serving(Serving::NoRoom);
+                self.room_retry = Some(now + ROOM_RETRY);
+                self.pending.push(oid);
             }
         }
     }

@@ -6,9 +6,9 @@
 
 use std::mem::size_of;
 use std::ptr;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{
-    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64,
+    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, fence,
 };
 
 use pgrx::{pg_guard, pg_sys};
@@ -79,6 +79,12 @@ impl Process {
             }
         }
     }
+}
+
+/// The database that the current process is connected to.
+pub fn my_database() -> pg_sys::Oid {
+    // SAFETY: a read of the process's own global.
+    unsafe { pg_sys::MyDatabaseId }
 }
 
 /// The current process as one more than its place among all, so that 0 is nobody.
@@ -596,6 +602,9 @@ impl Shared {
             }
             free
         });
+        // Orders the bar before the caller's look at the database's entry: the launcher makes an entry
+        // before it looks at the bars.
+        fence(SeqCst);
         if let Some(database) = self.database(oid) {
             database.worker.wake();
         }
@@ -624,8 +633,7 @@ impl Shared {
         let request = claim(self.requests(), &self.0.next_request, |request| {
             request.advance(Progress::Free, Progress::Filling)
         })?;
-        // SAFETY: a read of the process's own global.
-        request.database.store(unsafe { pg_sys::MyDatabaseId }.to_u32(), Relaxed);
+        request.database.store(my_database().to_u32(), Relaxed);
         request.waiting.set_to_me();
         request.reason.store(0, Relaxed);
         request.execution_id.store(start.execution_id, Relaxed);

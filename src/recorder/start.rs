@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys::{self, LockWaitPolicy};
 
 use super::loader_row::{self, LoaderRow};
-use super::shared::{Progress, Request, Serving, Shared, Start, shared};
+use super::shared::{Progress, Request, Serving, Shared, Start, my_database, shared};
 use super::transaction;
 use crate::lookup::{OpenRelation, relation};
 use crate::settings;
@@ -159,8 +159,7 @@ pub fn start(loader_id: i64, time: i64) -> Started {
 
 /// Hands a start to the worker and waits until it is recorded.
 fn hand_over(shared: Shared, start: &Start) -> Result<(), Declined> {
-    // SAFETY: a read of the process's own global.
-    let oid = unsafe { pg_sys::MyDatabaseId };
+    let oid = my_database();
     let database = shared.database(oid);
     match database {
         None => {
@@ -258,7 +257,7 @@ fn wait(request: &Request, timeout: Duration) -> Answer {
 }
 
 /// Sleeps until somebody wakes this backend, or for `time`; an interrupt ends it with its error.
-fn wait_for_latch(time: Duration) {
+pub fn wait_for_latch(time: Duration) {
     let milliseconds = time.as_millis().clamp(1, 1_000);
     // SAFETY: the latch is this process's own; interrupts are checked where an error may be raised.
     unsafe {
@@ -280,8 +279,7 @@ const LOST_START_PATIENCE: Duration = Duration::from_secs(3);
 pub fn wait_for_lost_start(execution_id: i64) {
     let Some(shared) = shared() else { return };
     let deadline = Instant::now() + settings::worker_timeout().max(LOST_START_PATIENCE);
-    // SAFETY: a read of the process's own global.
-    let oid = unsafe { pg_sys::MyDatabaseId };
+    let oid = my_database();
     while shared.is_lost(oid, execution_id) && Instant::now() < deadline {
         if let Some(database) = shared.database(oid) {
             database.worker.wake();

@@ -7,7 +7,7 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::{name, pg_extern, pg_sys};
 
-use super::shared::{Progress, Serving, shared};
+use super::shared::{Progress, Serving, my_database, shared};
 use crate::settings;
 
 /// Whether the library is preloaded, the worker's process id, how many starts wait for it, its last
@@ -28,8 +28,7 @@ fn recorder_state() -> TableIterator<
     let Some(shared) = shared() else {
         return TableIterator::once((false, None, 0, None, None, None));
     };
-    // SAFETY: a read of the process's own global.
-    let oid = unsafe { pg_sys::MyDatabaseId };
+    let oid = my_database();
     let depth = shared
         .requests_of(oid)
         .filter(|request| request.is(Progress::Queued) || request.is(Progress::Taken))

@@ -11,7 +11,7 @@ use pgrx::pg_guard;
 use pgrx::pg_sys::{self, SubTransactionId, SubXactEvent, XactEvent};
 
 use super::last_error;
-use super::shared::{Posting, Request, Shared, shared};
+use super::shared::{Posting, Request, Shared, my_database, shared};
 
 /// A start recorded in the caller's own transaction although it was to be durable.
 struct PlainStart {
@@ -243,11 +243,6 @@ impl Current {
             bound.retain(|start| start.subtransaction != mine);
         }
     }
-}
-
-fn my_database() -> pg_sys::Oid {
-    // SAFETY: a read of the process's own global.
-    unsafe { pg_sys::MyDatabaseId }
 }
 
 #[pg_guard]

@@ -1,18 +1,20 @@
 //! Commands that need the worker out of the way, or a worker to come.
 
 use std::ffi::{CStr, CString, c_char};
+use std::time::Duration;
 
 use pgrx::pg_sys::{self, NodeTag};
 use pgrx::{is_a, pg_guard};
 
 use super::EXTENSION;
 use super::shared::{Serving, Shared, shared};
+use super::start::wait_for_latch;
 use super::transaction;
 
 static mut NEXT_HOOK: pg_sys::ProcessUtility_hook_type = None;
 
 /// How often a command that needs a database to itself looks whether the worker has left it.
-const POLL_MILLISECONDS: i64 = 10;
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How many times, at most. PostgreSQL itself then waits another five seconds for others to leave.
 const POLLS: u32 = 500;
@@ -156,7 +158,8 @@ impl Command {
             return;
         };
         let Some(oid) = database_of_ours(name) else { return };
-        if shared.database(oid).is_none() || !shared.bar(oid) {
+        // One that no worker serves may be about to get one.
+        if !shared.bar(oid) {
             return;
         }
         transaction::lift_bars_at_end();
@@ -170,18 +173,7 @@ impl Command {
             if !is_served() {
                 break;
             }
-            // SAFETY: the latch is this process's own; an interrupt ends the command with its error.
-            unsafe {
-                pg_sys::WaitLatch(
-                    pg_sys::MyLatch,
-                    (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH)
-                        .cast_signed(),
-                    POLL_MILLISECONDS,
-                    pg_sys::PG_WAIT_EXTENSION,
-                );
-                pg_sys::ResetLatch(pg_sys::MyLatch);
-            }
-            pgrx::check_for_interrupts!();
+            wait_for_latch(POLL_INTERVAL);
         }
     }
 
