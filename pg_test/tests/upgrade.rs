@@ -314,7 +314,8 @@ fn an_update_survives_a_dump_and_an_update_is_possible_after_one() {
 
 #[test]
 fn preloaded_the_old_version_works_plainly_until_an_update_brings_a_worker() {
-    for version in released_versions() {
+    // The later ones have a worker themselves.
+    for version in released_versions().into_iter().filter(|version| version == "1.2.0") {
         let mut cluster = Cluster::start_with(PRELOADED);
         let mut session = Session::new(&cluster, "postgres");
         session.run(APPLICATION_SQL);
