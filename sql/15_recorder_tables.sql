@@ -48,15 +48,35 @@ COMMENT ON CONSTRAINT abandoned_start_pkey ON loader.abandoned_start IS
     'A start is given up once';
 COMMENT ON INDEX loader.abandoned_start_pkey IS 'Finds out whether a start was given up';
 
+-- Events of transactions prepared for a two-phase commit, until they are committed. Without an index: the
+-- background worker empties it.
+CREATE SEQUENCE loader.prepared_event_id_seq;
+CREATE TABLE loader.prepared_event (
+    id      bigint NOT NULL,
+    payload text   NOT NULL
+)
+WITH (vacuum_truncate = off);
+COMMENT ON SEQUENCE loader.prepared_event_id_seq IS 'Internal: ids of loader.prepared_event';
+COMMENT ON TABLE loader.prepared_event IS
+    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it.';
+COMMENT ON COLUMN loader.prepared_event.id IS 'In which order they came';
+COMMENT ON COLUMN loader.prepared_event.payload IS 'What NOTIFY is to carry';
+
 -- A publication FOR ALL TABLES would bring another cluster's transaction ids.
 CREATE FUNCTION loader.refuse_foreign_binding() RETURNS trigger
     LANGUAGE c
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'refuse_foreign_binding_wrapper';
 COMMENT ON FUNCTION loader.refuse_foreign_binding() IS
-    'Internal: trigger that drops rows of loader.binding that the background worker of this cluster did not write';
+    'Internal: trigger that drops rows that replication brings';
 CREATE TRIGGER refuse_foreign_binding BEFORE INSERT ON loader.binding
     FOR EACH ROW EXECUTE FUNCTION loader.refuse_foreign_binding();
 COMMENT ON TRIGGER refuse_foreign_binding ON loader.binding IS
     'Drops what the background worker of this cluster did not write';
 ALTER TABLE loader.binding ENABLE ALWAYS TRIGGER refuse_foreign_binding;
+-- PREPARE TRANSACTION writes its events without firing triggers.
+CREATE TRIGGER refuse_foreign_event BEFORE INSERT ON loader.prepared_event
+    FOR EACH ROW EXECUTE FUNCTION loader.refuse_foreign_binding();
+COMMENT ON TRIGGER refuse_foreign_event ON loader.prepared_event IS
+    'Drops events that another cluster has emitted';
+ALTER TABLE loader.prepared_event ENABLE ALWAYS TRIGGER refuse_foreign_event;

@@ -11,6 +11,7 @@ use pgrx::{AllocatedByPostgres, PgTrigger, pg_sys, pg_trigger, varlena};
 use crate::error::{Error, raise};
 use crate::event::{Event, MAX_PAYLOAD_BYTES};
 use crate::execution::Status;
+use crate::recorder;
 use crate::settings;
 use crate::time::from_postgres;
 
@@ -39,19 +40,19 @@ fn notify(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Result<(), Error> {
         event.error_message = Some(start);
         event.truncated = *truncated;
     }
-    emit(&event.payload()?)
+    let payload = event.payload()?;
+    if !recorder::gather(&payload) {
+        emit(payload);
+    }
+    Ok(())
 }
 
 /// Emits an event's payload when the current transaction commits.
-///
-/// # Errors
-/// None in practice: the payload is of a permitted length.
-pub fn emit(payload: &str) -> Result<(), Error> {
+pub fn emit(payload: impl Into<Vec<u8>>) {
     // JSON escapes the only character that a C string can't hold.
-    let Ok(payload) = CString::new(payload) else { return Ok(()) };
+    let Ok(payload) = CString::new(payload) else { return };
     // SAFETY: both are C strings that PostgreSQL copies; called in a transaction.
     unsafe { pg_sys::Async_Notify(CHANNEL.as_ptr(), payload.as_ptr()) };
-    Ok(())
 }
 
 /// The event that `row` is now, without its error message.

@@ -18,7 +18,8 @@ pub fn worker_timeout() -> Duration {
     Duration::from_millis(WORKER_TIMEOUT.get().unsigned_abs().into())
 }
 
-/// `loader_history.queue_size`: how many starts, and how many messages, wait for the workers at most.
+/// `loader_history.queue_size`: how many starts, how many messages and about how many events wait
+/// for the workers at most.
 pub fn queue_size() -> usize {
     usize::try_from(QUEUE_SIZE.get()).unwrap_or_default()
 }
@@ -29,7 +30,7 @@ pub fn define(preloaded: bool) {
     GucRegistry::define_bool_guc(
         c"loader_history.notify",
         c"Emits a NOTIFY on channel loader_execution when an execution starts or ends.",
-        c"Turn it off in transactions that use PREPARE TRANSACTION, which PostgreSQL refuses after a NOTIFY.",
+        c"Where the library is not preloaded, turn it off in transactions that use PREPARE TRANSACTION, which PostgreSQL refuses after a NOTIFY.",
         &NOTIFY,
         GucContext::Userset,
         GucFlags::default(),
@@ -55,8 +56,8 @@ pub fn define(preloaded: bool) {
     if preloaded {
         GucRegistry::define_int_guc(
             c"loader_history.queue_size",
-            c"How many starts can wait for the background workers at the same time.",
-            c"A start that finds no room is recorded in the caller's own transaction.",
+            c"How many starts, and about how many events, can wait for the background workers at the same time.",
+            c"A start that finds no room is recorded in the caller's own transaction, and a transaction that finds none for its events notifies by itself.",
             &QUEUE_SIZE,
             16,
             65_536,

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod errors;
+mod listener;
 mod preloaded;
 mod report;
 mod seed;
@@ -14,6 +15,7 @@ mod workers;
 
 pub use cluster::{Cluster, bindir, run};
 pub use errors::{HasError, sqlstate};
+pub use listener::Listener;
 pub use nix::sys::signal::Signal;
 pub use preloaded::{
     PRELOADED, preloaded_cluster, preloaded_cluster_with, send_signal, wait_for_worker,

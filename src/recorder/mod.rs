@@ -9,10 +9,14 @@
 
 mod background;
 pub mod binding;
+mod emitter;
+mod event_queue;
+mod gathered;
 mod last_error;
 mod launcher;
 mod ledger;
 mod loader_row;
+mod prepared_event;
 mod shared;
 mod start;
 mod status;
@@ -25,7 +29,7 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 
 pub use start::{Declined, Reason, Started, start, wait_for_lost_start};
-pub use transaction::remember_plain_start;
+pub use transaction::{gather, remember_plain_start};
 
 /// The extension's name.
 const EXTENSION: &CStr = c"loader_history";

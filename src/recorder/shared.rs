@@ -13,6 +13,7 @@ use std::sync::atomic::{
 
 use pgrx::{pg_guard, pg_sys};
 
+use super::event_queue::{Batches, EventQueue, Pool, SLOTS_PER_EVENT, Slot, SlotBytes};
 use crate::settings;
 
 /// Bytes of an error's text that a message can carry.
@@ -44,6 +45,7 @@ struct Header {
     next_message: AtomicU32,
     /// Messages posted and not yet taken.
     messages: AtomicU32,
+    events: Pool,
 }
 
 /// A database that a session wants to itself.
@@ -111,6 +113,10 @@ pub struct Database {
     pub late: AtomicBool,
     /// Set when the extension may have changed: the worker is to look.
     check: AtomicBool,
+    /// Its events.
+    pub events: Batches,
+    /// Whether there are events of prepared transactions.
+    prepared_events: AtomicU32,
     /// The last thing that went wrong.
     pub last_error: SharedText,
     /// When, in PostgreSQL's microseconds.
@@ -190,12 +196,51 @@ impl Database {
         self.check.swap(false, AcqRel)
     }
 
+    /// Has the worker look for events of prepared transactions. Cannot fail.
+    pub fn note_prepared_events(&self, prepared: PreparedEvents) {
+        self.prepared_events.fetch_max(prepared as u32, AcqRel);
+    }
+
+    /// Has the worker emit events of prepared transactions, where there are any, since one was committed.
+    pub fn commit_prepared_events(&self) {
+        if self.prepared_events() != PreparedEvents::None {
+            self.note_prepared_events(PreparedEvents::Due);
+            self.worker.wake();
+        }
+    }
+
+    /// Whether there may be events of prepared transactions.
+    pub fn prepared_events(&self) -> PreparedEvents {
+        match self.prepared_events.load(Acquire) {
+            0 => PreparedEvents::None,
+            1 => PreparedEvents::Some,
+            _ => PreparedEvents::Due,
+        }
+    }
+
+    /// Remembers that there are none, unless somebody says so afterwards.
+    pub fn forget_prepared_events(&self) {
+        self.prepared_events.store(0, Release);
+    }
+
     /// Keeps what went wrong, for `recorder_status()`. Only the worker and the launcher call it.
     pub fn remember_error(&self, text: &str) {
         // SAFETY: reads the clock.
         self.last_error_at.store(unsafe { pg_sys::GetCurrentTimestamp() }, Relaxed);
         self.last_error.set(text.as_bytes());
     }
+}
+
+/// Whether there are events of prepared transactions, which wait in the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum PreparedEvents {
+    /// There are none.
+    None = 0,
+    /// There are some, or may be.
+    Some,
+    /// And a prepared transaction was committed.
+    Due,
 }
 
 /// A text that one process writes and others read.
@@ -499,6 +544,19 @@ impl Shared {
         }
     }
 
+    /// The queue of events.
+    pub fn events(self) -> EventQueue {
+        let (databases, queue_size) = (self.0.databases, self.0.queue_size);
+        let slots = queue_size * SLOTS_PER_EVENT;
+        // SAFETY: lay_out() has put that many initialized entries there.
+        let (slots, bytes) = unsafe {
+            let first = self.part(slots_offset(databases, queue_size)).cast::<Slot>();
+            let bytes = self.part(slot_bytes_offset(databases, queue_size)).cast::<SlotBytes>();
+            (std::slice::from_raw_parts(first, slots), std::slice::from_raw_parts(bytes, slots))
+        };
+        EventQueue { pool: &self.0.events, slots, bytes }
+    }
+
     fn part(self, offset: usize) -> *const u8 {
         ptr::from_ref(self.0).cast::<u8>().wrapping_add(offset)
     }
@@ -517,6 +575,9 @@ impl Shared {
         database.last_error_at.store(0, Relaxed);
         database.worker.clear();
         database.pid.store(0, Relaxed);
+        database.events.reset();
+        // A server before this one may have left some.
+        database.note_prepared_events(PreparedEvents::Due);
         database.set_serving(Serving::NoRoom);
         database.oid.store(oid.to_u32(), Release);
         Some(database)
@@ -524,7 +585,9 @@ impl Shared {
 
     /// Frees the entry of a database. Only the launcher calls it.
     pub fn remove_database(self, database: &Database) {
+        let oid = database.oid();
         database.oid.store(0, Release);
+        self.events().drop_all(&database.events, oid);
         database.set_serving(Serving::Nobody);
     }
 
@@ -824,8 +887,19 @@ fn messages_offset(databases: usize, queue_size: usize) -> usize {
     (requests_offset(databases) + queue_size * size_of::<Request>()).next_multiple_of(64)
 }
 
+fn slots_offset(databases: usize, queue_size: usize) -> usize {
+    (messages_offset(databases, queue_size) + queue_size * size_of::<Message>())
+        .next_multiple_of(64)
+}
+
+fn slot_bytes_offset(databases: usize, queue_size: usize) -> usize {
+    let slots = queue_size * SLOTS_PER_EVENT;
+    (slots_offset(databases, queue_size) + slots * size_of::<Slot>()).next_multiple_of(64)
+}
+
 fn total_size(databases: usize, queue_size: usize) -> usize {
-    messages_offset(databases, queue_size) + queue_size * size_of::<Message>()
+    let slots = queue_size * SLOTS_PER_EVENT;
+    slot_bytes_offset(databases, queue_size) + slots * size_of::<SlotBytes>()
 }
 
 /// How many databases can have a worker: no more than the server has background workers.
@@ -876,6 +950,7 @@ unsafe extern "C-unwind" fn lay_out() {
         ptr::write_bytes(header.cast::<u8>(), 0, size);
         (*header).databases = databases;
         (*header).queue_size = queue_size;
+        Shared(&*header).events().lay_out();
         SHARED.store(header, Release);
     }
 }
@@ -925,6 +1000,11 @@ mod tests {
             assert!(requests_offset(databases) >= end);
             let end = requests_offset(databases) + queue_size * size_of::<Request>();
             assert!(messages_offset(databases, queue_size) >= end);
+            let end = messages_offset(databases, queue_size) + queue_size * size_of::<Message>();
+            assert!(slots_offset(databases, queue_size) >= end);
+            let slots = queue_size * SLOTS_PER_EVENT;
+            let end = slots_offset(databases, queue_size) + slots * size_of::<Slot>();
+            assert!(slot_bytes_offset(databases, queue_size) >= end);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What a backend remembers of the starts in its current transaction, and tells the worker at its end.
 //!
-//! The callbacks run when a transaction has committed or aborted: an error there would stop the server.
-//! They allocate nothing, take no lock and call nothing that can fail.
+//! The callbacks that run when a transaction has committed or aborted must not fail: an error there would
+//! stop the server. They allocate nothing, take no lock and call nothing that can fail. What may fail is
+//! done before the commit.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -10,8 +11,10 @@ use std::mem::ManuallyDrop;
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, SubTransactionId, SubXactEvent, XactEvent};
 
-use super::last_error;
-use super::shared::{Posting, Request, Shared, my_database, shared};
+use super::event_queue::Batch;
+use super::gathered::{Gathered, emit_all};
+use super::shared::{Posting, PreparedEvents, Request, Serving, Shared, my_database, shared};
+use super::{last_error, prepared_event, worker};
 
 /// A start recorded in the caller's own transaction although it was to be durable.
 struct PlainStart {
@@ -43,6 +46,13 @@ struct Current {
     // Never dropped: the server still logs, and so asks, when a process has run its destructors.
     plain: RefCell<ManuallyDrop<Vec<PlainStart>>>,
     bound: RefCell<ManuallyDrop<Vec<BoundSubtransaction>>>,
+    events: RefCell<Gathered>,
+    /// Whether the events gathered so far have been prepared for the commit.
+    is_ending: Cell<bool>,
+    /// The events, as the worker gets them where the transaction commits.
+    batch: Cell<Option<Batch>>,
+    /// Whether its events wait in the database for a COMMIT PREPARED.
+    prepared_events: Cell<bool>,
     /// Databases to announce when it commits.
     announce: [Cell<u32>; 4],
     /// Whether the extension in this database was changed.
@@ -57,6 +67,10 @@ thread_local! {
         waiting: Cell::new(None),
         plain: RefCell::new(ManuallyDrop::new(Vec::new())),
         bound: RefCell::new(ManuallyDrop::new(Vec::new())),
+        events: const { RefCell::new(Gathered::new()) },
+        is_ending: Cell::new(false),
+        batch: Cell::new(None),
+        prepared_events: Cell::new(false),
         announce: [const { Cell::new(0) }; 4],
         extension_changed: Cell::new(false),
         bars: Cell::new(false),
@@ -123,6 +137,23 @@ pub fn remember_plain_start(
     });
 }
 
+/// Keeps an event's payload for the worker to emit when the current transaction has committed; false where
+/// the transaction must do it itself.
+pub fn gather(payload: &str) -> bool {
+    if shared().is_none() || worker::is_worker() {
+        return false;
+    }
+    CURRENT.with(|current| {
+        // SAFETY: called in a transaction.
+        let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
+        !current.is_ending.get()
+            && current
+                .events
+                .try_borrow_mut()
+                .is_ok_and(|mut events| events.add(payload, subtransaction))
+    })
+}
+
 /// Remembers the request that the backend waits for, so that it is given up where an error ends the
 /// wait, and `None` when the wait is over.
 pub fn set_waiting(request: Option<&'static Request>) {
@@ -179,8 +210,71 @@ impl Current {
         plain.clear();
     }
 
+    /// Has the events ready for the worker, so that the commit need only tell it; where it can't take
+    /// them, has the transaction notify by itself. May fail.
+    fn before_commit(&self, shared: Shared) {
+        self.is_ending.set(true);
+        let Ok(events) = self.events.try_borrow() else { return };
+        if events.is_empty() {
+            return;
+        }
+        let oid = my_database();
+        // SAFETY: in a transaction.
+        let xid = unsafe { pg_sys::GetTopTransactionIdIfAny() };
+        let batch = shared
+            .database(oid)
+            .filter(|database| database.serving() == Serving::Running)
+            .and_then(|database| {
+                shared.events().reserve(&database.events, oid, xid, events.payloads())
+            });
+        match batch {
+            Some(batch) => self.batch.set(Some(batch)),
+            None => emit_all(events.payloads()),
+        }
+    }
+
+    /// Writes the events into the database, to share the fate of the prepared transaction. May fail.
+    fn before_prepare(&self) {
+        self.is_ending.set(true);
+        let Ok(events) = self.events.try_borrow() else { return };
+        if events.is_empty() {
+            return;
+        }
+        if prepared_event::write(events.payloads()) {
+            self.prepared_events.set(true);
+        } else {
+            emit_all(events.payloads());
+        }
+    }
+
+    /// Gives the events to the worker, or drops them.
+    fn hand_over_events(&self, shared: Shared, committed: bool) {
+        let database = shared.database(my_database());
+        if let Some(batch) = self.batch.take() {
+            let batches = database.map(|database| &database.events);
+            match database.filter(|_| committed) {
+                Some(database) => {
+                    if shared.events().publish(&database.events, batch) {
+                        database.worker.wake();
+                    }
+                }
+                None => shared.events().give_back(batches, batch),
+            }
+        }
+        if self.prepared_events.take()
+            && let Some(database) = database
+        {
+            database.note_prepared_events(PreparedEvents::Some);
+        }
+        if let Ok(mut events) = self.events.try_borrow_mut() {
+            events.clear();
+        }
+        self.is_ending.set(false);
+    }
+
     fn end(&self, shared: Shared, committed: bool, aborted: bool) {
         self.stop_waiting();
+        self.hand_over_events(shared, committed);
         let xid = self.xid.replace(0);
         if aborted && xid != 0 {
             last_error::with(|text| {
@@ -211,6 +305,9 @@ impl Current {
     }
 
     fn subtransaction_committed(&self, mine: SubTransactionId, parent: SubTransactionId) {
+        if let Ok(mut events) = self.events.try_borrow_mut() {
+            events.subtransaction_committed(mine, parent);
+        }
         if let Ok(mut plain) = self.plain.try_borrow_mut() {
             for start in plain.iter_mut().filter(|start| start.subtransaction == Some(mine)) {
                 start.subtransaction = Some(parent);
@@ -225,6 +322,9 @@ impl Current {
 
     fn subtransaction_aborted(&self, shared: Shared, mine: SubTransactionId) {
         self.stop_waiting();
+        if let Ok(mut events) = self.events.try_borrow_mut() {
+            events.subtransaction_aborted(mine);
+        }
         if let Ok(mut plain) = self.plain.try_borrow_mut() {
             for start in plain.iter_mut().filter(|start| start.subtransaction == Some(mine)) {
                 start.subtransaction = None;
@@ -247,14 +347,19 @@ impl Current {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn on_transaction(event: XactEvent::Type, _argument: *mut c_void) {
-    use XactEvent::{XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE};
-    let committed = event == XACT_EVENT_COMMIT;
-    let aborted = event == XACT_EVENT_ABORT;
-    if (committed || aborted || event == XACT_EVENT_PREPARE)
-        && let Some(shared) = shared()
-    {
-        CURRENT.with(|current| current.end(shared, committed, aborted));
-    }
+    use XactEvent::{
+        XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PRE_PREPARE,
+        XACT_EVENT_PREPARE,
+    };
+    let Some(shared) = shared() else { return };
+    CURRENT.with(|current| match event {
+        XACT_EVENT_PRE_COMMIT => current.before_commit(shared),
+        XACT_EVENT_PRE_PREPARE => current.before_prepare(),
+        XACT_EVENT_COMMIT => current.end(shared, true, false),
+        XACT_EVENT_ABORT => current.end(shared, false, true),
+        XACT_EVENT_PREPARE => current.end(shared, false, false),
+        _ => {}
+    });
 }
 
 #[pg_guard]

@@ -7,7 +7,7 @@ use pgrx::pg_sys::{self, NodeTag};
 use pgrx::{is_a, pg_guard};
 
 use super::EXTENSION;
-use super::shared::{Serving, Shared, shared};
+use super::shared::{Serving, Shared, my_database, shared};
 use super::start::wait_for_latch;
 use super::transaction;
 
@@ -85,6 +85,8 @@ enum Command {
     NeedsDatabase(CString),
     /// It makes a database of another, which it needs to itself.
     CopiesDatabase { template: CString, copy: CString },
+    /// It commits a prepared transaction.
+    CommitsPrepared,
     /// It rolls back a prepared transaction.
     RollsBackPrepared,
     /// It may bring, change or take the extension.
@@ -122,9 +124,14 @@ impl Command {
                     })
                 }
                 NodeTag::T_TransactionStmt => {
-                    let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
-                    (kind == pg_sys::TransactionStmtKind::TRANS_STMT_ROLLBACK_PREPARED)
-                        .then_some(Self::RollsBackPrepared)
+                    use pg_sys::TransactionStmtKind::{
+                        TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED,
+                    };
+                    match (*node.cast::<pg_sys::TransactionStmt>()).kind {
+                        TRANS_STMT_COMMIT_PREPARED => Some(Self::CommitsPrepared),
+                        TRANS_STMT_ROLLBACK_PREPARED => Some(Self::RollsBackPrepared),
+                        _ => None,
+                    }
                 }
                 NodeTag::T_CreateExtensionStmt => {
                     let statement = node.cast::<pg_sys::CreateExtensionStmt>();
@@ -181,6 +188,11 @@ impl Command {
     fn after(&self) {
         match self {
             Self::ChangesExtension => transaction::extension_changes(),
+            Self::CommitsPrepared => {
+                if let Some(database) = shared().and_then(|shared| shared.database(my_database())) {
+                    database.commit_prepared_events();
+                }
+            }
             Self::RollsBackPrepared => {}
             Self::NeedsDatabase(name) | Self::CopiesDatabase { copy: name, .. } => {
                 // SAFETY: in the command's transaction, which is to see what it did.

@@ -21,12 +21,12 @@ use super::background::{
     report_activity, set, set_local, sleep, transaction,
 };
 use super::binding::{Outcome, outcome};
+use super::emitter::Emitter;
 use super::ledger::{self, Closed};
 use super::loader_row::LoaderRow;
 use super::shared::{Answered, Database, LostStart, News, Request, Serving, Shared, Start, shared};
 use super::start::Reason;
 use crate::lookup::relation;
-use crate::notify;
 use crate::settings;
 
 /// How often the worker looks what became of the open transactions, beside whenever it is told that one
@@ -45,13 +45,6 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Executions ended in one transaction. Starts wait for its end.
 const CLOSED_AT_ONCE: usize = 32;
-
-/// Events emitted in one transaction.
-const EMITTED_AT_ONCE: usize = 1_000;
-
-/// Events that wait to be emitted, at most: where PostgreSQL's lock on NOTIFY is held on and on, by a
-/// commit that waits for a standby, the oldest are dropped.
-const MAX_EVENTS: usize = 65_536;
 
 /// How long starts are tried again where a table is locked, and the pause between.
 const LOCK_PATIENCE: Duration = Duration::from_millis(20);
@@ -179,13 +172,11 @@ struct Worker {
     lost: VecDeque<LostStart>,
     /// Executions that were recorded when nobody may have held the loader's row any more.
     unattended: VecDeque<Unattended>,
-    /// Payloads to emit.
-    events: VecDeque<String>,
+    emitter: Emitter,
     next_look: Instant,
     next_settling: Instant,
     next_lost_start: Instant,
     next_closing: Instant,
-    next_emission: Instant,
     next_extension_check: Instant,
     logged: Option<(String, Instant)>,
 }
@@ -218,12 +209,11 @@ impl Worker {
             closing: VecDeque::new(),
             lost: VecDeque::new(),
             unattended: VecDeque::new(),
-            events: VecDeque::new(),
+            emitter: Emitter::new(shared, database, oid),
             next_look: now,
             next_settling: now,
             next_lost_start: now,
             next_closing: now,
-            next_emission: now,
             next_extension_check: now + EXTENSION_INTERVAL,
             logged: None,
         };
@@ -264,6 +254,7 @@ impl Worker {
     fn run(mut self) -> Result<Leaving, Trouble> {
         loop {
             if is_to_stop() || self.shared.is_barred(self.oid) {
+                self.flush_events();
                 return Ok(Leaving::ForNow);
             }
             reload_settings();
@@ -272,6 +263,7 @@ impl Worker {
             }
             if self.extension == pg_sys::InvalidOid {
                 self.shared.drop_messages(self.oid);
+                self.flush_events();
                 return Ok(Leaving::ForGood);
             }
             self.database.late.store(false, Relaxed);
@@ -305,7 +297,7 @@ impl Worker {
             due(!self.unattended.is_empty(), self.next_settling),
             due(!self.lost.is_empty(), self.next_lost_start),
             due(!self.closing.is_empty(), self.next_closing),
-            due(!self.events.is_empty(), self.next_emission),
+            self.emitter.next_duty(),
         ]
         .into_iter()
         .flatten()
@@ -670,33 +662,29 @@ impl Worker {
     }
 
     fn queue_event(&mut self, event: String) {
-        if self.events.len() == MAX_EVENTS {
-            self.events.pop_front();
+        if !self.emitter.add(event) {
+            self.report(&Trouble {
+                sqlstate: PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+                message: "events are dropped: other sessions keep the lock that NOTIFY needs"
+                    .to_owned(),
+            });
         }
-        self.events.push_back(event);
+    }
+
+    /// Emits what there is, before the worker ends.
+    fn flush_events(&mut self) {
+        if let Err(trouble) = self.emitter.flush() {
+            self.report(&trouble);
+        }
     }
 
     /// Emits events in a transaction of its own: its commit takes a lock that others may hold for as
     /// long as they wait for a standby. Whether it did.
     fn emit_events(&mut self) -> bool {
-        if self.events.is_empty() || Instant::now() < self.next_emission {
-            return false;
-        }
-        let count = self.events.len().min(EMITTED_AT_ONCE);
-        let emitted = transaction(|| {
-            set_local(c"synchronous_commit", c"off");
-            self.events.iter().take(count).try_for_each(|event| notify::emit(event))
-        });
-        match emitted {
-            Err(trouble) if trouble.is_lock() => {
-                self.next_emission = Instant::now() + LOCK_RETRY;
-                return false;
-            }
-            Err(trouble) => self.report(&trouble),
-            Ok(()) => {}
-        }
-        self.events.drain(..count);
-        true
+        self.emitter.emit().unwrap_or_else(|trouble| {
+            self.report(&trouble);
+            false
+        })
     }
 }
 

@@ -1,0 +1,434 @@
+//! Promise 7: preloaded, events cost the loader nothing. The worker emits them just after the commit,
+//! once each and in the order of an execution's changes; what is rolled back emits none.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+use pg_test::{
+    Client, Cluster, Listener, Session, column, preloaded_cluster, preloaded_cluster_with, seed,
+    send_signal, status_of, wait_for, wait_for_worker,
+};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+/// A standby that never comes: commits of sessions with `synchronous_commit = on` wait for it.
+const DEAD_STANDBY: &str = "
+synchronous_standby_names = 'nobody'
+synchronous_commit = local
+";
+
+fn start(client: &mut Client) -> i64 {
+    client.query_one("SELECT loader.record_execution_start(1)", &[]).unwrap().get(0)
+}
+
+fn end(client: &mut Client, id: i64) {
+    client.batch_execute(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS')")).unwrap();
+}
+
+/// Runs `statement`, whose commit waits for a standby that never comes, and returns once it waits. The
+/// statement is over when the returned process is canceled.
+fn hang_at_commit(cluster: &Cluster, statement: &str) -> (i32, thread::JoinHandle<()>) {
+    let mut client = cluster.connect();
+    let pid = client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    let statement = format!("SET synchronous_commit = on; {statement}");
+    let session = thread::spawn(move || client.batch_execute(&statement).unwrap());
+    let mut observer = cluster.connect();
+    wait_for("a commit that waits for a standby", || {
+        !column::<i32>(
+            &mut observer,
+            &format!(
+                "SELECT pid FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep'"
+            ),
+        )
+        .is_empty()
+    });
+    (pid, session)
+}
+
+fn cancel(client: &mut Client, (pid, session): (i32, thread::JoinHandle<()>)) {
+    client.batch_execute(&format!("SELECT pg_cancel_backend({pid})")).unwrap();
+    session.join().unwrap();
+}
+
+#[test]
+fn a_commit_with_events_does_not_wait_for_others_that_notify() {
+    let cluster = preloaded_cluster_with(DEAD_STANDBY);
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    // PostgreSQL holds the lock on NOTIFY until the commit is over.
+    let notifying = hang_at_commit(&cluster, "CREATE TABLE written (); NOTIFY something_else");
+    let mut ids = Vec::new();
+    for durable in ["on", "off"] {
+        client
+            .batch_execute(&format!(
+                "SET loader_history.durable = {durable}; SET statement_timeout = '20s'"
+            ))
+            .unwrap();
+        let id = start(&mut client);
+        end(&mut client, id);
+        ids.push(id);
+    }
+    cancel(&mut client, notifying);
+    listener.receive_all(&mut client);
+    let each = ["STARTED", "SUCCESS"].map(str::to_owned).to_vec();
+    assert_eq!(
+        listener.by_execution(),
+        ids.into_iter().map(|id| (id, each.clone())).collect::<BTreeMap<_, _>>()
+    );
+}
+
+#[test]
+fn a_commit_that_waits_for_a_standby_keeps_nobody_elses_events_back() {
+    let cluster = preloaded_cluster_with(DEAD_STANDBY);
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    let slow = start(&mut client);
+    let ending =
+        hang_at_commit(&cluster, &format!("SELECT loader.record_execution_end({slow}, 'SUCCESS')"));
+    let quick = start(&mut client);
+    end(&mut client, quick);
+    listener.receive_all(&mut client);
+    let kinds = listener.by_execution();
+    assert_eq!(kinds[&quick], ["STARTED", "SUCCESS"]);
+    assert_eq!(kinds[&slow], ["STARTED"], "not before it is seen");
+    assert_eq!(status_of(&mut client, slow).as_deref(), Some("RUNNING"));
+    cancel(&mut client, ending);
+    listener.receive_all(&mut client);
+    assert_eq!(listener.by_execution()[&slow], ["STARTED", "SUCCESS"]);
+}
+
+/// Changes executions at random, with savepoints and rollbacks, some of others' sessions, and returns
+/// what must have been heard of them.
+fn load(client: &mut Client, random: &mut StdRng, rounds: u32) {
+    for _ in 0..rounds {
+        let durable = *["on", "off"].choose(random).unwrap();
+        client.batch_execute(&format!("SET loader_history.durable = {durable}")).unwrap();
+        let in_transaction = random.random_bool(0.7);
+        if in_transaction {
+            client.batch_execute("BEGIN").unwrap();
+        }
+        for _ in 0..random.random_range(1..4) {
+            let savepoint = in_transaction && random.random_bool(0.4);
+            if savepoint {
+                client.batch_execute("SAVEPOINT s").unwrap();
+            }
+            let id = start(client);
+            if random.random_bool(0.7) {
+                // Another session may have ended it.
+                client
+                    .batch_execute(&format!(
+                        "DO $$ BEGIN
+                             PERFORM loader.record_execution_end({id}, 'SUCCESS');
+                         EXCEPTION WHEN object_not_in_prerequisite_state THEN NULL;
+                         END $$"
+                    ))
+                    .unwrap();
+            }
+            if savepoint {
+                let how = if random.random_bool(0.5) { "ROLLBACK TO" } else { "RELEASE" };
+                client.batch_execute(&format!("{how} SAVEPOINT s")).unwrap();
+            }
+        }
+        if in_transaction {
+            let how = if random.random_bool(0.7) { "COMMIT" } else { "ROLLBACK" };
+            client.batch_execute(how).unwrap();
+        }
+        // Whatever runs and is committed, whoever started it. Others do the same at the same time.
+        if random.random_bool(0.5) {
+            client
+                .batch_execute(
+                    "DO $$ DECLARE id bigint; BEGIN
+                         FOR id IN SELECT h.id FROM loader.execution_history AS h
+                                    WHERE status = 'RUNNING' ORDER BY random() LIMIT 1 LOOP
+                             PERFORM loader.record_execution_end(id, 'FAILED', 1, 'found running');
+                         END LOOP;
+                     EXCEPTION WHEN object_not_in_prerequisite_state OR no_data_found THEN NULL;
+                     END $$",
+                )
+                .unwrap();
+        }
+    }
+}
+
+/// What must have been heard of every execution in the history, but for FAILED that the server found and
+/// a loader's word has replaced: those come before it.
+fn history(client: &mut Client) -> BTreeMap<i64, Vec<String>> {
+    client
+        .query("SELECT id, status FROM loader.execution_history WHERE loader_id <> 10", &[])
+        .unwrap()
+        .iter()
+        .map(|row| {
+            let (id, status): (i64, String) = (row.get(0), row.get(1));
+            let started = "STARTED".to_owned();
+            (id, if status == "RUNNING" { vec![started] } else { vec![started, status] })
+        })
+        .collect()
+}
+
+/// Waits until the worker has settled what became of every transaction.
+fn wait_until_settled(client: &mut Client) {
+    wait_for("the transactions to be settled", || {
+        column::<i64>(client, "SELECT open_bindings FROM loader.recorder_status()") == [0]
+    });
+}
+
+/// Two sessions listen while several load; both hear every change once. `disturb` runs meanwhile.
+fn hear_everything(
+    cluster: &Cluster,
+    in_order: bool,
+    rounds: u32,
+    mut disturb: impl FnMut(&mut Client, &mut StdRng) + Send,
+) {
+    let seed = seed();
+    let mut listeners = [Listener::new(cluster), Listener::new(cluster)];
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let loaders: Vec<_> = (0..6)
+            .map(|number| {
+                scope.spawn(move || {
+                    let mut random = StdRng::seed_from_u64(seed.wrapping_add(number));
+                    load(&mut cluster.connect(), &mut random, rounds);
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut client = cluster.connect();
+            while !done.load(Ordering::Relaxed) {
+                disturb(&mut client, &mut random);
+            }
+        });
+        let loaded: Vec<_> = loaders.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        done.store(true, Ordering::Relaxed);
+        loaded.into_iter().for_each(Result::unwrap);
+    });
+    let mut client = cluster.connect();
+    wait_for_worker(&mut client);
+    wait_until_settled(&mut client);
+    // Each ends with an execution of its own, which the other hears too.
+    for listener in &mut listeners {
+        listener.receive_all(&mut client);
+    }
+    let expected = history(&mut client);
+    assert!(expected.len() > 20);
+    for listener in &mut listeners {
+        listener.events.retain(|event| event["loader_id"] != 10);
+        let mut heard = listener.by_execution();
+        for kinds in heard.values_mut() {
+            if !in_order {
+                kinds.sort_by_key(|kind| kind != "STARTED");
+            }
+            // The server's FAILED, and then the loader's word: two changes.
+            if let [_, found, told] = &kinds[..]
+                && found == "FAILED"
+            {
+                *kinds = vec!["STARTED".to_owned(), told.clone()];
+            }
+        }
+        for (id, kinds) in &expected {
+            assert_eq!(heard.get(id), Some(kinds), "execution {id}, seed {seed}");
+        }
+        assert_eq!(heard.len(), expected.len(), "no more than is in the history, seed {seed}");
+    }
+}
+
+#[test]
+fn everybody_hears_every_committed_change_once_and_in_order() {
+    hear_everything(&preloaded_cluster(), true, 60, |_, _| thread::sleep(Duration::from_millis(5)));
+}
+
+#[test]
+fn a_full_queue_and_a_dying_worker_lose_and_double_nothing() {
+    let cluster = preloaded_cluster_with("loader_history.queue_size = 16\n");
+    hear_everything(&cluster, false, 40, |client, random| {
+        thread::sleep(Duration::from_millis(random.random_range(0..60)));
+        client
+            .batch_execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                  WHERE backend_type = 'loader_history worker'",
+            )
+            .unwrap();
+    });
+}
+
+#[test]
+fn with_a_full_queue_the_transaction_notifies_by_itself() {
+    let cluster = preloaded_cluster_with("loader_history.queue_size = 16\n");
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    let worker = wait_for_worker(&mut client);
+    client
+        .batch_execute("SET loader_history.durable = off; SET statement_timeout = '20s'")
+        .unwrap();
+    send_signal(worker, SIGSTOP);
+    let ids: Vec<_> = (0..100).map(|_| start(&mut client)).collect();
+    let last = ids[ids.len() - 1];
+    listener.receive_until("an event without the worker", |event| event["execution_id"] == last);
+    assert!(listener.events.len() < ids.len(), "some wait for the worker");
+    send_signal(worker, SIGCONT);
+    while listener.by_execution().len() < ids.len() {
+        listener.receive_until("the events that waited", |_| true);
+    }
+    let each: BTreeMap<_, _> = ids.iter().map(|&id| (id, vec!["STARTED".to_owned()])).collect();
+    assert_eq!(listener.by_execution(), each);
+    // And there is room again: nobody notifies where the worker does.
+    send_signal(worker, SIGSTOP);
+    let id = start(&mut client);
+    client.batch_execute("NOTIFY loader_execution, '{\"sentinel\": true}'").unwrap();
+    listener.receive_until("a sentinel", |event| event["sentinel"] == true);
+    assert!(!listener.by_execution().contains_key(&id));
+    send_signal(worker, SIGCONT);
+    listener.receive_until("the event", |event| event["execution_id"] == id);
+}
+
+#[test]
+fn a_transaction_with_more_events_than_the_queue_holds_is_heard_whole() {
+    let cluster = preloaded_cluster_with("loader_history.queue_size = 16\n");
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, status)
+                 SELECT 1, now(), 'RUNNING' FROM generate_series(1, 500);
+             UPDATE loader.execution_history
+                SET status = 'FAILED', execution_end = now(), error_message = repeat('x', 9000)
+              WHERE id <= 3",
+        )
+        .unwrap();
+    listener.receive_all(&mut client);
+    let heard = listener.by_execution();
+    assert_eq!(heard.len(), 500);
+    assert_eq!(heard[&3], ["STARTED", "FAILED"]);
+    assert_eq!(heard[&4], ["STARTED"]);
+}
+
+#[test]
+fn a_slow_listener_keeps_nobody_waiting() {
+    let cluster = preloaded_cluster();
+    let mut slow = Session::new(&cluster, "postgres");
+    // In an open transaction a session is told of nothing.
+    slow.run("LISTEN loader_execution");
+    slow.run("BEGIN; SELECT 1");
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    let ids: Vec<_> = (0..50)
+        .map(|_| {
+            let id = start(&mut client);
+            end(&mut client, id);
+            id
+        })
+        .collect();
+    listener.receive_all(&mut client);
+    assert_eq!(listener.by_execution().keys().copied().collect::<Vec<_>>(), ids);
+    slow.run("COMMIT");
+    let mut late = 0;
+    wait_for("the slow listener to hear all", || {
+        slow.run("SELECT 1");
+        use fallible_iterator::FallibleIterator;
+        late += slow.client.notifications().iter().count().unwrap();
+        late == 2 * (ids.len() + 1)
+    });
+}
+
+#[test]
+fn two_phase_loads_are_heard_after_the_second_phase() {
+    let mut cluster = preloaded_cluster();
+    for durable in ["on", "off"] {
+        let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+        client.batch_execute(&format!("SET loader_history.durable = {durable}; BEGIN")).unwrap();
+        let id = start(&mut client);
+        let cut = client.batch_execute("SAVEPOINT s").map(|()| start(&mut client)).unwrap();
+        client.batch_execute("ROLLBACK TO SAVEPOINT s").unwrap();
+        end(&mut client, id);
+        client.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
+        // A crash between the phases changes nothing.
+        drop((client, listener));
+        cluster.crash_server();
+        cluster.start_server();
+        let mut client = cluster.connect();
+        wait_for_worker(&mut client);
+        listener = Listener::new(&cluster);
+        listener.receive_all(&mut client);
+        assert_eq!(listener.by_execution().get(&id), None, "durable = {durable}");
+        client.batch_execute("COMMIT PREPARED 'load'").unwrap();
+        assert_eq!(status_of(&mut client, id).as_deref(), Some("SUCCESS"));
+        listener.receive_until("the end", |event| {
+            event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
+        });
+        listener.receive_all(&mut client);
+        let mut heard = listener.by_execution();
+        let kinds = heard.remove(&id).unwrap();
+        match durable {
+            // The start was heard before the crash.
+            "on" => assert_eq!(kinds, ["SUCCESS"]),
+            _ => assert_eq!(kinds, ["STARTED", "SUCCESS"]),
+        }
+        // The start that was rolled back with the savepoint fails where it was durable.
+        heard.remove(&cut);
+        assert_eq!(heard, BTreeMap::new());
+        assert_eq!(column::<i64>(&mut client, "SELECT count(*) FROM loader.prepared_event"), [0]);
+
+        // Rolled back, its end is never heard of.
+        client.batch_execute(&format!("SET loader_history.durable = {durable}; BEGIN")).unwrap();
+        let id = start(&mut client);
+        end(&mut client, id);
+        client.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
+        client.batch_execute("ROLLBACK PREPARED 'load'").unwrap();
+        wait_until_settled(&mut client);
+        listener.receive_all(&mut client);
+        match durable {
+            "on" => assert_eq!(listener.by_execution()[&id], ["STARTED", "FAILED"]),
+            _ => assert_eq!(listener.by_execution().get(&id), None),
+        }
+    }
+}
+
+#[test]
+fn an_execution_begun_in_one_prepared_transaction_and_ended_after_it_is_heard_in_order() {
+    let cluster = preloaded_cluster();
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    client.batch_execute("SET loader_history.durable = off").unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        client.batch_execute("BEGIN").unwrap();
+        let id = start(&mut client);
+        client.batch_execute("PREPARE TRANSACTION 'start'").unwrap();
+        client.batch_execute("COMMIT PREPARED 'start'").unwrap();
+        client.batch_execute("BEGIN").unwrap();
+        end(&mut client, id);
+        // Every other end is prepared too.
+        if id % 2 == 0 {
+            client.batch_execute("COMMIT").unwrap();
+        } else {
+            client.batch_execute("PREPARE TRANSACTION 'end'").unwrap();
+            client.batch_execute("COMMIT PREPARED 'end'").unwrap();
+        }
+        ids.push(id);
+    }
+    let last = ids[ids.len() - 1];
+    listener.receive_until("the last end", |event| {
+        event["execution_id"] == last && event["event"] == "EXECUTION_SUCCESS"
+    });
+    listener.receive_all(&mut client);
+    let heard = listener.by_execution();
+    for id in ids {
+        assert_eq!(heard[&id], ["STARTED", "SUCCESS"]);
+    }
+}
+
+#[test]
+fn events_can_be_turned_off() {
+    let cluster = preloaded_cluster();
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    for durable in ["on", "off"] {
+        client
+            .batch_execute(&format!(
+                "SET loader_history.durable = {durable}; SET loader_history.notify = off"
+            ))
+            .unwrap();
+        let id = start(&mut client);
+        end(&mut client, id);
+        client.batch_execute("RESET loader_history.notify").unwrap();
+        listener.receive_all(&mut client);
+        assert_eq!(listener.by_execution(), BTreeMap::new());
+    }
+}
