@@ -56,6 +56,8 @@ CREATE TABLE loader.prepared_event (
     payload text   NOT NULL
 )
 WITH (vacuum_truncate = off);
+-- Without a key, or a publication FOR ALL TABLES would make its deletion fail.
+ALTER TABLE loader.prepared_event REPLICA IDENTITY FULL;
 COMMENT ON SEQUENCE loader.prepared_event_id_seq IS 'Internal: ids of loader.prepared_event';
 COMMENT ON TABLE loader.prepared_event IS
     'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it.';

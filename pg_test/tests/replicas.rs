@@ -2,9 +2,9 @@
 //! subscribers and upgraded clusters tell the truth.
 
 use pg_test::{
-    Cluster, HasError, PRELOADED, Session, Signal, assert_durable, bindir, column, launchers,
-    preloaded_cluster, preloaded_cluster_with, run, send_signal, served, status_of, wait_for,
-    wait_for_served, wait_for_worker,
+    Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_durable, bindir, column,
+    launchers, preloaded_cluster, preloaded_cluster_with, run, send_signal, served, status_of,
+    wait_for, wait_for_served, wait_for_worker,
 };
 
 /// The lines that a server has logged as going wrong.
@@ -171,6 +171,18 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
     loader.run(&format!("SELECT loader.record_execution_end({copied}, 'SUCCESS')"));
     wait_for("its end", || status_of(&mut there, copied).as_deref() == Some("SUCCESS"));
 
+    // The events of prepared transactions are the publisher's too.
+    let (mut heard, mut heard_there) = (Listener::new(&publisher), Listener::new(&subscriber));
+    loader.run("BEGIN");
+    let prepared = loader.start();
+    loader.run(&format!("SELECT loader.record_execution_end({prepared}, 'SUCCESS')"));
+    loader.run("PREPARE TRANSACTION 'load'");
+    loader.run("COMMIT PREPARED 'load'");
+    heard.receive_until("its end", |event| event["event"] == "EXECUTION_SUCCESS");
+    assert_eq!(heard.by_execution()[&prepared], ["STARTED", "SUCCESS"]);
+    wait_for("its end", || status_of(&mut there, prepared).as_deref() == Some("SUCCESS"));
+    assert_eq!(column::<i64>(&mut there, "SELECT count(*) FROM loader.prepared_event"), [0]);
+
     // A worker that comes anew finds nothing either, and the subscriber's own loads are its own.
     there.batch_execute("ALTER SUBSCRIPTION everything DISABLE").unwrap();
     let state: Vec<Option<String>> = column(
@@ -180,6 +192,13 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
     assert_eq!(state, [Some("0".to_owned())]);
     there.batch_execute("SELECT setval('loader.execution_history_id_seq', 1000000)").unwrap();
     assert_durable(&subscriber, "postgres");
+    heard_there.receive_all(&mut there);
+    assert_eq!(
+        heard_there.by_execution().len(),
+        1,
+        "its own loads alone: {:?}",
+        heard_there.events
+    );
     there
         .batch_execute(
             "ALTER SUBSCRIPTION everything SET (slot_name = NONE); DROP SUBSCRIPTION everything",

@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use pg_test::{
-    APPLICATION_SQL, Client, Cluster, PRELOADED, Session, assert_durable_in, column,
-    current_version, offer_released_version, served, status_of, wait_for_served,
+    APPLICATION_SQL, Client, Cluster, HasError, Listener, PRELOADED, Session, assert_durable,
+    assert_durable_in, column, current_version, offer_released_version, served, status_of,
+    wait_for_served,
 };
 
 /// Executions of every status, of some age, grants of every kind, a purge.
@@ -384,5 +385,50 @@ fn preloaded_the_old_version_works_plainly_until_an_update_brings_a_worker() {
         assert_durable_in(session, Session::new(&cluster, "postgres"));
         let log = cluster.log();
         assert!(!log.contains("ERROR") && !log.contains("loader_history worker:"), "{log}");
+    }
+}
+
+#[test]
+fn preloaded_a_version_with_a_worker_keeps_it_before_the_update() {
+    for version in released_versions().into_iter().filter(|version| version != "1.2.0") {
+        let cluster = Cluster::start_with(PRELOADED);
+        let mut session = Session::new(&cluster, "postgres");
+        session.run(APPLICATION_SQL);
+        session.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
+        let mut observer = cluster.connect();
+        wait_for_served(&mut observer, &["postgres"]);
+        let mut listener = Listener::new(&cluster);
+        assert_durable(&cluster, "postgres");
+        let id = session.start();
+        session.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 3)"));
+        listener.receive_until("the end", |event| {
+            event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
+        });
+        assert_eq!(listener.by_execution()[&id], ["STARTED", "SUCCESS"]);
+        // There is no table yet for events of prepared transactions.
+        session.run("BEGIN");
+        session.start();
+        let prepared = session.client.batch_execute(
+            "SELECT loader.record_execution_end(max(id), 'SUCCESS') FROM loader.execution_history;
+             PREPARE TRANSACTION 'load'",
+        );
+        let first: Vec<bool> =
+            column(&mut observer, "SELECT to_regclass('loader.prepared_event') IS NOT NULL");
+        if first == [false] {
+            prepared.error("0A000");
+        }
+        session.run("ROLLBACK");
+        session.run("ALTER EXTENSION loader_history UPDATE");
+        session.run("BEGIN");
+        let id = session.start();
+        session.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 3)"));
+        session.run("PREPARE TRANSACTION 'load'");
+        session.run("COMMIT PREPARED 'load'");
+        listener.receive_until("the end of a prepared load", |event| {
+            event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
+        });
+        assert_durable(&cluster, "postgres");
+        let log = cluster.log();
+        assert!(!log.contains("loader_history worker:"), "{log}");
     }
 }
