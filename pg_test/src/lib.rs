@@ -4,7 +4,9 @@
 
 mod cluster;
 mod errors;
+mod examples;
 mod preloaded;
+mod reads;
 mod report;
 mod seed;
 pub mod story;
@@ -14,10 +16,12 @@ mod workers;
 
 pub use cluster::{Cluster, bindir, run};
 pub use errors::{HasError, sqlstate};
+pub use examples::{Example, examples, masked};
 pub use nix::sys::signal::Signal;
 pub use preloaded::{
     PRELOADED, preloaded_cluster, preloaded_cluster_with, send_signal, wait_for_worker,
 };
+pub use reads::{HISTORY, assert_same_reads, rows};
 pub use report::{print_table, size};
 pub use seed::seed;
 pub use wait::{TIMEOUT, wait_for, wait_for_equal};

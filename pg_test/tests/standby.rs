@@ -3,55 +3,19 @@
 use std::fs;
 
 use pg_test::{
-    Client, Cluster, HasError, Session, cluster_with_extension, column, preloaded_cluster, wait_for,
+    Client, Cluster, HISTORY, HasError, Session, assert_same_reads, cluster_with_extension, column,
+    preloaded_cluster, rows, wait_for,
 };
-use postgres::SimpleQueryMessage;
 use serde_json::Value;
 
 const ISOLATION_LEVELS: [&str; 2] = ["READ COMMITTED", "REPEATABLE READ"];
 
-/// Roles, and a history of all kinds: many executions that share their start, error texts short and
-/// long, some that run, a loader that never succeeded.
-const HISTORY: &str = "
+/// Who reads and who writes.
+const ROLES: &str = "
     CREATE ROLE etl LOGIN;
     CREATE ROLE dashboard LOGIN;
     SELECT loader.grant_recorder('etl'), loader.grant_reader('dashboard');
-    INSERT INTO loader.execution_history
-           (loader_id, execution_start, execution_end, status, record_count, error_message, duration_seconds)
-    SELECT n % 9 + 1, t, CASE WHEN n % 7 > 0 THEN t + interval '90 s' END,
-           CASE WHEN n % 7 = 0 THEN 'RUNNING' WHEN n % 9 = 4 OR n % 7 = 1 THEN 'FAILED' ELSE 'SUCCESS' END,
-           n, CASE WHEN n % 7 = 1 THEN 'line one' || repeat('x', n * 100) END, CASE WHEN n % 7 > 0 THEN 90 END
-      FROM (SELECT n, now() - make_interval(hours => n * 37 % 50, mins => 2) AS t
-              FROM generate_series(1, 300) AS n) AS s;
-    SELECT loader.record_execution_end(loader.record_execution_start(10), 'FAILED', 7, 'over and out');
-    SELECT loader.record_execution_start(10);
 ";
-
-/// Everything that a reader can ask, but for what says how long something has been running.
-const READS: [&str; 18] = [
-    "SELECT * FROM loader.activity_feed ORDER BY event_time DESC, execution_id DESC LIMIT 50",
-    "SELECT * FROM loader.activity_feed WHERE event_time < now() - interval '1 day' AND severity = 'error'
-      ORDER BY event_time DESC, execution_id DESC LIMIT 50",
-    "SELECT * FROM loader.activity_feed WHERE loader_id = 7 ORDER BY event_time, execution_id, event_type",
-    "SELECT * FROM loader.execution_details WHERE NOT is_running ORDER BY id",
-    "SELECT id, is_running, duration > '0' FROM loader.execution_details WHERE loader_id = 7
-      ORDER BY execution_start DESC, id DESC LIMIT 50",
-    "SELECT * FROM loader.execution_details WHERE status = 'FAILED' AND loader_id = 7
-      ORDER BY execution_start DESC, id DESC LIMIT 1",
-    "SELECT * FROM loader.loader_summary ORDER BY loader_id",
-    "SELECT * FROM loader.loader_summary WHERE loader_id = 7",
-    "SELECT * FROM loader.failed_loader_counts",
-    "SELECT loader.get_execution_history()",
-    "SELECT loader.get_execution_history(7)",
-    "SELECT loader.get_execution_history(7, status => 'RUNNING')",
-    "SELECT loader.get_execution_history(status => 'SUCCESS', page_size => 1000)",
-    "SELECT loader.get_execution_history(3, 5, status => 'FAILED')",
-    "SELECT loader.get_execution_history(started_from => date_trunc('hour', now()) - interval '20 h',
-                                         started_before => date_trunc('hour', now()) - interval '9 h')",
-    "SELECT loader.get_execution_history(99)",
-    "SELECT unbound_running, open_bindings, foreign_key FROM loader.recorder_status()",
-    "SELECT to_jsonb(s) ? 'detail' FROM loader.recorder_status() AS s",
-];
 
 /// Every function that writes, and who may call it.
 const WRITES: [(&str, &str); 10] = [
@@ -66,16 +30,6 @@ const WRITES: [(&str, &str); 10] = [
     ("postgres", "grant_recorder('dashboard')"),
     ("postgres", "grant_reader('etl')"),
 ];
-
-/// Everything that `query` returns, as text.
-fn rows(client: &mut Client, query: &str) -> Vec<Vec<Option<String>>> {
-    let messages = client.simple_query(query).unwrap_or_else(|error| panic!("{query}: {error:?}"));
-    let rows = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    });
-    rows.map(|row| (0..row.len()).map(|n| row.get(n).map(str::to_owned)).collect()).collect()
-}
 
 /// The ids on all pages of `arguments`, from the first to the last, seven a page.
 fn walk(client: &mut Client, arguments: &str) -> Vec<i64> {
@@ -121,14 +75,10 @@ fn assert_reads_and_refuses_writes(primary: &Cluster, standby: &Cluster) {
         for client in [&mut there, &mut here] {
             client.batch_execute(&begin).unwrap();
         }
-        // now() is one time in both.
-        let now: Vec<String> = column(&mut there, "SELECT now()::text");
-        for query in READS {
-            let query = query.replace("now()", &format!("timestamptz '{}'", now[0]));
-            let expected = rows(&mut there, &query);
-            assert!(!expected.is_empty(), "{query}: tests nothing");
-            assert_eq!(rows(&mut here, &query), expected, "{level}: {query}");
-        }
+        assert_same_reads(&mut there, &mut here);
+        let status =
+            "SELECT open_bindings, unbound_running, foreign_key FROM loader.recorder_status()";
+        assert_eq!(rows(&mut here, status), rows(&mut there, status), "{level}");
         for (arguments, condition) in [
             ("", "true"),
             (", loader_id => 7", "loader_id = 7"),
@@ -169,7 +119,7 @@ fn assert_reads_and_refuses_writes(primary: &Cluster, standby: &Cluster) {
 #[test]
 fn a_standby_reads_and_points_writers_to_the_primary() {
     let primary = cluster_with_extension();
-    primary.connect().batch_execute(HISTORY).unwrap();
+    primary.connect().batch_execute(&format!("{ROLES} {HISTORY}")).unwrap();
     let standby = primary.start_standby();
     assert_reads_and_refuses_writes(&primary, &standby);
     let preloaded = standby_with(&primary, "loader_history");
@@ -179,7 +129,7 @@ fn a_standby_reads_and_points_writers_to_the_primary() {
 #[test]
 fn so_do_those_of_a_primary_that_preloads_the_library() {
     let primary = preloaded_cluster();
-    primary.connect().batch_execute(HISTORY).unwrap();
+    primary.connect().batch_execute(&format!("{ROLES} {HISTORY}")).unwrap();
     // RUNNING on the standby too, though the transaction is open, with its binding.
     let mut loader = Session::new(&primary, "postgres");
     loader.run("BEGIN");
