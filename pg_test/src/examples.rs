@@ -58,7 +58,7 @@ pub fn examples(page: &'static str, kinds: &[&str]) -> Vec<Example> {
             assert!(kinds.contains(&info), "{line_number}: unknown kind of block {info:?}");
             examples.push(Example { line: line_number, info, body, output: None });
         }
-        adjacent = info.starts_with("sql") || info == "sh";
+        adjacent = info.starts_with("sql") || info.starts_with("sh");
     }
     examples
 }
@@ -72,7 +72,7 @@ impl Example {
     pub fn run(&self, cluster: &Cluster, database: &str) -> (bool, String) {
         let directory = cluster.directory().join("examples");
         fs::create_dir_all(&directory).expect("a directory");
-        let script = if self.info == "sh" {
+        let script = if self.info.starts_with("sh") {
             self.body.as_str()
         } else {
             fs::write(directory.join("block.sql"), &self.body).expect("a file");

@@ -5,6 +5,9 @@
 //! - `sql source`: run in database `app` of each source.
 //! - `sql collector`: run on the collecting server for `north` as it is written, then for `south`.
 //! - `sql collector once`: run there once.
+//! - `sql overview`: run there when all that the sources have has arrived.
+//! - `sql anew`: run there in the end.
+//! - `sql measure`, `sh measure`: run in a database of their own, in a small size.
 //!
 //! Hosts and the socket's folder are replaced by those of the test's servers.
 
@@ -18,6 +21,16 @@ use pg_test::{
 };
 
 const PAGE: &str = include_str!("../../docs/scale.md");
+
+const KINDS: [&str; 7] = [
+    "sql source",
+    "sql collector",
+    "sql collector once",
+    "sql overview",
+    "sql anew",
+    "sql measure",
+    "sh measure",
+];
 
 const SOURCES: [&str; 2] = ["north", "south"];
 
@@ -36,56 +49,105 @@ fn source() -> Cluster {
     cluster
 }
 
-/// Runs an example of the page as one of `sources` and says what is wrong, if anything.
-fn run_example(
-    example: &Example,
-    cluster: &Cluster,
-    database: &str,
-    sources: &[(&str, &Cluster)],
-    name: &str,
-) -> String {
-    let mut body = example.body.replace("north", name);
-    for (name, source) in sources {
-        let socket = source.directory().display().to_string();
-        body = body.replace(&format!("host={name}.example"), &format!("host={socket}"));
-    }
-    body = body.replace("/var/run/postgresql", &cluster.directory().display().to_string());
-    let output = example.output.as_ref().map(|output| output.replace("north", name));
-    let example = Example { body, output, ..*example };
-    let (succeeded, printed) = example.run(cluster, database);
-    example.problem(succeeded, &printed).map_or_else(String::new, |problem| {
-        format!("docs/scale.md:{}: {problem}\n{}\nprinted:\n{printed}", example.line, example.body)
-    })
+/// The page, and the servers that it is about.
+struct Recipe<'a> {
+    sources: [(&'a str, &'a Cluster); 2],
+    collector: &'a Cluster,
 }
 
-/// Runs the page's recipe.
-fn collect(sources: &[(&str, &Cluster)], collector: &Cluster) {
-    let mut problems = String::new();
-    let kinds = ["sql", "sql source", "sql collector", "sql collector once", "conf", "console"];
-    let examples = examples(PAGE, &kinds);
-    // Where the server comes without its contrib modules, no database shows all sources together.
-    let overview: Vec<bool> = column(
-        &mut collector.connect(),
-        "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'postgres_fdw')",
-    );
-    for example in &examples {
-        if example.body.contains("overview") && !overview[0] {
-            println!("no postgres_fdw: docs/scale.md:{} is left out", example.line);
-            continue;
-        }
-        let mut run_as = |cluster, database, name| {
-            problems.push_str(&run_example(example, cluster, database, sources, name));
-        };
-        match example.info {
-            "sql source" => sources.iter().for_each(|(_, source)| run_as(source, "app", "north")),
-            "sql collector" => {
-                sources.iter().for_each(|(name, _)| run_as(collector, "postgres", name))
+impl Recipe<'_> {
+    /// Runs the page's examples of some kinds, in their order.
+    #[track_caller]
+    fn run(&self, kinds: &[&str]) {
+        let mut problems = String::new();
+        let examples = examples(PAGE, &KINDS);
+        for example in examples.iter().filter(|example| kinds.contains(&example.info)) {
+            if example.body.contains("overview") && !self.has_overview() {
+                println!("no postgres_fdw: docs/scale.md:{} is left out", example.line);
+                continue;
             }
-            "sql collector once" => run_as(collector, "postgres", "north"),
-            _ => {}
+            let mut run_as = |cluster, database, name| {
+                problems.push_str(&self.run_example(example, cluster, database, name));
+            };
+            match example.info {
+                "sql source" => {
+                    self.sources.iter().for_each(|(_, source)| run_as(source, "app", "north"));
+                }
+                "sql collector" => {
+                    let names = self.sources.iter().map(|(name, _)| *name);
+                    names.for_each(|name| run_as(self.collector, "postgres", name));
+                }
+                _ => run_as(self.collector, "postgres", "north"),
+            }
         }
+        assert!(problems.is_empty(), "{problems}");
     }
-    assert!(problems.is_empty(), "{problems}");
+
+    /// Runs an example for the source `name`, and returns what is wrong, if anything.
+    fn run_example(
+        &self,
+        example: &Example,
+        cluster: &Cluster,
+        database: &str,
+        name: &str,
+    ) -> String {
+        let for_name = |text: &str| match example.info {
+            "sql collector" => text.replace("north", name),
+            _ => text.to_owned(),
+        };
+        let mut body = for_name(&example.body);
+        for (name, source) in self.sources {
+            let socket = format!("host={}", source.directory().display());
+            body = body.replace(&format!("host={name}.example"), &socket);
+        }
+        let socket = self.collector.directory().display().to_string();
+        body = body.replace("/var/run/postgresql", &socket);
+        let output = example.output.as_deref().map(for_name);
+        let example = Example { body, output, ..*example };
+        let (succeeded, printed) = example.run(cluster, database);
+        example.problem(succeeded, &printed).map_or_else(String::new, |problem| {
+            let Example { line, body, .. } = example;
+            format!("docs/scale.md:{line}: {problem}\n{body}\nprinted:\n{printed}\n")
+        })
+    }
+
+    /// Whether a database can show all sources together: not where the server comes without its contrib
+    /// modules.
+    fn has_overview(&self) -> bool {
+        let query = "SELECT count(*) FROM pg_available_extensions WHERE name = 'postgres_fdw'";
+        column::<i64>(&mut self.collector.connect(), query) == [1]
+    }
+
+    /// All sources together: as many rows as they have, and the newest first without reading all.
+    fn assert_overview(&self, collected: &mut [Client; 2]) {
+        if !self.has_overview() {
+            return;
+        }
+        let mut all = self.collector.connect_to("overview", "dashboard");
+        for view in ["activity_feed", "execution_details", "loader_summary", "failed_loader_counts"]
+        {
+            for (name, client) in SOURCES.iter().zip(&mut *collected) {
+                let own: Vec<i64> = column(client, &format!("SELECT count(*) FROM loader.{view}"));
+                let query = format!("SELECT count(*) FROM {view} WHERE source = '{name}'");
+                assert_eq!(column::<i64>(&mut all, &query), own, "{view} of {name}");
+            }
+        }
+        let newest = "SELECT concat_ws(' ', source, event_type) FROM activity_feed
+                       ORDER BY event_time DESC, execution_id DESC LIMIT 4";
+        assert_eq!(
+            column::<String>(&mut all, newest),
+            [
+                "south EXECUTION_SUCCESS",
+                "south EXECUTION_STARTED",
+                "north EXECUTION_SUCCESS",
+                "north EXECUTION_STARTED"
+            ]
+        );
+        let mut planner = self.collector.connect_to("overview", "postgres");
+        let plan: Vec<String> = column(&mut planner, &format!("EXPLAIN {newest}"));
+        assert!(plan.iter().any(|line| line.contains("Merge Append")), "{plan:#?}");
+        assert!(!plan.iter().any(|line| line.contains("Sort  (")), "{plan:#?}");
+    }
 }
 
 /// Waits until all that a source has is in a database that collects it.
@@ -127,7 +189,8 @@ fn the_recipe_of_the_page_keeps_sources_apart() {
          UPDATE loader.execution_history SET record_count = record_count + 1000;
          INSERT INTO loader.loader VALUES (11, 'SOUTHERN_11')",
     );
-    collect(&[("north", &north), ("south", &south)], &collector);
+    let recipe = Recipe { sources: [("north", &north), ("south", &south)], collector: &collector };
+    recipe.run(&["sql source", "sql collector", "sql collector once"]);
 
     let mut collected = SOURCES.map(|name| collector.connect_to(name, "postgres"));
     let same = |loaders: &mut [Session; 2], collected: &mut [Client; 2]| {
@@ -140,6 +203,7 @@ fn the_recipe_of_the_page_keeps_sources_apart() {
     same(&mut loaders, &mut collected);
     let summary = "SELECT count(*) FROM loader.loader_summary WHERE loader_id = 10 AND running_executions = 1";
     assert_eq!(collected.each_mut().map(|client| column::<i64>(client, summary)), [[1], [1]]);
+    recipe.run(&["sql overview"]);
 
     // What comes: a load that runs, one that succeeds, one that fails, in both at once.
     let mut listener = collector.connect_to("north", "postgres");
@@ -205,7 +269,7 @@ fn the_recipe_of_the_page_keeps_sources_apart() {
     for client in &mut collected {
         assert_eq!(rows(client, status), [[Some("0".to_owned()), Some("t".to_owned()), None]]);
     }
-    overview(&collector, &mut collected);
+    recipe.assert_overview(&mut collected);
     assert_eq!(complaints(&collector), [] as [&str; 0]);
     drop((listener, collected));
     let mut collector = collector;
@@ -217,38 +281,12 @@ fn the_recipe_of_the_page_keeps_sources_apart() {
     collector.start_server();
     let mut collected = SOURCES.map(|name| collector.connect_to(name, "postgres"));
     same(&mut loaders, &mut collected);
+    // A source can be collected anew.
+    let recipe = Recipe { sources: [("north", &north), ("south", &south)], collector: &collector };
+    recipe.run(&["sql anew"]);
+    same(&mut loaders, &mut collected);
     drop(collected);
     SOURCES.iter().for_each(|name| unsubscribe(&collector, name));
-}
-
-/// All sources together: as many as they have, and the newest first without reading all.
-fn overview(collector: &Cluster, collected: &mut [Client; 2]) {
-    let there = "SELECT count(*) FROM pg_database WHERE datname = 'overview'";
-    if column::<i64>(&mut collector.connect(), there) == [0] {
-        return;
-    }
-    let mut all = collector.connect_to("overview", "dashboard");
-    for view in ["activity_feed", "execution_details", "loader_summary", "failed_loader_counts"] {
-        for (name, client) in SOURCES.iter().zip(&mut *collected) {
-            let own: Vec<i64> = column(client, &format!("SELECT count(*) FROM loader.{view}"));
-            let query = format!("SELECT count(*) FROM {view} WHERE source = '{name}'");
-            assert_eq!(column::<i64>(&mut all, &query), own, "{view} of {name}");
-        }
-    }
-    let newest = "SELECT source || event_type FROM activity_feed ORDER BY event_time DESC, execution_id DESC LIMIT 4";
-    assert_eq!(
-        column::<String>(&mut all, newest),
-        [
-            "southEXECUTION_SUCCESS",
-            "southEXECUTION_STARTED",
-            "northEXECUTION_SUCCESS",
-            "northEXECUTION_STARTED"
-        ]
-    );
-    let plan: Vec<String> =
-        column(&mut collector.connect_to("overview", "postgres"), &format!("EXPLAIN {newest}"));
-    assert!(plan.iter().any(|line| line.contains("Merge Append")), "{plan:#?}");
-    assert!(!plan.iter().any(|line| line.contains("Sort  (")), "{plan:#?}");
 }
 
 #[test]
@@ -336,4 +374,28 @@ fn a_dump_of_a_source_forgets_what_was_published() {
         column::<String>(&mut restored, published),
         ["loader.execution_history", "loader.loader"]
     );
+}
+
+#[test]
+fn what_the_page_measures_can_be_measured_again() {
+    let cluster = preloaded_cluster_with("");
+    cluster.connect().batch_execute("CREATE DATABASE measured").unwrap();
+    let measuring: Vec<Example> = examples(PAGE, &KINDS)
+        .into_iter()
+        .filter(|example| example.info.ends_with(" measure"))
+        .map(|mut example| {
+            for (large, small) in [("executions 1000000", "executions 500"), ("-T 60", "-t 5")] {
+                example.body = example.body.replace(large, small);
+            }
+            example
+        })
+        .collect();
+    assert_eq!(measuring.len(), 3);
+    for example in &measuring {
+        let (succeeded, printed) = example.run(&cluster, "measured");
+        assert!(succeeded && !printed.contains("ERROR"), "{}\n{printed}", example.body);
+    }
+    let recorded = "SELECT count(*) FROM loader.execution_history";
+    let mut client = cluster.connect_to("measured", "postgres");
+    assert_eq!(column::<i64>(&mut client, recorded), [540]);
 }
