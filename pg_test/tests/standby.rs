@@ -107,6 +107,10 @@ fn assert_reads_and_refuses_writes(primary: &Cluster, standby: &Cluster) {
             }
         }
     }
+    // PostgreSQL's own limits, which docs/scale.md names.
+    here.batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT").error("0A000");
+    here.batch_execute("ROLLBACK").unwrap();
+    here.batch_execute("LISTEN loader_execution").error("25006");
     for sql in [
         "SELECT loader.get_execution_history(page_size => 0)",
         "SELECT loader.get_execution_history(\"cursor\" => 'x')",
