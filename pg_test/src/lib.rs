@@ -4,8 +4,10 @@
 
 mod cluster;
 mod errors;
+mod examples;
 mod listener;
 mod preloaded;
+mod reads;
 mod report;
 mod seed;
 pub mod story;
@@ -15,11 +17,13 @@ mod workers;
 
 pub use cluster::{Cluster, bindir, run};
 pub use errors::{HasError, sqlstate};
+pub use examples::{Example, examples, masked};
 pub use listener::Listener;
 pub use nix::sys::signal::Signal;
 pub use preloaded::{
     PRELOADED, preloaded_cluster, preloaded_cluster_with, send_signal, wait_for_worker,
 };
+pub use reads::{HISTORY, assert_same_reads, rows};
 pub use report::{print_table, size};
 pub use seed::seed;
 pub use wait::{TIMEOUT, wait_for, wait_for_equal};

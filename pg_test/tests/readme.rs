@@ -1,97 +1,25 @@
 //! Promise: every example of the README works, and prints what the README says it prints.
 //!
-//! What a fenced block's info string means:
-//! - `sql`: run by psql. It succeeds, and prints the `text` block after it; without one, no NOTICE.
-//! - `sql error`: likewise, but meant to fail: its `text` block shows the error.
-//! - `sh`: run by sh, with the server's programs at hand.
+//! `pg_test::Example` says what `sql`, `sql error` and `sh` blocks mean. Besides:
 //! - `conf`: added to postgresql.conf; the server is restarted.
 //! - `python`, `java`: their SQL statements are run by a client, as such a loader would.
 //! - `console`: not run.
 
-use std::env;
 use std::fmt::Write as _;
 use std::fs;
 
-use pg_test::{Cluster, bindir, cluster_with_extension, column, wait_for_worker};
+use pg_test::{
+    Cluster, Example, cluster_with_extension, column, examples, masked, wait_for_worker,
+};
 
 const README: &str = include_str!("../../README.md");
 
 /// The database that the README's examples are run in.
 const DATABASE: &str = "app";
 
-/// A fenced block of the README.
-struct Block {
-    line: usize,
-    info: &'static str,
-    body: String,
-    /// The `text` block that follows.
-    output: Option<String>,
-}
-
-/// Every fenced block, each with its output.
-///
-/// # Panics
-/// When a block is of no known kind, is not closed, or is the output of nothing.
-fn blocks() -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
-    let mut lines = README.lines().enumerate();
-    // Whether a `text` block that begins here is the output of the block before.
-    let mut adjacent = false;
-    while let Some((number, line)) = lines.next() {
-        let fence = line.trim_start();
-        let Some(info) = fence.strip_prefix("```") else {
-            adjacent &= fence.is_empty();
-            continue;
-        };
-        let line_number = number + 1;
-        let indent = line.len() - fence.len();
-        let mut body = String::new();
-        loop {
-            let (_, line) = lines.next().unwrap_or_else(|| panic!("{line_number}: not closed"));
-            if line.trim() == "```" {
-                break;
-            }
-            body.push_str(line.get(indent..).unwrap_or_default());
-            body.push('\n');
-        }
-        match info {
-            "text" => {
-                assert!(adjacent, "{line_number}: the output of no example");
-                blocks.last_mut().expect("a block before").output = Some(body);
-            }
-            "sql" | "sql error" | "sh" | "conf" | "python" | "java" | "console" => {
-                blocks.push(Block { line: line_number, info, body, output: None });
-            }
-            _ => panic!("{line_number}: unknown kind of block {info:?}"),
-        }
-        adjacent = matches!(info, "sql" | "sql error" | "sh");
-    }
-    blocks
-}
-
-/// Runs a block, and returns whether it succeeded and all that it printed.
-fn run_block(cluster: &Cluster, block: &Block) -> (bool, String) {
-    let directory = cluster.directory().join("examples");
-    fs::create_dir_all(&directory).expect("a directory");
-    let script = if block.info == "sh" {
-        block.body.as_str()
-    } else {
-        fs::write(directory.join("block.sql"), &block.body).expect("a file");
-        "psql -X -q -v ON_ERROR_STOP=1 < block.sql"
-    };
-    let path = env::var("PATH").expect("PATH");
-    // An absolute path is run as it is, with the variables that lead to the cluster.
-    let output = cluster
-        .program("/bin/sh")
-        // One stream for both, so that errors stand where a user sees them.
-        .args(["-euc", &format!("exec 2>&1\n{script}")])
-        .current_dir(&directory)
-        .env("PATH", format!("{}:{path}", bindir().display()))
-        .env("PGDATABASE", DATABASE)
-        .env("PGTZ", "UTC")
-        .output()
-        .expect("sh runs");
-    (output.status.success(), String::from_utf8(output.stdout).expect("UTF-8"))
+/// Every fenced block of the README.
+fn blocks() -> Vec<Example> {
+    examples(README, &["sql", "sql error", "sh", "conf", "python", "java", "console"])
 }
 
 /// Adds settings to postgresql.conf, and restarts the server with its workers.
@@ -108,78 +36,6 @@ fn configure(cluster: &mut Cluster, settings: &str) {
     );
     for database in databases {
         wait_for_worker(&mut cluster.connect_to(&database, "postgres"));
-    }
-}
-
-/// `output` without what differs from run to run: times, durations, process ids, cursors, and the
-/// widths of columns that hold them.
-fn masked(output: &str) -> String {
-    output.trim_end().lines().map(masked_line).collect::<Vec<_>>().join("\n")
-}
-
-fn masked_line(line: &str) -> String {
-    let is_word = |c: char| c.is_ascii_alphanumeric() || ".:+-_".contains(c);
-    let mut masked = String::new();
-    let mut rest = line.trim_end();
-    while !rest.is_empty() {
-        let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
-        if end > 0 {
-            let after_pid = masked.ends_with("PID ");
-            masked.push_str(&masked_word(&rest[..end], after_pid));
-            rest = &rest[end..];
-        } else {
-            let end = rest.find(is_word).unwrap_or(rest.len());
-            for c in rest[..end].chars() {
-                if c != ' ' || !masked.ends_with(' ') {
-                    masked.push(c);
-                }
-            }
-            rest = &rest[end..];
-        }
-    }
-    masked.trim().to_owned()
-}
-
-fn masked_word(word: &str, after_pid: bool) -> String {
-    let bare = word.trim_end_matches('.');
-    // The word with every digit as 9, so that shapes can be compared.
-    let shape: String = bare.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
-    let mask = if word.chars().all(|c| c == '-' || c == '+') {
-        // The rule under a table's header.
-        let columns: Vec<_> =
-            word.split('+').map(|column| &column[..column.len().min(1)]).collect();
-        return columns.join("+");
-    } else if shape.contains("99:99:99") {
-        "<time>"
-    } else if shape == "9999-99-99" {
-        "<date>"
-    } else if shape.starts_with("999999999999") && shape.contains("9_9") {
-        "<cursor>"
-    } else if after_pid {
-        "<pid>"
-    } else {
-        bare
-    };
-    format!("{mask}{}", &word[bare.len()..])
-}
-
-/// What is wrong with what a block did, if anything.
-fn problem(block: &Block, succeeded: bool, printed: &str) -> Option<&'static str> {
-    let meant_to_fail = block.info == "sql error";
-    if meant_to_fail != printed.lines().any(|line| line.starts_with("ERROR:")) {
-        return Some("an error that is not meant, or none that is");
-    }
-    // Psql may go on after an error, and says then that all is well.
-    if !succeeded && !meant_to_fail {
-        return Some("it failed");
-    }
-    match &block.output {
-        Some(output) if masked(output) != masked(printed) => Some("the output differs"),
-        None if meant_to_fail => Some("no text block shows the error"),
-        None if printed.contains("NOTICE:") || printed.contains("WARNING:") => {
-            Some("no text block shows the notice")
-        }
-        _ => None,
     }
 }
 
@@ -202,9 +58,9 @@ fn every_example_prints_what_the_readme_says() {
             }
             _ => continue,
         }
-        let (succeeded, printed) = run_block(&cluster, block);
-        if let Some(problem) = problem(block, succeeded, &printed) {
-            let Block { line, body, .. } = block;
+        let (succeeded, printed) = block.run(&cluster, DATABASE);
+        if let Some(problem) = block.problem(succeeded, &printed) {
+            let Example { line, body, .. } = block;
             writeln!(problems, "README.md:{line}: {problem}\n{body}\nprinted:\n{printed}").unwrap();
         }
     }
