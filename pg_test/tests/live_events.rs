@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 use pg_test::{
-    Client, Cluster, Listener, Session, column, preloaded_cluster, preloaded_cluster_with, seed,
-    send_signal, status_of, wait_for, wait_for_worker,
+    Client, Cluster, HasError, Listener, Session, column, preloaded_cluster,
+    preloaded_cluster_with, seed, send_signal, status_of, wait_for, wait_for_worker,
 };
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -280,6 +280,50 @@ fn with_a_full_queue_the_transaction_notifies_by_itself() {
     assert!(!listener.by_execution().contains_key(&id));
     send_signal(worker, SIGCONT);
     listener.receive_until("the event", |event| event["execution_id"] == id);
+}
+
+#[test]
+fn a_commit_that_fails_emits_nothing_and_keeps_no_room() {
+    let cluster = preloaded_cluster_with("loader_history.queue_size = 16\n");
+    let mut sessions = [cluster.connect(), cluster.connect()];
+    let mut listener = Listener::new(&cluster);
+    sessions[0]
+        .batch_execute("CREATE TABLE read (session int); INSERT INTO read VALUES (0)")
+        .unwrap();
+    let mut committed = Vec::new();
+    for _ in 0..60 {
+        let mut ids = Vec::new();
+        // Each reads what the other writes, so one of the two must fail; PostgreSQL finds out at its
+        // commit.
+        for session in &mut sessions {
+            session
+                .batch_execute(
+                    "SET loader_history.durable = off; BEGIN ISOLATION LEVEL SERIALIZABLE;
+                     SELECT count(*) FROM read",
+                )
+                .unwrap();
+        }
+        for session in &mut sessions {
+            session.batch_execute("INSERT INTO read VALUES (1)").unwrap();
+            ids.push(start(session));
+        }
+        sessions[0].batch_execute("COMMIT").unwrap();
+        sessions[1].batch_execute("COMMIT").error("40001");
+        committed.push(ids[0]);
+    }
+    // There is room for events as before.
+    let worker = wait_for_worker(&mut cluster.connect());
+    send_signal(worker, SIGSTOP);
+    let id = start(&mut sessions[0]);
+    sessions[0].batch_execute("NOTIFY loader_execution, '{\"sentinel\": true}'").unwrap();
+    listener.receive_until("a sentinel", |event| event["sentinel"] == true);
+    assert!(!listener.by_execution().contains_key(&id));
+    send_signal(worker, SIGCONT);
+    committed.push(id);
+    listener.receive_until("the event", |event| event["execution_id"] == id);
+    listener.receive_all(&mut sessions[0]);
+    listener.events.retain(|event| event["sentinel"].is_null());
+    assert_eq!(listener.by_execution().into_keys().collect::<Vec<_>>(), committed);
 }
 
 #[test]
