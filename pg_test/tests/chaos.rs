@@ -316,10 +316,8 @@ impl<'a> Loader<'a> {
             .choose(&mut self.random)
             .expect("a level");
         self.two_phase = self.chance(12);
-        // PostgreSQL refuses to prepare what has notified.
-        let notify = if self.two_phase { "; SET LOCAL loader_history.notify = off" } else { "" };
         let result = self
-            .run(&format!("BEGIN ISOLATION LEVEL {level}{notify}"))
+            .run(&format!("BEGIN ISOLATION LEVEL {level}"))
             .and_then(|()| body(self))
             .and_then(|()| self.finish());
         if let Err(error) = &result {

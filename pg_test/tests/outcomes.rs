@@ -255,8 +255,6 @@ fn words_after_a_rollback() {
 /// Starts an execution in a transaction that is then prepared; the session goes.
 fn start_and_prepare(scene: &mut Scene, succeeds: bool) -> i64 {
     let mut loader = scene.connect();
-    // PostgreSQL refuses PREPARE TRANSACTION after a NOTIFY.
-    loader.batch_execute("SET loader_history.notify = off").unwrap();
     scene.begin_in(&mut loader);
     let id = scene.start(&mut loader, 1);
     if succeeds {
