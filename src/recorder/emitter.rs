@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 
 use super::background::{Trouble, set_local, transaction};
-use super::event_queue::Batch;
 use super::gathered::emit_all;
 use super::prepared_event;
-use super::shared::{Database, PreparedEvents, Shared};
+use super::shared::{Batch, Database, PreparedEvents, Shared};
 use crate::notify;
 
 /// Events emitted in one transaction, about.

@@ -10,7 +10,6 @@
 mod background;
 pub mod binding;
 mod emitter;
-mod event_queue;
 mod gathered;
 mod last_error;
 mod launcher;

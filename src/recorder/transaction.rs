@@ -11,9 +11,10 @@ use std::mem::ManuallyDrop;
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, SubTransactionId, SubXactEvent, XactEvent};
 
-use super::event_queue::Batch;
 use super::gathered::{Gathered, emit_all};
-use super::shared::{Posting, PreparedEvents, Request, Serving, Shared, my_database, shared};
+use super::shared::{
+    Batch, Posting, PreparedEvents, Request, Serving, Shared, my_database, shared,
+};
 use super::{last_error, prepared_event, worker};
 
 /// A start recorded in the caller's own transaction although it was to be durable.

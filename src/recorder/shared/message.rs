@@ -1,0 +1,238 @@
+//! What backends tell the workers when their transactions end.
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
+
+use pgrx::pg_sys;
+
+use super::database::Serving;
+use super::text::SharedText;
+use super::{Shared, claim, messages_offset};
+
+/// What a backend tells a worker at the end of a transaction or subtransaction.
+#[repr(C)]
+pub struct Message {
+    state: AtomicU32,
+    database: AtomicU32,
+    kind: AtomicU32,
+    xid: AtomicU64,
+    subxid: AtomicU64,
+    execution_id: AtomicI64,
+    loader_id: AtomicI64,
+    start: AtomicI64,
+    abandoned: AtomicI64,
+    text: SharedText,
+}
+
+const FREE: u32 = 0;
+const WRITING: u32 = 1;
+const READY: u32 = 2;
+/// The worker has read it, and keeps it until it has done what it says.
+const HELD: u32 = 3;
+
+/// What a message says.
+pub enum News {
+    /// A transaction, or a subtransaction of it, was rolled back by an error.
+    Error {
+        /// The transaction.
+        xid: u64,
+        /// The subtransaction; 0 where it was the whole transaction.
+        subxid: u64,
+        /// The error.
+        text: String,
+    },
+    /// A start recorded in the caller's own transaction was rolled back with it.
+    LostStart(LostStart),
+}
+
+/// A start that was rolled back together with the caller's transaction.
+pub struct LostStart {
+    /// The execution's id.
+    pub execution_id: i64,
+    /// The loader's id.
+    pub loader_id: i64,
+    /// When it started, in PostgreSQL's microseconds.
+    pub start: i64,
+    /// The execution that the worker may have recorded in its stead; 0 for none.
+    pub abandoned: i64,
+    /// The error that did it; empty where none is known.
+    pub text: String,
+    /// To release once it is recorded.
+    pub message: &'static Message,
+}
+
+/// A message as a callback posts it: without an allocation.
+pub enum Posting<'a> {
+    /// As [`News::Error`].
+    Error {
+        /// The transaction.
+        xid: u64,
+        /// The subtransaction, or 0.
+        subxid: u64,
+        /// The error.
+        text: &'a [u8],
+    },
+    /// As [`News::LostStart`].
+    LostStart {
+        /// The execution's id.
+        execution_id: i64,
+        /// The loader's id.
+        loader_id: i64,
+        /// When it started, in PostgreSQL's microseconds.
+        start: i64,
+        /// The execution that the worker may have recorded in its stead; 0 for none.
+        abandoned: i64,
+        /// The error that did it.
+        text: &'a [u8],
+    },
+}
+
+impl Message {
+    fn is_posted(&self) -> bool {
+        matches!(self.state.load(Acquire), READY | HELD)
+    }
+
+    fn news(&'static self) -> News {
+        let text = self.text.get();
+        if self.kind.load(Relaxed) == 0 {
+            News::Error { xid: self.xid.load(Relaxed), subxid: self.subxid.load(Relaxed), text }
+        } else {
+            News::LostStart(LostStart {
+                execution_id: self.execution_id.load(Relaxed),
+                loader_id: self.loader_id.load(Relaxed),
+                start: self.start.load(Relaxed),
+                abandoned: self.abandoned.load(Relaxed),
+                text,
+                message: self,
+            })
+        }
+    }
+}
+
+impl Shared {
+    fn messages(self) -> &'static [Message] {
+        // SAFETY: lay_out() has put that many initialized entries there.
+        unsafe {
+            let offset = messages_offset(self.0.databases, self.0.queue_size);
+            std::slice::from_raw_parts(self.part(offset).cast(), self.0.queue_size)
+        }
+    }
+
+    /// Posts a message to the worker of a database and wakes it. Cannot fail; where there is no room, or
+    /// nobody to read it, the message is lost, and with it an error's text or a plain start.
+    pub fn post(self, oid: pg_sys::Oid, posting: &Posting<'_>) {
+        let database = self.database(oid);
+        let served = database.is_some_and(|database| database.serving() != Serving::NoRoom);
+        if matches!(posting, Posting::Error { .. }) && !served || self.has_too_many_messages(oid) {
+            return;
+        }
+        let message = claim(self.messages(), &self.0.next_message, |message| {
+            message.state.compare_exchange(FREE, WRITING, AcqRel, Relaxed).is_ok()
+        });
+        if let Some(message) = message {
+            message.database.store(oid.to_u32(), Relaxed);
+            match *posting {
+                Posting::Error { xid, subxid, text } => {
+                    message.kind.store(0, Relaxed);
+                    message.xid.store(xid, Relaxed);
+                    message.subxid.store(subxid, Relaxed);
+                    message.text.set(text);
+                }
+                Posting::LostStart { execution_id, loader_id, start, abandoned, text } => {
+                    message.abandoned.store(abandoned, Relaxed);
+                    message.kind.store(1, Relaxed);
+                    message.execution_id.store(execution_id, Relaxed);
+                    message.loader_id.store(loader_id, Relaxed);
+                    message.start.store(start, Relaxed);
+                    message.text.set(text);
+                }
+            }
+            message.state.store(READY, Release);
+            self.0.messages.fetch_add(1, AcqRel);
+        }
+        match database {
+            Some(database) => database.worker.wake(),
+            None => self.announce(oid),
+        }
+    }
+
+    /// Whether a database has three quarters of all messages: one whose worker reads none must leave room
+    /// for others.
+    fn has_too_many_messages(self, oid: pg_sys::Oid) -> bool {
+        let messages = self.messages();
+        let limit = messages.len() / 4 * 3;
+        self.0.messages.load(Relaxed) as usize >= limit
+            && messages
+                .iter()
+                .filter(|message| {
+                    message.state.load(Relaxed) != FREE
+                        && message.database.load(Relaxed) == oid.to_u32()
+                })
+                .count()
+                >= limit
+    }
+
+    /// Takes the messages to the worker of a database. Those of lost starts are kept until
+    /// [`Self::release`].
+    pub fn take_messages(self, oid: pg_sys::Oid) -> Vec<News> {
+        if self.0.messages.load(Acquire) == 0 {
+            return Vec::new();
+        }
+        self.messages_of(oid)
+            .filter(|message| message.state.compare_exchange(READY, HELD, AcqRel, Relaxed).is_ok())
+            .map(|message| {
+                let news = message.news();
+                if matches!(news, News::Error { .. }) {
+                    self.release(message);
+                }
+                news
+            })
+            .collect()
+    }
+
+    /// Has the messages that a worker before this one had kept read again.
+    pub fn take_over_messages(self, oid: pg_sys::Oid) {
+        for message in self.messages_of(oid) {
+            let _ = message.state.compare_exchange(HELD, READY, AcqRel, Relaxed);
+        }
+    }
+
+    /// Drops the messages to the worker of a database.
+    pub fn drop_messages(self, oid: pg_sys::Oid) {
+        self.messages_of(oid).for_each(|message| self.release(message));
+    }
+
+    /// Whether the start of an execution waits to be recorded as lost.
+    pub fn is_lost(self, oid: pg_sys::Oid, execution_id: i64) -> bool {
+        self.0.messages.load(Acquire) > 0
+            && self.messages_of(oid).any(|message| {
+                message.kind.load(Relaxed) == 1
+                    && message.execution_id.load(Relaxed) == execution_id
+            })
+    }
+
+    /// Drops messages to databases that are not among `existing`. Only the launcher calls it.
+    pub fn drop_messages_except(self, existing: &[pg_sys::Oid]) {
+        for message in self.messages() {
+            if message.is_posted()
+                && !existing.contains(&pg_sys::Oid::from(message.database.load(Relaxed)))
+            {
+                self.release(message);
+            }
+        }
+    }
+
+    fn messages_of(self, oid: pg_sys::Oid) -> impl Iterator<Item = &'static Message> {
+        self.messages().iter().filter(move |message| {
+            message.is_posted() && message.database.load(Relaxed) == oid.to_u32()
+        })
+    }
+
+    /// Frees a message that has been posted.
+    pub fn release(self, message: &Message) {
+        let free = |from| message.state.compare_exchange(from, FREE, AcqRel, Relaxed).is_ok();
+        if free(HELD) || free(READY) {
+            self.0.messages.fetch_sub(1, AcqRel);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Starts that backends ask the workers to record.
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
+
+use pgrx::pg_sys;
+
+use super::process::{Process, my_database};
+use super::{Shared, claim, requests_offset};
+
+/// What a backend asks a worker to record.
+#[repr(C)]
+pub struct Request {
+    state: AtomicU32,
+    database: AtomicU32,
+    /// Who waits for it.
+    pub waiting: Process,
+    /// Why it was declined.
+    pub reason: AtomicU32,
+    execution_id: AtomicI64,
+    loader_id: AtomicI64,
+    start: AtomicI64,
+    xid: AtomicU64,
+    subxid: AtomicU64,
+    check_loader: AtomicBool,
+    notify: AtomicBool,
+}
+
+/// Where a request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Progress {
+    /// The entry is free.
+    Free = 0,
+    /// A backend is writing it.
+    Filling,
+    /// It waits for the worker.
+    Queued,
+    /// The worker has it, and may already have committed it.
+    Taken,
+    /// It is recorded.
+    Done,
+    /// It is not, and won't be.
+    Declined,
+    /// Whoever waited has recorded it otherwise, under another id, and has noted that in the database.
+    Abandoned,
+    /// Nobody waits any more; what the worker records stays.
+    Unattended,
+}
+
+/// The start of an execution, as a request carries it.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    /// The execution's id.
+    pub execution_id: i64,
+    /// The loader's id.
+    pub loader_id: i64,
+    /// When it started, in PostgreSQL's microseconds.
+    pub start: i64,
+    /// The transaction that started it.
+    pub xid: u64,
+    /// The subtransaction that started it; 0 where it was in none.
+    pub subxid: u64,
+    /// Whether the worker must see that the loader's row is committed.
+    pub check_loader: bool,
+    /// Whether the start is to be notified.
+    pub notify: bool,
+}
+
+impl Request {
+    /// Whether it stands at `progress`.
+    pub fn is(&self, progress: Progress) -> bool {
+        self.state.load(Acquire) == progress as u32
+    }
+
+    /// Whether it waits for a worker.
+    pub fn is_queued(&self) -> bool {
+        self.is(Progress::Queued)
+    }
+
+    /// Moves it from `from` to `to`, unless another process has moved it.
+    pub fn advance(&self, from: Progress, to: Progress) -> bool {
+        self.state.compare_exchange(from as u32, to as u32, AcqRel, Acquire).is_ok()
+    }
+
+    /// Its database.
+    pub fn database(&self) -> pg_sys::Oid {
+        pg_sys::Oid::from(self.database.load(Relaxed))
+    }
+
+    /// The start it is about.
+    pub fn start(&self) -> Start {
+        Start {
+            execution_id: self.execution_id.load(Relaxed),
+            loader_id: self.loader_id.load(Relaxed),
+            start: self.start.load(Relaxed),
+            xid: self.xid.load(Relaxed),
+            subxid: self.subxid.load(Relaxed),
+            check_loader: self.check_loader.load(Relaxed),
+            notify: self.notify.load(Relaxed),
+        }
+    }
+
+    /// Takes it for `database`; not where it is another's by now.
+    pub fn take(&self, database: pg_sys::Oid) -> bool {
+        if !self.advance(Progress::Queued, Progress::Taken) {
+            return false;
+        }
+        let right = self.database() == database;
+        // It was freed and used again for another database just now: its caller may even have given it up
+        // meanwhile.
+        if !right && !self.advance(Progress::Taken, Progress::Queued) {
+            self.decline(0);
+        }
+        right
+    }
+
+    /// Answers whoever waits that it is recorded.
+    pub fn answer(&self) -> Answered {
+        if self.advance(Progress::Taken, Progress::Done) {
+            self.waiting.wake();
+            Answered::Caller
+        } else if self.advance(Progress::Abandoned, Progress::Free) {
+            Answered::Abandoned
+        } else {
+            self.advance(Progress::Unattended, Progress::Free);
+            Answered::Nobody
+        }
+    }
+
+    /// Answers whoever waits that it is not recorded. Only who has taken it calls it.
+    pub fn decline(&self, reason: u32) {
+        self.reason.store(reason, Relaxed);
+        if self.advance(Progress::Taken, Progress::Declined) {
+            self.waiting.wake();
+        } else if !self.advance(Progress::Abandoned, Progress::Free) {
+            self.advance(Progress::Unattended, Progress::Free);
+        }
+    }
+
+    /// Gives it up on behalf of whoever waits: an error ends the wait, and cannot be failed by this.
+    pub fn give_up(&self) {
+        let free = |from| self.advance(from, Progress::Free);
+        if !free(Progress::Queued)
+            && !self.advance(Progress::Taken, Progress::Unattended)
+            && !free(Progress::Done)
+        {
+            free(Progress::Declined);
+        }
+    }
+}
+
+/// Who was answered that a request is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answered {
+    /// Whoever asked.
+    Caller,
+    /// Nobody: whoever asked has recorded it otherwise.
+    Abandoned,
+    /// Nobody: whoever asked is gone, and so are its locks.
+    Nobody,
+}
+
+impl Shared {
+    fn requests(self) -> &'static [Request] {
+        // SAFETY: lay_out() has put that many initialized entries there.
+        unsafe {
+            let offset = requests_offset(self.0.databases);
+            std::slice::from_raw_parts(self.part(offset).cast(), self.0.queue_size)
+        }
+    }
+
+    /// Queues a start for the worker of the current database; `None` where the queue is full.
+    pub fn queue(self, start: &Start) -> Option<&'static Request> {
+        let request = claim(self.requests(), &self.0.next_request, |request| {
+            request.advance(Progress::Free, Progress::Filling)
+        })?;
+        request.database.store(my_database().to_u32(), Relaxed);
+        request.waiting.set_to_me();
+        request.reason.store(0, Relaxed);
+        request.execution_id.store(start.execution_id, Relaxed);
+        request.loader_id.store(start.loader_id, Relaxed);
+        request.start.store(start.start, Relaxed);
+        request.xid.store(start.xid, Relaxed);
+        request.subxid.store(start.subxid, Relaxed);
+        request.check_loader.store(start.check_loader, Relaxed);
+        request.notify.store(start.notify, Relaxed);
+        request.advance(Progress::Filling, Progress::Queued);
+        Some(request)
+    }
+
+    /// The requests of a database that are in use.
+    pub fn requests_of(self, oid: pg_sys::Oid) -> impl Iterator<Item = &'static Request> {
+        self.requests().iter().filter(move |request| {
+            !request.is(Progress::Free)
+                && !request.is(Progress::Filling)
+                && request.database() == oid
+        })
+    }
+
+    /// Every request that waits for a worker.
+    pub fn queued(self) -> impl Iterator<Item = &'static Request> {
+        self.requests().iter().filter(|request| request.is(Progress::Queued))
+    }
+}
