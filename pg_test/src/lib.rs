@@ -4,6 +4,7 @@
 
 mod cluster;
 mod errors;
+pub mod measure;
 mod preloaded;
 mod report;
 mod seed;
