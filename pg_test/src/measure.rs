@@ -32,7 +32,7 @@ pub fn assert_on_disk(cluster: &Cluster) {
 /// # Panics
 /// When it goes on and on.
 pub fn wait_for_quiet(client: &mut Client) {
-    const MOMENT: Duration = Duration::from_millis(20);
+    const MOMENT: Duration = Duration::from_millis(50);
     let mut position = || wal_position(client);
     let mut last = position();
     wait_for("the server to have nothing left to do", || {

@@ -63,7 +63,16 @@ impl<'a> Database<'a> {
 
     /// Executions that are in the table of `variant`.
     pub fn count(&self, variant: Variant) -> u64 {
-        let query = format!("SELECT count(*) FROM {}", variant.table());
+        self.count_where(variant, "true")
+    }
+
+    /// Executions of them that have succeeded.
+    pub fn count_successes(&self, variant: Variant) -> u64 {
+        self.count_where(variant, "status = 'SUCCESS'")
+    }
+
+    fn count_where(&self, variant: Variant, condition: &str) -> u64 {
+        let query = format!("SELECT count(*) FROM {} WHERE {condition}", variant.table());
         let count: i64 = self.connect().query_one(&query, &[]).expect("a count").get(0);
         count.cast_unsigned()
     }

@@ -38,7 +38,7 @@ impl Row {
 
     /// What `figure` should be; `of` and `unit` say what it is.
     pub fn goal(mut self, of: &str, goal: Goal, unit: &str, figure: f64) -> Self {
-        self.goals.push(format!("{of} {goal}{unit}"));
+        self.goals.push(format!("{of} {goal}{unit}").trim_start().to_owned());
         self.missed |= !goal.is_met(figure);
         self
     }

@@ -76,7 +76,7 @@ impl Scale {
             settings: "
 shared_buffers = '2GB'
 checkpoint_timeout = '30min'
-max_wal_size = '16GB'
+max_wal_size = '8GB'
 ",
             loaders: 10_000,
             histories,

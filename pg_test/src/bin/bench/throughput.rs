@@ -35,7 +35,9 @@ fn goal(variant: Variant, calls: Calls, clients: usize) -> Option<Goal> {
 
 /// Measures it, and makes sure that every execution is there.
 pub fn measure(scale: &Scale, database: &Database, report: &mut Report) -> Vec<Chart> {
-    let before = variant::ALL.map(|variant| database.count(variant));
+    let counts =
+        || variant::ALL.map(|variant| (database.count(variant), database.count_successes(variant)));
+    let before = counts();
     let most = scale.clients.iter().copied().max().unwrap_or_default();
     let mut recorders = Recorder::several(database, most, &variant::ALL);
     let mut admin = database.connect();
@@ -61,7 +63,7 @@ pub fn measure(scale: &Scale, database: &Database, report: &mut Report) -> Vec<C
             groups,
         })
     });
-    assert_recorded(database, &recorders, before);
+    assert_recorded(&recorders, before, counts());
     charts.into()
 }
 
@@ -79,14 +81,19 @@ fn add_rows(report: &mut Report, calls: Calls, clients: usize, rates: &[f64]) {
     }
 }
 
-/// Every execution that was recorded is there, ended.
-fn assert_recorded(database: &Database, recorders: &[Recorder], before: [u64; variant::ALL.len()]) {
+/// Every execution that was recorded is there, once, and has succeeded: `before` and `after` are counts of
+/// all executions and of successes.
+fn assert_recorded(
+    recorders: &[Recorder],
+    before: [(u64, u64); variant::ALL.len()],
+    after: [(u64, u64); variant::ALL.len()],
+) {
     let ours: u64 = variant::OURS.iter().map(|ours| done(recorders, *ours)).sum();
-    for (variant, before) in variant::ALL.into_iter().zip(before) {
+    for ((variant, before), after) in variant::ALL.into_iter().zip(before).zip(after) {
         let recorded =
             if variant::OURS.contains(&variant) { ours } else { done(recorders, variant) };
         assert!(recorded > 0, "{variant:?} has recorded nothing");
-        assert_eq!(database.count(variant), before + recorded, "{variant:?}");
+        assert_eq!(after, (before.0 + recorded, before.1 + recorded), "{variant:?}");
     }
 }
 
