@@ -142,6 +142,7 @@ impl Bars {
         chart
             .configure_mesh()
             .disable_y_mesh()
+            .x_max_light_lines(1)
             .x_label_formatter(&|value| number(*value))
             .y_label_formatter(&name)
             .label_style((FONT, TEXT))
@@ -163,7 +164,7 @@ impl Bars {
             });
             chart.draw_series(bars.iter().map(|(value, top)| {
                 EmptyElement::at((*value, top + BAR / 2))
-                    + Text::new(number(*value), (4, -TEXT / 2), (FONT, TEXT - 1))
+                    + Text::new(number(*value), (4, 2 - TEXT / 2), (FONT, TEXT - 1))
             }))?;
         }
         if series > 1 {
@@ -194,6 +195,7 @@ impl Line {
         chart
             .configure_mesh()
             .x_desc("seconds")
+            .max_light_lines(1)
             .x_label_formatter(&|value| number(*value))
             .y_label_formatter(&|value| number(*value))
             .label_style((FONT, TEXT))

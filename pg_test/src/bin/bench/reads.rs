@@ -123,8 +123,8 @@ pub fn compare(
             p99[place].push(measured.quantile(0.99) * 1_000.0);
             let reader = &mut readers[place];
             naive[place].push(histories[place].has_seed.then(|| {
-                reader.assert_right(number, scale.slow_reads);
-                reader.read_naively(number, scale.slow_reads).quantile(0.5) * 1_000.0
+                reader.assert_right(number, scale.checked_reads);
+                reader.read_naively(number, scale.naive_reads).quantile(0.5) * 1_000.0
             }));
         }
     }

@@ -26,12 +26,14 @@ pub struct Scale {
     pub wal_rounds: u64,
     /// How long each variant's events are listened to.
     pub listening: Duration,
-    /// How often a read is repeated in each turn, and how many turns there are.
+    /// How often a read is repeated in each turn.
     pub reads: u32,
     /// How many turns there are.
     pub read_turns: u32,
-    /// How often a slow read is repeated, in one turn.
-    pub slow_reads: u32,
+    /// How often a read of the seed schema is repeated.
+    pub naive_reads: u32,
+    /// Of how many different loaders or executions it is made sure that reads are right.
+    pub checked_reads: u32,
     /// The page that is far back, of 50 executions each.
     pub far_page: i64,
     /// What a day adds for each loader.
@@ -42,9 +44,9 @@ pub struct Scale {
     pub purge_batch: i64,
     /// How long a slice of recording with or without a purge is.
     pub purge_slice: Duration,
-    /// How long the steady load lasts, and how often it is looked at.
+    /// How long the steady load lasts.
     pub steady: Duration,
-    /// How many times the steady load is looked at.
+    /// How often it is looked at meanwhile.
     pub steady_samples: u32,
     /// What the steady load keeps, in PostgreSQL's words.
     pub steady_age: &'static str,
@@ -87,7 +89,8 @@ max_wal_size = '8GB'
             listening: Duration::from_secs(8),
             reads: 40,
             read_turns: 5,
-            slow_reads: 3,
+            naive_reads: 3,
+            checked_reads: 1,
             far_page: 1_000,
             executions_a_day: 24,
             purged: 1_000_000,
@@ -107,12 +110,13 @@ max_wal_size = '8GB'
             histories: vec![4_000, 20_000],
             clients: &[1, 4],
             background_clients: 4,
-            throughput: Turns { slices: 2, slice: Duration::from_millis(100) },
+            throughput: Turns { slices: 1, slice: Duration::from_millis(100) },
             wal_rounds: 100,
             listening: Duration::from_millis(500),
             reads: 4,
             read_turns: 2,
-            slow_reads: 2,
+            naive_reads: 2,
+            checked_reads: 5,
             far_page: 50,
             executions_a_day: 5,
             purged: 5_000,
