@@ -79,6 +79,7 @@ fn measure(
         .iter()
         .enumerate()
         .map(|(place, &executions)| {
+            eprintln!("Filling a history of {} executions", scale::rows(executions));
             let name = format!("history_{executions}");
             let database = Database::create(cluster, warnings, name, scale.loaders);
             let has_seed = place < WITH_SEED;
@@ -88,6 +89,7 @@ fn measure(
         .collect();
     let (few, many) = (&histories[0], &histories[1]);
 
+    eprintln!("Reads");
     let (mut charts, medians) = reads::compare(scale, &histories, report);
     charts.extend(throughput::measure(scale, &few.database, report));
     charts.push(wal::measure(scale, &few.database, report));

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use pg_test::measure::Goal;
 use pg_test::print_table;
 
-const HEADER: [&str; 6] = ["", "baseline", "loader_history", "ratio", "goal", ""];
+const HEADER: [&str; 6] = ["", "baseline", "measured", "ratio", "goal", ""];
 
 /// A line of the table.
 #[derive(Default)]
