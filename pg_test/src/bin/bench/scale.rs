@@ -107,7 +107,7 @@ max_wal_size = '8GB'
             small: true,
             settings: "",
             loaders: 200,
-            histories: vec![4_000, 20_000],
+            histories: vec![4_000, 20_000, 24_000],
             clients: &[1, 4],
             background_clients: 4,
             throughput: Turns { slices: 1, slice: Duration::from_millis(100) },
