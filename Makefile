@@ -10,7 +10,7 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo test lint install setup schema clean chaos soak latency
+.PHONY: all demo test lint install setup schema clean chaos soak latency bench
 
 all: demo
 
@@ -34,6 +34,11 @@ soak: setup
 # On a disk, since it is the disk that a start waits for.
 latency: setup
 	@TMPDIR=$${TMPDIR:-/var/tmp} scripts/measure latency
+
+# What everything costs beside what people write today: 25 minutes and 25 GB of disk in TMPDIR; writes
+# docs/bench.md and its charts. BENCH_ROWS=100000000 adds a history of a hundred million executions.
+bench: setup
+	@BENCH_SIZE=full TMPDIR=$${TMPDIR:-/var/tmp} scripts/measure bench
 
 # Formatting and clippy, part of make test.
 lint: setup

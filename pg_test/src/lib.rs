@@ -6,6 +6,7 @@ mod cluster;
 mod errors;
 mod examples;
 mod listener;
+pub mod measure;
 mod preloaded;
 mod reads;
 mod report;

@@ -12,10 +12,12 @@ pub fn size(name: &str, default: u64) -> u64 {
     })
 }
 
-/// Prints a table, its first column to the left and the others to the right.
+/// Prints a table, its first column to the left and the others to the right. A row of one cell is a heading
+/// of those that follow, as long as it may be.
 pub fn print_table(header: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        let rows = rows.iter().filter(|row| row.len() > 1);
+        let cells = rows.filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([header[column].chars().count()]).max().unwrap_or_default()
     };
     let widths: Vec<_> = (0..header.len()).map(width).collect();

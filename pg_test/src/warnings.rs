@@ -17,8 +17,16 @@ impl Warnings {
     /// # Panics
     /// When it cannot connect.
     pub fn connect(&self, cluster: &Cluster) -> Client {
+        self.connect_to(cluster, "postgres")
+    }
+
+    /// A client of the superuser in `database`, whose warnings are counted.
+    ///
+    /// # Panics
+    /// When it cannot connect.
+    pub fn connect_to(&self, cluster: &Cluster, database: &str) -> Client {
         let warnings = self.clone();
-        let mut config = cluster.config("postgres", "postgres");
+        let mut config = cluster.config(database, "postgres");
         config.notice_callback(move |warning| {
             let reason = warning.detail().unwrap_or(warning.message()).to_owned();
             *warnings.reasons().entry(reason).or_default() += 1;

@@ -9,19 +9,11 @@
 //! `LATENCY_NOTIFY=off` sets `loader_history.notify`.
 
 use std::env;
-use std::sync::Barrier;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use pg_test::measure::{COMMITS_REACH_DISK, Goal, Measured, Turns, Worker, assert_on_disk};
 use pg_test::{Client, Cluster, Warnings, preloaded_cluster_with, print_table, size};
 use postgres::Statement;
-
-/// As a server with real data runs. The harness switches fsync off, but later lines win.
-const SETTINGS: &str = "
-fsync = on
-synchronous_commit = on
-";
 
 /// The most clients that a measurement has.
 const CLIENTS: usize = 32;
@@ -80,11 +72,6 @@ impl Loader {
         Self { client, id, insert, start, end }
     }
 
-    fn set_durable(&mut self, durable: bool) {
-        let setting = format!("SET loader_history.durable = {durable}");
-        self.client.batch_execute(&setting).expect("a setting");
-    }
-
     fn begin(&mut self) {
         self.client.batch_execute("BEGIN").expect("a transaction");
     }
@@ -100,9 +87,18 @@ impl Loader {
     fn end(&mut self, execution_id: i64) {
         self.client.execute(&self.end, &[&execution_id]).expect("an end");
     }
+}
 
-    /// Works once, and says how long what is timed has taken.
-    fn work(&mut self, work: Work) -> Duration {
+impl Worker for Loader {
+    /// What to do, and whether starts are durable.
+    type Work = (Work, bool);
+
+    fn prepare(&mut self, (_, durable): (Work, bool)) {
+        let setting = format!("SET loader_history.durable = {durable}");
+        self.client.batch_execute(&setting).expect("a setting");
+    }
+
+    fn work(&mut self, (work, _): (Work, bool)) -> Duration {
         let timer = Instant::now();
         match work {
             Work::Insert => {
@@ -134,81 +130,21 @@ impl Loader {
 
 /// How the measurements are taken.
 struct Bench {
+    admin: Client,
     loaders: Vec<Loader>,
-    slices: u64,
-    slice: Duration,
-}
-
-/// What one side of a comparison came to.
-#[derive(Default)]
-struct Measured {
-    latencies: Vec<Duration>,
-    /// How often a second all sessions together did the work, for each slice.
-    rates: Vec<f64>,
-}
-
-impl Measured {
-    /// The latency that `part` of all stay below.
-    fn quantile(&mut self, part: f64) -> f64 {
-        self.latencies.sort_unstable();
-        let place = (self.latencies.len() as f64 * part) as usize;
-        self.latencies[place.min(self.latencies.len() - 1)].as_secs_f64()
-    }
-
-    fn rate(&mut self) -> f64 {
-        self.rates.sort_unstable_by(f64::total_cmp);
-        let middle = self.rates.len() / 2;
-        match self.rates.len() % 2 {
-            0 => f64::midpoint(self.rates[middle - 1], self.rates[middle]),
-            _ => self.rates[middle],
-        }
-    }
+    turns: Turns,
 }
 
 impl Bench {
     /// Has `clients` sessions do each of two kinds of work, taking turns.
     fn compare(&mut self, clients: usize, sides: [(Work, bool); 2]) -> [Measured; 2] {
-        let mut measured = [Measured::default(), Measured::default()];
-        // The first turn warms up: plans, caches, files that grow for the first time.
-        for turn in 0..=self.slices {
-            for ((work, durable), side) in sides.into_iter().zip(&mut measured) {
-                let (latencies, rate) = self.slice(clients, work, durable);
-                if turn > 0 {
-                    side.latencies.extend(latencies);
-                    side.rates.push(rate);
-                }
-            }
-        }
-        measured
-    }
-
-    fn slice(&mut self, clients: usize, work: Work, durable: bool) -> (Vec<Duration>, f64) {
-        let (barrier, length) = (&Barrier::new(clients), self.slice);
-        let begun = Instant::now();
-        let latencies: Vec<_> = thread::scope(|scope| {
-            let sessions: Vec<_> = self.loaders[..clients]
-                .iter_mut()
-                .map(|loader| {
-                    scope.spawn(move || {
-                        loader.set_durable(durable);
-                        barrier.wait();
-                        let begun = Instant::now();
-                        let mut latencies = Vec::new();
-                        while begun.elapsed() < length {
-                            latencies.push(loader.work(work));
-                        }
-                        latencies
-                    })
-                })
-                .collect();
-            sessions.into_iter().flat_map(|session| session.join().expect("a session")).collect()
-        });
-        let rate = latencies.len() as f64 / begun.elapsed().as_secs_f64();
-        (latencies, rate)
+        let loaders = &mut self.loaders[..clients];
+        let measured = self.turns.compare(&mut self.admin, loaders, &sides);
+        measured.try_into().expect("as many as there are sides")
     }
 
     /// A row of the table of latencies.
-    fn latency(&mut self, clients: usize, goal: Option<f64>) -> Vec<String> {
+    fn latency(&mut self, clients: usize, goal: Option<Goal>) -> Vec<String> {
         let sides = [(Work::Insert, true), (Work::Start, true)];
         let [mut insert, mut start] = self.compare(clients, sides);
         let (median, p99) = (0.5, 0.99);
@@ -218,7 +154,7 @@ impl Bench {
             milliseconds(insert.quantile(median)),
             milliseconds(start.quantile(median)),
             format!("{ratio:.2}"),
-            goal.map_or_else(String::new, |goal| verdict("at most", goal, ratio <= goal)),
+            goal.map_or_else(String::new, |goal| verdict(goal, ratio)),
             milliseconds(insert.quantile(p99)),
             milliseconds(start.quantile(p99)),
             format!("{:.2}", start.quantile(p99) / insert.quantile(p99)),
@@ -226,7 +162,7 @@ impl Bench {
     }
 
     /// A row of the table of throughput.
-    fn throughput(&mut self, clients: usize, what: &str, work: Work, goal: f64) -> Vec<String> {
+    fn throughput(&mut self, clients: usize, what: &str, work: Work, goal: Goal) -> Vec<String> {
         let [mut plain, mut durable] = self.compare(clients, [(work, false), (work, true)]);
         let ratio = durable.rate() / plain.rate();
         vec![
@@ -234,7 +170,7 @@ impl Bench {
             format!("{:.0}", plain.rate()),
             format!("{:.0}", durable.rate()),
             format!("{ratio:.2}"),
-            verdict("at least", goal, ratio >= goal),
+            verdict(goal, ratio),
         ]
     }
 }
@@ -243,27 +179,24 @@ fn milliseconds(seconds: f64) -> String {
     format!("{:.3}", seconds * 1_000.0)
 }
 
-fn verdict(bound: &str, goal: f64, met: bool) -> String {
-    format!("{bound} {goal}: {}", if met { "met" } else { "MISSED" })
+fn verdict(goal: Goal, ratio: f64) -> String {
+    format!("{goal}: {}", goal.verdict(ratio))
 }
 
 fn main() {
     let notify = env::var("LATENCY_NOTIFY").unwrap_or_else(|_| "on".to_owned());
-    let cluster = preloaded_cluster_with(SETTINGS);
-    let kind = statfs(cluster.directory()).expect("its file system").filesystem_type();
-    assert!(kind != TMPFS_MAGIC, "a commit costs nothing here: set TMPDIR to a folder on a disk");
+    let cluster = preloaded_cluster_with(COMMITS_REACH_DISK);
+    assert_on_disk(&cluster);
     cluster.connect().batch_execute(TABLES).expect("the tables");
     let warnings = Warnings::default();
     let loaders = (1..).take(CLIENTS);
     let loaders = loaders.map(|id| Loader::new(&cluster, id, &notify, &warnings)).collect();
-    let mut bench = Bench {
-        loaders,
-        slices: size("LATENCY_SLICES", 5),
-        slice: Duration::from_millis(size("LATENCY_SLICE_MS", 1_000)),
-    };
+    let slices = size("LATENCY_SLICES", 5);
+    let slice = Duration::from_millis(size("LATENCY_SLICE_MS", 1_000));
+    let mut bench = Bench { admin: cluster.connect(), loaders, turns: Turns { slices, slice } };
 
     println!("Latency in ms of a durable start, against an INSERT that commits (notify {notify}):");
-    let rows = [bench.latency(1, Some(2.0)), bench.latency(CLIENTS, None)];
+    let rows = [bench.latency(1, Some(Goal::AtMost(2.0))), bench.latency(CLIENTS, None)];
     let header =
         ["", "INSERT", "start", "ratio", "goal", "INSERT p99", "start p99", "ratio of p99"];
     print_table(&header, &rows);
@@ -274,7 +207,7 @@ fn main() {
         [("each a transaction", Work::Separate, 0.8), ("one transaction", Work::Together, 0.45)]
     {
         for clients in [8, CLIENTS] {
-            rows.push(bench.throughput(clients, what, work, goal));
+            rows.push(bench.throughput(clients, what, work, Goal::AtLeast(goal)));
         }
     }
     print_table(&["", "not durable", "durable", "ratio", "goal"], &rows);

@@ -1,0 +1,88 @@
+//! Things that go on while something else is done.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use pg_test::measure::Worker;
+
+use crate::database::Database;
+use crate::recorder::{Calls, Recorder, done};
+use crate::variant::Variant;
+
+/// How long a purge rests before it looks again where little was left to do.
+const PURGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Tells those who go on that they may end, also where the work has failed.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Does `work` while `background` goes on, which ends soon after it is told to by the flag.
+pub fn meanwhile<T, B: Send>(
+    background: impl FnOnce(&AtomicBool) -> B + Send,
+    work: impl FnOnce() -> T,
+) -> (T, B) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let going_on = scope.spawn(|| background(&over));
+        let ending = Ending(&over);
+        let result = work();
+        drop(ending);
+        (result, going_on.join().expect("what goes on meanwhile"))
+    })
+}
+
+/// Does `work` while `clients` sessions record executions without a pause; returns how many, too.
+pub fn while_recording<T>(
+    database: &Database,
+    clients: usize,
+    work: impl FnOnce() -> T,
+) -> (T, u64) {
+    let mut recorders = Recorder::several(database, clients, &[Variant::Durable]);
+    let record = |over: &AtomicBool| {
+        thread::scope(|scope| {
+            for recorder in &mut recorders {
+                scope.spawn(|| {
+                    let work = (Variant::Durable, Calls::Separate);
+                    recorder.prepare(work);
+                    while !over.load(Ordering::Acquire) {
+                        recorder.work(work);
+                    }
+                });
+            }
+        });
+        done(&recorders, Variant::Durable)
+    };
+    meanwhile(record, work)
+}
+
+/// Does `work` while rows older than `age` are purged, at most `batch` by a call; returns how many, too.
+///
+/// The one place that knows how history is purged: by a session that calls the function over and over.
+pub fn while_purging<T>(
+    database: &Database,
+    age: &str,
+    batch: i64,
+    work: impl FnOnce() -> T,
+) -> (T, u64) {
+    let purge = |over: &AtomicBool| {
+        let mut client = database.connect();
+        let purge = "SELECT loader.purge_execution_history($1::text::interval, $2)";
+        let purge = client.prepare(purge).expect("a purge");
+        let mut deleted = 0;
+        while !over.load(Ordering::Acquire) {
+            let rows: i64 = client.query_one(&purge, &[&age, &batch]).expect("a purge").get(0);
+            deleted += rows.unsigned_abs();
+            if rows < batch {
+                thread::sleep(PURGE_PAUSE);
+            }
+        }
+        deleted
+    };
+    meanwhile(purge, work)
+}
