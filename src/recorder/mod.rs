@@ -13,6 +13,7 @@ mod last_error;
 mod launcher;
 mod ledger;
 mod loader_row;
+mod retention;
 mod shared;
 mod start;
 mod status;
