@@ -54,37 +54,53 @@ impl OpenRelation {
         unsafe { (*self.0).rd_createSubid != 0 }
     }
 
+    /// Its triggers, those of constraints included.
+    fn triggers(&self) -> &[pg_sys::Trigger] {
+        // SAFETY: the relation is open; its triggers are as many as they are said to be, and what can
+        // change them is a lock that excludes the open relation's.
+        unsafe {
+            let triggers = (*self.0).trigdesc;
+            if triggers.is_null() {
+                return &[];
+            }
+            let count = usize::try_from((*triggers).numtriggers).unwrap_or_default();
+            std::slice::from_raw_parts((*triggers).triggers, count)
+        }
+    }
+
     /// Whether it has a trigger that is neither `known` nor a constraint's, or one that may wait for the
     /// end of the transaction.
     pub fn has_other_triggers(&self, known: &[&CStr]) -> bool {
-        // SAFETY: the relation is open; its triggers are as many as they are said to be, and have names.
-        unsafe {
-            let triggers = (*self.0).trigdesc;
-            !triggers.is_null()
-                && (0..(*triggers).numtriggers).any(|place| {
-                    let trigger = &*(*triggers).triggers.add(place.unsigned_abs() as usize);
-                    trigger.tgdeferrable
-                        || !trigger.tgisinternal && !known.contains(&CStr::from_ptr(trigger.tgname))
-                })
-        }
+        self.triggers().iter().any(|trigger| {
+            // SAFETY: a trigger's name is a C string.
+            let name = || unsafe { CStr::from_ptr(trigger.tgname) };
+            trigger.tgdeferrable || !trigger.tgisinternal && !known.contains(&name())
+        })
+    }
+
+    /// Its triggers that deleting fires, those of foreign keys that refer to it included.
+    fn triggers_on_delete(&self) -> impl Iterator<Item = &pg_sys::Trigger> {
+        let delete = |trigger: &&pg_sys::Trigger| {
+            u32::from(trigger.tgtype.cast_unsigned()) & pg_sys::TRIGGER_TYPE_DELETE != 0
+        };
+        self.triggers().iter().filter(delete)
+    }
+
+    /// Whether deleting from it fires a trigger.
+    pub fn fires_on_delete(&self) -> bool {
+        self.triggers_on_delete().next().is_some()
     }
 
     /// A table whose foreign key refers to this one and that is no superuser's: deleting here runs what
     /// its owner has made of it.
     pub fn foreign_referrer(&self) -> Option<String> {
         let kinds = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE];
-        // SAFETY: the relation is open; its triggers are as many as they are said to be. What names a
-        // table are C strings, or NULL where it is gone.
+        let foreign = self
+            .triggers_on_delete()
+            .map(|trigger| trigger.tgconstrrelid)
+            .find(|&oid| oid != pg_sys::InvalidOid && !is_a_superusers(oid, &kinds))?;
+        // SAFETY: catalog lookups; what they return are C strings, or NULL where the table is gone.
         unsafe {
-            let triggers = (*self.0).trigdesc;
-            let count = if triggers.is_null() { 0 } else { (*triggers).numtriggers };
-            let foreign = (0..count)
-                .map(|place| &*(*triggers).triggers.add(place.unsigned_abs() as usize))
-                .filter(|trigger| {
-                    u32::from(trigger.tgtype.unsigned_abs()) & pg_sys::TRIGGER_TYPE_DELETE != 0
-                })
-                .map(|trigger| trigger.tgconstrrelid)
-                .find(|&oid| oid != pg_sys::InvalidOid && !is_a_superusers(oid, &kinds))?;
             let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(foreign));
             let name = pg_sys::get_rel_name(foreign);
             if schema.is_null() || name.is_null() {
