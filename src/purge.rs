@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::statement::{KeptStatement, Sight};
 
 /// Executions that a batch of `loader.purge_execution_history` looks at, at most.
-const LOOKED_AT_ONCE: i64 = 10_000;
+const LOOKED_AT_ONCE: i64 = 1_000;
 
 /// Settings under which the statements are planned. Each has one good plan, along the index by end,
 /// with a probe or two a row; statistics that are old or missing must not bring another.

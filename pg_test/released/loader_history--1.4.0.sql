@@ -510,6 +510,14 @@ $$;
 COMMENT ON FUNCTION loader.require_writable() IS
     'Internal: error 25006 where the transaction cannot write';
 
+-- Declared with the rule of what may go in src/purge.rs, which the worker goes by too.
+CREATE FUNCTION loader.purge_before(cutoff timestamptz, max_rows bigint) RETURNS bigint
+    LANGUAGE c
+    SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'purge_before_wrapper';
+COMMENT ON FUNCTION loader.purge_before(timestamptz, bigint) IS
+    'Internal: deletes at most max_rows executions that ended before cutoff, of those that may go, and returns how many';
+
 CREATE FUNCTION loader.purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000)
     RETURNS bigint
     LANGUAGE plpgsql
@@ -517,7 +525,6 @@ CREATE FUNCTION loader.purge_execution_history(older_than interval, max_rows big
 AS $$
 DECLARE
     cutoff timestamptz;
-    deleted bigint;
 BEGIN
     IF older_than IS NULL OR max_rows IS NULL THEN
         RAISE EXCEPTION '% must not be NULL',
@@ -539,36 +546,7 @@ BEGIN
         RETURN 0; -- nothing is that old
     END;
 
-    -- What is newer never goes before what is older, so a row that another session purges meanwhile
-    -- cannot be the newer one that allows this one to go.
-    WITH purged AS (
-        DELETE FROM loader.execution_history
-         WHERE id = ANY (ARRAY(
-                   SELECT old.id
-                     FROM loader.execution_history AS old
-                    WHERE old.execution_end < cutoff
-                      AND (old.status = 'SUCCESS'
-                           AND EXISTS (SELECT FROM loader.execution_history AS newer
-                                        WHERE newer.loader_id = old.loader_id AND newer.status = 'SUCCESS'
-                                          AND (newer.execution_end, newer.id) > (old.execution_end, old.id))
-                           OR old.status = 'FAILED'
-                           AND EXISTS (SELECT FROM loader.execution_history AS newer
-                                        WHERE newer.loader_id = old.loader_id AND newer.status = 'FAILED'
-                                          AND (newer.execution_end, newer.id) > (old.execution_end, old.id)))
-                      -- IS NOT FALSE keeps this a probe a row; a join would look at all rows first.
-                      AND EXISTS (SELECT FROM loader.execution_history AS newer
-                                   WHERE newer.loader_id = old.loader_id
-                                     AND (newer.execution_start, newer.id) > (old.execution_start, old.id))
-                          IS NOT FALSE
-                    ORDER BY old.execution_end, old.id
-                    LIMIT max_rows
-                      FOR UPDATE SKIP LOCKED))
-        RETURNING id
-    ), unmarked AS (
-        DELETE FROM loader.derived_failure WHERE execution_id = ANY (ARRAY(SELECT id FROM purged))
-    )
-    SELECT count(*) INTO deleted FROM purged;
-    RETURN deleted;
+    RETURN loader.purge_before(cutoff, max_rows);
 END
 $$;
 COMMENT ON FUNCTION loader.purge_execution_history(interval, bigint) IS
@@ -1093,6 +1071,12 @@ $$;
 /* <begin connected objects> */
 -- src/history.rs:62
 -- loader_history::history::get_execution_history
+-- Skipped due to `#[pgrx(sql = false)]`
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/purge.rs:146
+-- loader_history::purge::purge_before
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
 

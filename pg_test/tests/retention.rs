@@ -142,7 +142,8 @@ fn nothing_goes_unless_it_is_set() {
 fn the_setting_is_a_superusers_and_a_session_cannot_set_it_wrong() {
     let cluster = preloaded_cluster();
     let mut client = cluster.connect();
-    client.batch_execute("CREATE ROLE owner LOGIN; CREATE DATABASE other OWNER owner").unwrap();
+    client.batch_execute("CREATE ROLE owner LOGIN").unwrap();
+    client.batch_execute("CREATE DATABASE other OWNER owner").unwrap();
     let mut owner = cluster.connect_to("other", "owner");
     for statement in [
         "SET loader_history.retention = '1d'",
@@ -440,7 +441,7 @@ fn a_purge_reads_a_bounded_number_of_pages_an_execution() {
         most = most.max(pages(&mut client, call) - kept);
     }
     println!("{most} pages for 1000 executions that go");
-    assert!(most < 1_000 * 25);
+    assert!(most < 1_000 * 20);
 }
 
 #[test]
