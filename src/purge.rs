@@ -41,7 +41,9 @@ thread_local! {
         ],
     ) };
     // Which of a loader's is the newest is looked up where the newest are, in pages that are in use
-    // anyway. What has changed since is judged anew when its row is locked.
+    // anyway. BETWEEN and the loader's id in the order leave an index that begins with it as the only
+    // good one: with one by time alone, a loader that stopped long ago would be looked for among all
+    // executions since. What has changed meanwhile is judged anew when its row is locked.
     static DELETE: KeptStatement = const { KeptStatement::new(
         c"WITH purged AS ( \
               DELETE FROM loader.execution_history WHERE ctid = ANY (ARRAY( \
@@ -51,17 +53,19 @@ thread_local! {
                     AND (old.execution_end, old.id) <= ($4, $5) \
                     AND old.id <> ( \
                         SELECT newest.id FROM loader.execution_history AS newest \
-                        WHERE newest.loader_id = old.loader_id \
-                        ORDER BY newest.execution_start DESC, newest.id DESC LIMIT 1) \
+                        WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
+                        ORDER BY newest.loader_id, newest.execution_start DESC, newest.id DESC LIMIT 1) \
                     AND CASE old.status \
                         WHEN 'SUCCESS' THEN old.id <> ( \
                             SELECT newest.id FROM loader.execution_history AS newest \
-                            WHERE newest.loader_id = old.loader_id AND newest.status = 'SUCCESS' \
-                            ORDER BY newest.execution_end DESC, newest.id DESC LIMIT 1) \
+                            WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
+                              AND newest.status = 'SUCCESS' \
+                            ORDER BY newest.loader_id, newest.execution_end DESC, newest.id DESC LIMIT 1) \
                         WHEN 'FAILED' THEN old.id <> ( \
                             SELECT newest.id FROM loader.execution_history AS newest \
-                            WHERE newest.loader_id = old.loader_id AND newest.status = 'FAILED' \
-                            ORDER BY newest.execution_end DESC, newest.id DESC LIMIT 1) \
+                            WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
+                              AND newest.status = 'FAILED' \
+                            ORDER BY newest.loader_id, newest.execution_end DESC, newest.id DESC LIMIT 1) \
                         ELSE false END \
                   ORDER BY old.execution_end, old.id \
                   LIMIT $6 FOR UPDATE SKIP LOCKED)) \

@@ -427,12 +427,12 @@ fn a_purge_reads_a_bounded_number_of_pages_an_execution() {
         .batch_execute(
             "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
              SELECT n, t, t, 'SUCCESS'
-               FROM (SELECT n, now() - make_interval(days => 500, secs => n) AS t FROM generate_series(1001, 10000) AS n) AS s",
+               FROM (SELECT n, now() - make_interval(days => 1000, secs => n) AS t FROM generate_series(1001, 10000) AS n) AS s",
         )
         .unwrap();
     fill(&mut client, 20_000, 40);
-    pages(&mut client, "loader.purge_execution_history('400 days', 0)");
-    let kept = pages(&mut client, "loader.purge_execution_history('400 days', 1000)");
+    pages(&mut client, "loader.purge_execution_history('900 days', 1)");
+    let kept = pages(&mut client, "loader.purge_execution_history('900 days', 1000)");
     println!("{kept} pages for 9000 executions that stay");
     assert!(kept < 9_000 * 10);
     let mut most = 0;
