@@ -56,8 +56,8 @@ impl OpenRelation {
 
     /// Its triggers, those of constraints included.
     fn triggers(&self) -> &[pg_sys::Trigger] {
-        // SAFETY: the relation is open; its triggers are as many as they are said to be, and what can
-        // change them is a lock that excludes the open relation's.
+        // SAFETY: the relation is open; where it has a list of triggers it has as many as that says, and at
+        // least one. What changes them takes a lock that excludes the open relation's.
         unsafe {
             let triggers = (*self.0).trigdesc;
             if triggers.is_null() {

@@ -305,6 +305,33 @@ fn what_another_table_refers_to_stays_and_the_others_go() {
 }
 
 #[test]
+fn a_slow_trigger_of_the_dbas_own_does_not_keep_starts_waiting() {
+    let cluster = preloaded_cluster();
+    let mut client = cluster.connect();
+    fill(&mut client, 300, 40);
+    client
+        .batch_execute(
+            "CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF OLD.id = 5 THEN PERFORM pg_sleep(100); END IF;
+                 RETURN OLD;
+             END $$;
+             CREATE TRIGGER doze BEFORE DELETE ON loader.execution_history FOR EACH ROW EXECUTE FUNCTION doze()",
+        )
+        .unwrap();
+    retain(&mut client, "30d");
+    let mut session = Session::new(&cluster, "postgres");
+    wait_for("all others to go", || {
+        session.start();
+        count(&mut client, OLD) == 21
+    });
+    assert_eq!(count(&mut client, "id = 5"), 1);
+    assert_eq!(session.warnings(), Vec::<String>::new());
+    let error = last_error(&mut client).expect("an error");
+    assert!(error.contains("statement timeout"), "{error}");
+}
+
+#[test]
 fn nothing_of_another_role_runs_with_the_workers_rights() {
     let cluster = preloaded_cluster();
     let mut client = cluster.connect();

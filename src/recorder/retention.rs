@@ -7,14 +7,14 @@
 //! worker begins anew.
 
 use std::cell::Cell;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int, c_uint};
 use std::num::NonZeroI32;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::{PgSqlErrorCode, Spi};
 
-use super::background::{Trouble, set_local, transaction};
+use super::background::{Trouble, report_activity, set_local, transaction};
 use super::ledger;
 use crate::error::Error;
 use crate::lookup::{OpenRelation, relation};
@@ -33,6 +33,10 @@ const MAX_SIZE: i64 = 200;
 /// How long a batch is to take, at most.
 const LONGEST_BATCH: Duration = Duration::from_millis(6);
 
+/// When a batch is given up: what a DBA's own triggers do, or the check of a foreign key whose column has
+/// no index, takes as long as it takes.
+const PATIENCE_MS: c_int = 100;
+
 /// How much longer than a batch the pause behind it is.
 const PAUSES: u32 = 5;
 
@@ -50,6 +54,14 @@ const LOCK_REST: Duration = Duration::from_secs(1);
 const WALK_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 const MICROS_PER_MINUTE: i64 = 60_000_000;
+
+// PostgreSQL's utils/timeout.h, the same in versions 15 to 18, which pgrx does not bind. Neither raises an
+// ERROR.
+const STATEMENT_TIMEOUT: c_uint = 3;
+unsafe extern "C" {
+    fn enable_timeout_after(id: c_uint, delay_ms: c_int);
+    fn disable_timeout(id: c_uint, keep_indicator: bool);
+}
 
 thread_local! {
     static SELECT_SETTING: KeptStatement = const { KeptStatement::new(
@@ -137,7 +149,11 @@ impl Retention {
         let Some(age) = age.filter(|_| self.next <= now) else { return Ok(false) };
         let cutoff = cutoff(age);
         let reached = Cell::new(None);
+        report_activity(Some("purging"));
         let batch = transaction(|| self.batch(cutoff, &reached));
+        // SAFETY: PostgreSQL has registered the timeout for every process that is connected to a database.
+        // One that comes just now cancels nothing: outside of transactions that is forgotten.
+        unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
         let took = now.elapsed();
         let end = now + took;
         let trouble = match batch {
@@ -204,6 +220,8 @@ impl Retention {
         if history.fires_on_delete() {
             ledger::fire_triggers();
         }
+        // SAFETY: as where it is disabled.
+        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, PATIENCE_MS) };
         purge::delete(cutoff, self.place, last, self.size)?;
         Ok(Batch::Done(last))
     }
