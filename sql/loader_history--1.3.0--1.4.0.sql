@@ -30,3 +30,10 @@ ALTER TABLE loader.prepared_event ENABLE ALWAYS TRIGGER refuse_foreign_event;
 
 REVOKE ALL ON TABLE loader.prepared_event FROM PUBLIC;
 REVOKE ALL ON SEQUENCE loader.prepared_event_id_seq FROM PUBLIC;
+
+-- The rule of what may go is in the library, for the background worker too.
+CREATE OR REPLACE FUNCTION loader.purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000)
+    RETURNS bigint
+    LANGUAGE c
+    SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'purge_execution_history_wrapper';

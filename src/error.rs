@@ -27,6 +27,10 @@ pub enum Error {
     UnknownStatusFilter(String),
     /// A count below zero.
     NegativeRecordCount(i64),
+    /// An age below zero.
+    NegativeAge,
+    /// A number of rows to delete below zero.
+    NegativeMaxRows(i64),
     /// A page of this size isn't served.
     PageSizeOutOfRange(i32),
     /// A cursor that no page returned.
@@ -87,6 +91,8 @@ impl Error {
             Self::NoOutcome(_)
             | Self::UnknownStatusFilter(_)
             | Self::NegativeRecordCount(_)
+            | Self::NegativeAge
+            | Self::NegativeMaxRows(_)
             | Self::PageSizeOutOfRange(_)
             | Self::MalformedCursor(_) => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             Self::AlreadyEnded { .. } => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -110,6 +116,8 @@ impl Error {
             }
             Self::UnknownStatusFilter(text) => format!("unknown status \"{}\"", shown(text)),
             Self::NegativeRecordCount(count) => format!("record_count {count} is negative"),
+            Self::NegativeAge => "older_than is negative".to_owned(),
+            Self::NegativeMaxRows(rows) => format!("max_rows {rows} is negative"),
             Self::PageSizeOutOfRange(size) => format!("page_size {size} is out of range"),
             Self::MalformedCursor(text) => format!("malformed cursor \"{}\"", shown(text)),
             Self::AlreadyEnded { execution_id, .. } => {
@@ -120,9 +128,9 @@ impl Error {
             }
             Self::TableLocked => "a table of the history is locked".to_owned(),
             Self::ReadOnlyTransaction => {
-                "cannot record an execution in a read-only transaction".to_owned()
+                "cannot change the history in a read-only transaction".to_owned()
             }
-            Self::Standby => "cannot record an execution on a standby server".to_owned(),
+            Self::Standby => "cannot change the history on a standby server".to_owned(),
             Self::MessageTooLong(bytes) => {
                 format!("error_message of {bytes} bytes does not fit into a row")
             }
@@ -164,6 +172,12 @@ impl Error {
             Self::MissingArgument("page_size") => {
                 "Leave the argument out for pages of 50 executions.".to_owned()
             }
+            Self::MissingArgument("older_than") | Self::NegativeAge => {
+                "Pass an age such as '90 days'.".to_owned()
+            }
+            Self::MissingArgument("max_rows") | Self::NegativeMaxRows(_) => {
+                "Pass the number of rows to delete at most, or nothing for 10000.".to_owned()
+            }
             Self::MissingArgument(_) | Self::NoOutcome(_) => {
                 format!("Pass {}.", listed(&Status::OUTCOMES))
             }
@@ -192,7 +206,7 @@ impl Error {
             }
             Self::TableLocked => "Try again.".to_owned(),
             Self::ReadOnlyTransaction => {
-                "Record in a transaction that may write: SET TRANSACTION READ WRITE.".to_owned()
+                "Do it in a transaction that may write: SET TRANSACTION READ WRITE.".to_owned()
             }
             Self::Standby => "Connect to the primary server.".to_owned(),
             Self::MessageTooLong(_) => "Pass the beginning of the message.".to_owned(),

@@ -9,6 +9,7 @@ mod execution;
 mod history;
 mod lookup;
 mod notify;
+mod purge;
 mod record;
 mod recorded_loader;
 mod recorder;

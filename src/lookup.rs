@@ -10,24 +10,31 @@ use pgrx::{FromDatum, IntoDatum, pg_sys};
 /// The OID of a table or sequence of the extension's; `None` where this version of its SQL has none of the
 /// name. Others may create relations in the schema, so one counts only where a superuser owns it.
 pub fn relation(name: &CStr) -> Option<pg_sys::Oid> {
-    // SAFETY: catalog lookups by static C strings, in a transaction; the tuple is read before it is
-    // released.
-    unsafe {
+    // SAFETY: catalog lookups by static C strings, in a transaction.
+    let oid = unsafe {
         let schema = pg_sys::get_namespace_oid(c"loader".as_ptr(), true);
-        let oid = pg_sys::get_relname_relid(name.as_ptr(), schema);
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    };
+    let kinds = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_SEQUENCE];
+    is_a_superusers(oid, &kinds).then_some(oid)
+}
+
+/// Whether `oid` is a relation of one of `kinds` that a superuser owns.
+fn is_a_superusers(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
+    // SAFETY: a catalog lookup, in a transaction; the tuple is read before it is released.
+    unsafe {
         let tuple = pg_sys::SearchSysCache1(
             pg_sys::SysCacheIdentifier::RELOID.cast_signed(),
             pg_sys::Datum::from(oid),
         );
         if tuple.is_null() {
-            return None;
+            return false;
         }
         let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
-        let ours = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_SEQUENCE]
-            .contains(&((*form).relkind as u8))
-            && pg_sys::superuser_arg((*form).relowner);
+        let is =
+            kinds.contains(&((*form).relkind as u8)) && pg_sys::superuser_arg((*form).relowner);
         pg_sys::ReleaseSysCache(tuple);
-        ours.then_some(oid)
+        is
     }
 }
 
@@ -47,18 +54,60 @@ impl OpenRelation {
         unsafe { (*self.0).rd_createSubid != 0 }
     }
 
+    /// Its triggers, those of constraints included.
+    fn triggers(&self) -> &[pg_sys::Trigger] {
+        // SAFETY: the relation is open; where it has a list of triggers it has as many as that says, and at
+        // least one. What changes them takes a lock that excludes the open relation's.
+        unsafe {
+            let triggers = (*self.0).trigdesc;
+            if triggers.is_null() {
+                return &[];
+            }
+            let count = usize::try_from((*triggers).numtriggers).unwrap_or_default();
+            std::slice::from_raw_parts((*triggers).triggers, count)
+        }
+    }
+
     /// Whether it has a trigger that is neither `known` nor a constraint's, or one that may wait for the
     /// end of the transaction.
     pub fn has_other_triggers(&self, known: &[&CStr]) -> bool {
-        // SAFETY: the relation is open; its triggers are as many as they are said to be, and have names.
+        self.triggers().iter().any(|trigger| {
+            // SAFETY: a trigger's name is a C string.
+            let name = || unsafe { CStr::from_ptr(trigger.tgname) };
+            trigger.tgdeferrable || !trigger.tgisinternal && !known.contains(&name())
+        })
+    }
+
+    /// Its triggers that deleting fires, those of foreign keys that refer to it included.
+    fn triggers_on_delete(&self) -> impl Iterator<Item = &pg_sys::Trigger> {
+        let delete = |trigger: &&pg_sys::Trigger| {
+            u32::from(trigger.tgtype.cast_unsigned()) & pg_sys::TRIGGER_TYPE_DELETE != 0
+        };
+        self.triggers().iter().filter(delete)
+    }
+
+    /// Whether deleting from it fires a trigger.
+    pub fn fires_on_delete(&self) -> bool {
+        self.triggers_on_delete().next().is_some()
+    }
+
+    /// A table whose foreign key refers to this one and that is no superuser's: deleting here runs what
+    /// its owner has made of it.
+    pub fn foreign_referrer(&self) -> Option<String> {
+        let kinds = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE];
+        let foreign = self
+            .triggers_on_delete()
+            .map(|trigger| trigger.tgconstrrelid)
+            .find(|&oid| oid != pg_sys::InvalidOid && !is_a_superusers(oid, &kinds))?;
+        // SAFETY: catalog lookups; what they return are C strings, or NULL where the table is gone.
         unsafe {
-            let triggers = (*self.0).trigdesc;
-            !triggers.is_null()
-                && (0..(*triggers).numtriggers).any(|place| {
-                    let trigger = &*(*triggers).triggers.add(place.unsigned_abs() as usize);
-                    trigger.tgdeferrable
-                        || !trigger.tgisinternal && !known.contains(&CStr::from_ptr(trigger.tgname))
-                })
+            let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(foreign));
+            let name = pg_sys::get_rel_name(foreign);
+            if schema.is_null() || name.is_null() {
+                return None;
+            }
+            let name = pg_sys::quote_qualified_identifier(schema, name);
+            Some(CStr::from_ptr(name).to_string_lossy().into_owned())
         }
     }
 

@@ -1,5 +1,6 @@
 //! Every setting of the extension, described.
 
+use std::num::NonZeroI32;
 use std::time::Duration;
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
@@ -12,6 +13,7 @@ pub static DURABLE: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 static WORKER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
+static RETENTION: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 /// `loader_history.worker_timeout`: how long a start waits for the worker.
 pub fn worker_timeout() -> Duration {
@@ -22,6 +24,11 @@ pub fn worker_timeout() -> Duration {
 /// for the workers at most.
 pub fn queue_size() -> usize {
     usize::try_from(QUEUE_SIZE.get()).unwrap_or_default()
+}
+
+/// `loader_history.retention`, in minutes: how long after its end an execution stays; `None` where all do.
+pub fn retention() -> Option<NonZeroI32> {
+    NonZeroI32::new(RETENTION.get())
 }
 
 /// Defines the settings. Called once, when the library is loaded; `preloaded` says whether at server
@@ -52,6 +59,17 @@ pub fn define(preloaded: bool) {
         600_000,
         GucContext::Userset,
         GucFlags::UNIT_MS,
+    );
+    // What a superuser sets for a database holds for that one; a session's own value says nothing.
+    GucRegistry::define_int_guc(
+        c"loader_history.retention",
+        c"How long after its end an execution is kept; 0 keeps everything.",
+        c"Set it in postgresql.conf, with ALTER SYSTEM or with ALTER DATABASE. Has an effect only where shared_preload_libraries names loader_history. RUNNING executions stay, and each loader's newest execution, newest SUCCESS and newest FAILED.",
+        &RETENTION,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MIN,
     );
     if preloaded {
         GucRegistry::define_int_guc(

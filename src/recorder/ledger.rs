@@ -111,7 +111,15 @@ fn run(
 /// # Errors
 /// [`Error::TableLocked`].
 pub fn lock_tables() -> Result<(), Error> {
-    for table in TABLES.into_iter().filter_map(relation) {
+    lock(&TABLES)
+}
+
+/// Locks tables for writing, where nobody else has them.
+///
+/// # Errors
+/// [`Error::TableLocked`].
+pub fn lock(tables: &[&CStr]) -> Result<(), Error> {
+    for table in tables.iter().filter_map(|table| relation(table)) {
         // SAFETY: in a transaction, at whose end the lock goes.
         let locked = unsafe {
             pg_sys::ConditionalLockRelationOid(table, pg_sys::RowExclusiveLock.cast_signed())

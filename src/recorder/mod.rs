@@ -16,6 +16,7 @@ mod launcher;
 mod ledger;
 mod loader_row;
 mod prepared_event;
+mod retention;
 mod shared;
 mod start;
 mod status;

@@ -89,7 +89,7 @@ enum Command {
     CommitsPrepared,
     /// It rolls back a prepared transaction.
     RollsBackPrepared,
-    /// It may bring, change or take the extension.
+    /// It may bring, change or take the extension, or change a setting of the database's.
     ChangesExtension,
 }
 
@@ -140,6 +140,16 @@ impl Command {
                 NodeTag::T_AlterExtensionStmt => {
                     let statement = node.cast::<pg_sys::AlterExtensionStmt>();
                     is_ours((*statement).extname)
+                }
+                // Where it is another database's, its worker finds out by itself.
+                NodeTag::T_AlterDatabaseSetStmt => {
+                    let statement = node.cast::<pg_sys::AlterDatabaseSetStmt>();
+                    let name = owned((*(*statement).setstmt).name);
+                    let ours = |name: CString| {
+                        name.to_bytes().to_ascii_lowercase().starts_with(b"loader_history.")
+                    };
+                    // RESET ALL names none.
+                    name.is_none_or(ours).then_some(Self::ChangesExtension)
                 }
                 // What else they drop, and whether it takes the extension along, is not worth finding
                 // out: the worker looks, and comes back.

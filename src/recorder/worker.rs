@@ -24,6 +24,7 @@ use super::binding::{Outcome, outcome};
 use super::emitter::Emitter;
 use super::ledger::{self, Closed};
 use super::loader_row::LoaderRow;
+use super::retention::Retention;
 use super::shared::{Answered, Database, LostStart, News, Request, Serving, Shared, Start, shared};
 use super::start::Reason;
 use crate::lookup::relation;
@@ -173,6 +174,7 @@ struct Worker {
     /// Executions that were recorded when nobody may have held the loader's row any more.
     unattended: VecDeque<Unattended>,
     emitter: Emitter,
+    retention: Retention,
     next_look: Instant,
     next_settling: Instant,
     next_lost_start: Instant,
@@ -210,6 +212,7 @@ impl Worker {
             lost: VecDeque::new(),
             unattended: VecDeque::new(),
             emitter: Emitter::new(shared, database, oid),
+            retention: Retention::new(oid)?,
             next_look: now,
             next_settling: now,
             next_lost_start: now,
@@ -266,6 +269,10 @@ impl Worker {
                 self.flush_events();
                 return Ok(Leaving::ForGood);
             }
+            if self.retention.is_outdated() && self.has_nothing_to_hand_over() {
+                self.flush_events();
+                return Ok(Leaving::ForNow);
+            }
             self.database.late.store(false, Relaxed);
             // Starts go first, and the rest is bounded: somebody waits for each start. A wait for a lock
             // may swallow a wake-up, so there is no sleep before nothing was found to do.
@@ -277,6 +284,7 @@ impl Worker {
                 self.look(),
                 self.close_some(),
                 self.emit_events(),
+                self.purge(),
             ];
             check_for_interrupts();
             if busy.contains(&true) {
@@ -298,6 +306,7 @@ impl Worker {
             due(!self.lost.is_empty(), self.next_lost_start),
             due(!self.closing.is_empty(), self.next_closing),
             self.emitter.next_duty(),
+            self.retention.next(),
         ]
         .into_iter()
         .flatten()
@@ -318,7 +327,26 @@ impl Worker {
         {
             self.report(&trouble);
         }
+        if let Err(trouble) = self.retention.check_setting(self.oid) {
+            self.report(&trouble);
+        }
         Ok(())
+    }
+
+    /// Whether another worker would know all that this one does.
+    fn has_nothing_to_hand_over(&self) -> bool {
+        self.texts.is_empty()
+            && self.closing.is_empty()
+            && self.lost.is_empty()
+            && self.unattended.is_empty()
+    }
+
+    /// Purges a few of the executions that are older than the settings say; whether it did anything.
+    fn purge(&mut self) -> bool {
+        self.retention.work().unwrap_or_else(|trouble| {
+            self.report(&trouble);
+            true
+        })
     }
 
     /// Keeps an error where a DBA finds it, and logs it, though not over and over.

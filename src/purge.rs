@@ -1,0 +1,237 @@
+//! What of the history may go, and how it goes: a batch at a time, oldest first.
+//!
+//! `loader.purge_execution_history` and the worker under `loader_history.retention` delete by this one
+//! rule: never a RUNNING execution, nor a loader's newest, its newest SUCCESS or its newest FAILED. What
+//! is newest stays so under every purge, so purges need not know of each other.
+
+use std::ffi::CStr;
+
+use pgrx::datum::{DatumWithOid, Interval, TimestampWithTimeZone};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::{self, BuiltinOid};
+use pgrx::{IntoDatum, Spi, direct_function_call, pg_extern};
+
+use crate::error::Error;
+use crate::statement::{KeptStatement, Sight, require_writable};
+use crate::time::FIRST_TIMESTAMP;
+
+/// Executions that a batch of `loader.purge_execution_history` looks at, at most.
+const LOOKED_AT_ONCE: i64 = 1_000;
+
+const MICROS_PER_DAY: i128 = 24 * 60 * 60 * 1_000_000;
+
+/// Settings under which the statements are planned. Each has one good plan, along the index by end,
+/// with a probe or two a row; statistics that are old or missing must not bring another.
+const PLANNER_SETTINGS: [(&CStr, &CStr); 8] = [
+    (c"plan_cache_mode", c"force_generic_plan"),
+    (c"enable_indexscan", c"on"),
+    (c"enable_indexonlyscan", c"on"),
+    (c"enable_tidscan", c"on"),
+    (c"enable_seqscan", c"off"),
+    (c"enable_bitmapscan", c"off"),
+    (c"enable_sort", c"off"),
+    (c"jit", c"off"),
+];
+
+thread_local! {
+    static REACH: KeptStatement = const { KeptStatement::new(
+        c"SELECT execution_end, id FROM loader.execution_history \
+          WHERE execution_end < $1 AND (execution_end, id) > ($2, $3) \
+          ORDER BY execution_end, id OFFSET $4 - 1 LIMIT 1",
+        &[
+            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID,
+            BuiltinOid::INT8OID,
+        ],
+    ) };
+    // Which of a loader's is the newest is looked up where the newest are, in pages that are in use
+    // anyway. BETWEEN and the loader's id in the order leave an index that begins with it as the only
+    // good one: with one by time alone, a loader that stopped long ago would be looked for among all
+    // executions since. What has changed meanwhile is judged anew when its row is locked.
+    static DELETE: KeptStatement = const { KeptStatement::new(
+        c"WITH purged AS ( \
+              DELETE FROM loader.execution_history WHERE ctid = ANY (ARRAY( \
+                  SELECT old.ctid FROM loader.execution_history AS old \
+                  WHERE old.execution_end < $1 \
+                    AND (old.execution_end, old.id) > ($2, $3) \
+                    AND (old.execution_end, old.id) <= ($4, $5) \
+                    AND old.id <> ( \
+                        SELECT newest.id FROM loader.execution_history AS newest \
+                        WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
+                        ORDER BY newest.loader_id, newest.execution_start DESC, newest.id DESC LIMIT 1) \
+                    AND CASE old.status \
+                        WHEN 'SUCCESS' THEN old.id <> ( \
+                            SELECT newest.id FROM loader.execution_history AS newest \
+                            WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
+                              AND newest.status = 'SUCCESS' \
+                            ORDER BY newest.loader_id, newest.execution_end DESC, newest.id DESC LIMIT 1) \
+                        WHEN 'FAILED' THEN old.id <> ( \
+                            SELECT newest.id FROM loader.execution_history AS newest \
+                            WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
+                              AND newest.status = 'FAILED' \
+                            ORDER BY newest.loader_id, newest.execution_end DESC, newest.id DESC LIMIT 1) \
+                        ELSE false END \
+                  ORDER BY old.execution_end, old.id \
+                  LIMIT $6 FOR UPDATE SKIP LOCKED)) \
+              RETURNING id), \
+          unmarked AS ( \
+              DELETE FROM loader.derived_failure \
+              WHERE execution_id = ANY (ARRAY(SELECT id FROM purged))) \
+          SELECT count(*) FROM purged",
+        &[
+            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID,
+            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID, BuiltinOid::INT8OID,
+        ],
+    ) };
+}
+
+/// A place in the order in which executions go: that of their ends and, where these are the same, of
+/// their ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    end: i64,
+    id: i64,
+}
+
+impl Place {
+    /// Before all executions: -infinity.
+    pub const FIRST: Self = Self { end: i64::MIN, id: i64::MIN };
+    /// Behind all executions: infinity.
+    const LAST: Self = Self { end: i64::MAX, id: i64::MAX };
+
+    /// Before all executions that ended at `end`, in PostgreSQL's microseconds, or later.
+    pub const fn before(end: i64) -> Self {
+        Self { end, id: i64::MIN }
+    }
+}
+
+/// A `timestamptz` of PostgreSQL's microseconds; the ends of the range are its infinities.
+fn time(micros: i64) -> DatumWithOid<'static> {
+    // SAFETY: a timestamptz is passed by value, as a bigint is, and all values of one are values of it.
+    unsafe { DatumWithOid::new(micros, pg_sys::TIMESTAMPTZOID) }
+}
+
+/// The place of the last one of the next `looked` executions behind `after` that ended before `cutoff`;
+/// `None` where there are fewer.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn reach(cutoff: i64, after: Place, looked: i64) -> Result<Option<Place>, Error> {
+    let _pinned = Pinned::new();
+    Spi::connect(|client| {
+        let arguments = [time(cutoff), time(after.end), after.id.into(), looked.into()];
+        let rows = REACH.with(|reach| reach.run(client, Sight::Usual, &arguments))?;
+        let end = rows.get::<TimestampWithTimeZone>(0, 1).map(TimestampWithTimeZone::into_inner);
+        Ok(end.zip(rows.get(0, 2)).map(|(end, id)| Place { end, id }))
+    })
+}
+
+/// Deletes what may go of the executions behind `after` that ended before `cutoff`, up to `last`, or
+/// all of them where that is `None`, but no more than `max_rows`; and what was noted of them. Rows that
+/// others lock stay. Returns how many went.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn delete(cutoff: i64, after: Place, last: Option<Place>, max_rows: i64) -> Result<i64, Error> {
+    let _pinned = Pinned::new();
+    let last = last.unwrap_or(Place::LAST);
+    Spi::connect(|client| {
+        let arguments = [
+            time(cutoff),
+            time(after.end),
+            after.id.into(),
+            time(last.end),
+            last.id.into(),
+            max_rows.into(),
+        ];
+        let rows = DELETE.with(|delete| delete.run(client, Sight::Usual, &arguments))?;
+        Ok(rows.get(0, 1).unwrap_or_default())
+    })
+}
+
+/// Deletes at most `max_rows` executions that ended longer ago than `older_than`, oldest first, with the
+/// caller's rights; returns how many. What it looks at and keeps does not count.
+#[pg_extern(sql = false)]
+fn purge_execution_history(
+    older_than: Option<Interval>,
+    max_rows: Option<i64>,
+) -> Result<i64, ErrorReport> {
+    let older_than = older_than.ok_or(Error::MissingArgument("older_than"))?;
+    let max_rows = max_rows.ok_or(Error::MissingArgument("max_rows"))?;
+    if approximate_micros(&older_than) < 0 {
+        return Err(Error::NegativeAge.into());
+    } else if max_rows < 0 {
+        return Err(Error::NegativeMaxRows(max_rows).into());
+    }
+    require_writable()?;
+    let Some(cutoff) = cutoff(older_than) else { return Ok(0) };
+    let mut deleted = 0;
+    let mut after = Place::FIRST;
+    while deleted < max_rows {
+        let last = reach(cutoff, after, LOOKED_AT_ONCE)?;
+        deleted += delete(cutoff, after, last, max_rows - deleted)?;
+        let Some(last) = last else { break };
+        after = last;
+        pgrx::check_for_interrupts!();
+    }
+    Ok(deleted)
+}
+
+/// An interval in microseconds, by which PostgreSQL compares intervals: months of 30 days of 24 hours.
+fn approximate_micros(interval: &Interval) -> i128 {
+    let days = i128::from(interval.months()) * 30 + i128::from(interval.days());
+    days * MICROS_PER_DAY + i128::from(interval.micros())
+}
+
+/// What ended before that is older than `age`; `None` where nothing can be, since there are no such times.
+fn cutoff(age: Interval) -> Option<i64> {
+    // SAFETY: reads the clock.
+    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    // A year of slack, since months are not of 30 days.
+    let oldest = i128::from(now) - i128::from(FIRST_TIMESTAMP) - 366 * MICROS_PER_DAY;
+    // The real months of the longest age are 1.5 % longer.
+    if approximate_micros(&age) >= oldest / 1_000 * 985 {
+        return None;
+    }
+    // SAFETY: the function takes a timestamptz and an interval; the result is one, since it is in range.
+    let cutoff: Option<i64> = unsafe {
+        direct_function_call(pg_sys::timestamptz_mi_interval, &[Some(now.into()), age.into_datum()])
+    };
+    // Days of a negative interval that is positive as a whole may be longer than its months.
+    cutoff.map(|cutoff| cutoff.min(now))
+}
+
+/// The planner's settings, until this is dropped.
+struct Pinned(i32);
+
+impl Pinned {
+    fn new() -> Self {
+        // SAFETY: in a transaction; names and values are static C strings that PostgreSQL copies. An
+        // abort sets all back too.
+        unsafe {
+            let level = pg_sys::NewGUCNestLevel();
+            for (name, value) in PLANNER_SETTINGS {
+                pg_sys::set_config_option(
+                    name.as_ptr(),
+                    value.as_ptr(),
+                    pg_sys::GucContext::PGC_USERSET,
+                    pg_sys::GucSource::PGC_S_SESSION,
+                    pg_sys::GucAction::GUC_ACTION_SAVE,
+                    true,
+                    0,
+                    false,
+                );
+            }
+            Self(level)
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // While an error unwinds, the abort that follows sets them back.
+        if !std::thread::panicking() {
+            // SAFETY: what new() began, in the same (sub)transaction.
+            unsafe { pg_sys::AtEOXact_GUC(false, self.0) };
+        }
+    }
+}
