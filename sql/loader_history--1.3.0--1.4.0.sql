@@ -46,3 +46,11 @@ CREATE INDEX execution_history_failed_start_idx
     ON loader.execution_history (execution_start, id) WHERE status = 'FAILED';
 COMMENT ON INDEX loader.execution_history_failed_start_idx IS
     'Pages of all loaders'' failures';
+
+-- However old the executions that run are, a page of them need not look at what has ended since.
+CREATE INDEX execution_history_running_start_idx
+    ON loader.execution_history (execution_start, id) WHERE status = 'RUNNING';
+COMMENT ON INDEX loader.execution_history_running_start_idx IS
+    'Pages of what runs';
+COMMENT ON INDEX loader.execution_history_loader_running_idx IS
+    'What runs of one loader';

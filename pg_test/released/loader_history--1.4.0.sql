@@ -137,7 +137,12 @@ COMMENT ON INDEX loader.execution_history_end_idx IS
 CREATE INDEX execution_history_loader_running_idx
     ON loader.execution_history (loader_id) WHERE status = 'RUNNING';
 COMMENT ON INDEX loader.execution_history_loader_running_idx IS
-    'The executions that run';
+    'What runs of one loader';
+
+CREATE INDEX execution_history_running_start_idx
+    ON loader.execution_history (execution_start, id) WHERE status = 'RUNNING';
+COMMENT ON INDEX loader.execution_history_running_start_idx IS
+    'Pages of what runs';
 
 CREATE INDEX execution_history_loader_success_end_idx
     ON loader.execution_history (loader_id, execution_end, id) WHERE status = 'SUCCESS';

@@ -185,6 +185,35 @@ fn a_loader_that_never_succeeds_costs_no_more() {
 }
 
 #[test]
+fn what_runs_is_found_whatever_has_ended_since() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, status)
+             SELECT n % 10 + 1, now() - interval '80 days', 'RUNNING' FROM generate_series(1, 3000) AS n;
+             INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+             SELECT n % 10 + 1, now() - make_interval(secs => n), now() - make_interval(secs => n), 'SUCCESS'
+               FROM generate_series(200000, 1, -1) AS n",
+        )
+        .unwrap();
+    client.batch_execute("VACUUM ANALYZE loader.execution_history").unwrap();
+    let view = "SELECT * FROM loader.execution_details WHERE status = 'RUNNING' \
+                ORDER BY execution_start DESC, id DESC LIMIT 50";
+    let read = pages(&mut client, view);
+    assert!(read <= 120, "the view reads {read} pages");
+    for call in [
+        "status => 'RUNNING'",
+        "status => 'RUNNING', started_before => now() - interval '1 day'",
+        "7, status => 'RUNNING'",
+    ] {
+        pages_of_call(&mut client, call);
+        let read = pages_of_call(&mut client, call);
+        assert!(read <= 120, "get_execution_history({call}) reads {read} pages");
+    }
+}
+
+#[test]
 fn executions_with_the_same_times_cost_no_more() {
     let cluster = cluster_with_extension();
     let mut client = cluster.connect();
@@ -271,5 +300,5 @@ fn what_a_start_and_an_end_write_stays_small() {
     client.batch_execute("CALL record(2000)").unwrap();
     let bytes = (position(&mut client) - before) / 2000;
     println!("{bytes} bytes of WAL a start and end");
-    assert!(bytes <= 1100, "{bytes} bytes of WAL a start and end");
+    assert!(bytes <= 1180, "{bytes} bytes of WAL a start and end");
 }
