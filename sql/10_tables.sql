@@ -49,44 +49,51 @@ COMMENT ON INDEX loader.execution_history_pkey IS 'Finds an execution by its id'
 
 -- An end moves the row (its outcome is indexed, which rules HOT updates out), so every start and
 -- every end pays for each of these that its row belongs in. There is none without which a read would
--- not grow with the history, and those for failures only failures pay for.
+-- not grow with the history, and those for failures only failures pay for. Newest first is read
+-- backward: in ascending order a new entry goes last and fills its page, in descending order it
+-- would go first, and each page would be split, and half of it written to the WAL, when it is full.
 CREATE INDEX execution_history_loader_start_idx
-    ON loader.execution_history (loader_id, execution_start DESC, id DESC);
+    ON loader.execution_history (loader_id, execution_start, id);
 COMMENT ON INDEX loader.execution_history_loader_start_idx IS
     'Pages of one loader, its newest execution; the foreign key';
 
 CREATE INDEX execution_history_start_idx
-    ON loader.execution_history (execution_start DESC, id DESC);
+    ON loader.execution_history (execution_start, id);
 COMMENT ON INDEX loader.execution_history_start_idx IS
     'Pages of all loaders; starts in the activity feed';
 
 CREATE INDEX execution_history_end_idx
-    ON loader.execution_history (execution_end DESC, id DESC) WHERE execution_end IS NOT NULL;
+    ON loader.execution_history (execution_end, id) WHERE execution_end IS NOT NULL;
 COMMENT ON INDEX loader.execution_history_end_idx IS
     'Ends in the activity feed; what may be purged';
 
 CREATE INDEX execution_history_loader_running_idx
     ON loader.execution_history (loader_id) WHERE status = 'RUNNING';
 COMMENT ON INDEX loader.execution_history_loader_running_idx IS
-    'The executions that run';
+    'What runs of one loader';
+
+CREATE INDEX execution_history_running_start_idx
+    ON loader.execution_history (execution_start, id) WHERE status = 'RUNNING';
+COMMENT ON INDEX loader.execution_history_running_start_idx IS
+    'Pages of what runs';
 
 CREATE INDEX execution_history_loader_success_end_idx
-    ON loader.execution_history (loader_id, execution_end DESC, id DESC) WHERE status = 'SUCCESS';
+    ON loader.execution_history (loader_id, execution_end, id) WHERE status = 'SUCCESS';
 COMMENT ON INDEX loader.execution_history_loader_success_end_idx IS
     'A loader''s newest success';
 
 CREATE INDEX execution_history_loader_failed_end_idx
-    ON loader.execution_history (loader_id, execution_end DESC, id DESC) WHERE status = 'FAILED';
+    ON loader.execution_history (loader_id, execution_end, id) WHERE status = 'FAILED';
 COMMENT ON INDEX loader.execution_history_loader_failed_end_idx IS
     'A loader''s newest failure, and its failures in a row or in a period';
 
 CREATE INDEX execution_history_loader_failed_start_idx
-    ON loader.execution_history (loader_id, execution_start DESC, id DESC) WHERE status = 'FAILED';
+    ON loader.execution_history (loader_id, execution_start, id) WHERE status = 'FAILED';
 COMMENT ON INDEX loader.execution_history_loader_failed_start_idx IS
     'Pages of one loader''s failures';
 
 CREATE INDEX execution_history_failed_start_idx
-    ON loader.execution_history (execution_start DESC, id DESC) WHERE status = 'FAILED';
+    ON loader.execution_history (execution_start, id) WHERE status = 'FAILED';
 COMMENT ON INDEX loader.execution_history_failed_start_idx IS
     'Pages of all loaders'' failures';
 

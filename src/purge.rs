@@ -57,18 +57,18 @@ thread_local! {
                     AND old.id <> ( \
                         SELECT newest.id FROM loader.execution_history AS newest \
                         WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
-                        ORDER BY newest.loader_id, newest.execution_start DESC, newest.id DESC LIMIT 1) \
+                        ORDER BY newest.loader_id DESC, newest.execution_start DESC, newest.id DESC LIMIT 1) \
                     AND CASE old.status \
                         WHEN 'SUCCESS' THEN old.id <> ( \
                             SELECT newest.id FROM loader.execution_history AS newest \
                             WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
                               AND newest.status = 'SUCCESS' \
-                            ORDER BY newest.loader_id, newest.execution_end DESC, newest.id DESC LIMIT 1) \
+                            ORDER BY newest.loader_id DESC, newest.execution_end DESC, newest.id DESC LIMIT 1) \
                         WHEN 'FAILED' THEN old.id <> ( \
                             SELECT newest.id FROM loader.execution_history AS newest \
                             WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
                               AND newest.status = 'FAILED' \
-                            ORDER BY newest.loader_id, newest.execution_end DESC, newest.id DESC LIMIT 1) \
+                            ORDER BY newest.loader_id DESC, newest.execution_end DESC, newest.id DESC LIMIT 1) \
                         ELSE false END \
                   ORDER BY old.execution_end, old.id \
                   LIMIT $6 FOR UPDATE SKIP LOCKED)) \

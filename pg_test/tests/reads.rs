@@ -40,8 +40,8 @@ const READS: [(&str, &str, i64); 12] = [
         "page of a loader, by its code",
         "SELECT d.* FROM loader.execution_details AS d JOIN loader.loader AS l ON l.id = d.loader_id \
          WHERE l.loader_code = 'LOADER_7' ORDER BY d.execution_start DESC LIMIT 50",
-        // The application's own table has no index on the code here.
-        150,
+        // The application's own table has no index on the code here. A step backward looks at a page twice.
+        200,
     ),
     (
         "page of a loader's failures",
@@ -64,7 +64,7 @@ const READS: [(&str, &str, i64); 12] = [
     ("failed counts", "SELECT * FROM loader.failed_loader_counts", 20 * LOADERS),
 ];
 
-/// A history of `executions`, of which one in fifty failed and a few run.
+/// A history of `executions`, recorded oldest first, of which one in fifty failed and a few run.
 fn fill(client: &mut Client, executions: i64) {
     client
         .batch_execute(&format!(
@@ -75,7 +75,7 @@ fn fill(client: &mut Client, executions: i64) {
                     CASE WHEN n / {LOADERS} % 50 = 0 THEN 'FAILED' ELSE 'SUCCESS' END, n % 1000,
                     CASE WHEN n / {LOADERS} % 50 = 0 THEN 'no such table' END, 3
                FROM (SELECT n, now() - n * interval '90 days' / {executions} AS start
-                       FROM generate_series(1, {executions}) AS n) AS s;
+                       FROM generate_series({executions}, 1, -1) AS n) AS s;
              INSERT INTO loader.execution_history (loader_id, execution_start, status)
              SELECT n, now(), 'RUNNING' FROM generate_series(1, 5) AS n;"
         ))
@@ -185,6 +185,85 @@ fn a_loader_that_never_succeeds_costs_no_more() {
 }
 
 #[test]
+fn what_runs_is_found_whatever_has_ended_since() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, status)
+             SELECT n % 10 + 1, now() - interval '80 days', 'RUNNING' FROM generate_series(1, 3000) AS n;
+             INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+             SELECT n % 10 + 1, now() - make_interval(secs => n), now() - make_interval(secs => n), 'SUCCESS'
+               FROM generate_series(200000, 1, -1) AS n",
+        )
+        .unwrap();
+    client.batch_execute("VACUUM ANALYZE loader.execution_history").unwrap();
+    let view = "SELECT * FROM loader.execution_details WHERE status = 'RUNNING' \
+                ORDER BY execution_start DESC, id DESC LIMIT 50";
+    let read = pages(&mut client, view);
+    assert!(read <= 120, "the view reads {read} pages");
+    for call in [
+        "status => 'RUNNING'",
+        "status => 'RUNNING', started_before => now() - interval '1 day'",
+        "7, status => 'RUNNING'",
+    ] {
+        pages_of_call(&mut client, call);
+        let read = pages_of_call(&mut client, call);
+        assert!(read <= 120, "get_execution_history({call}) reads {read} pages");
+    }
+}
+
+#[test]
+fn executions_with_the_same_times_cost_no_more() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    // An import that knows no more than the day, its ids the other way round, between newer and older rows.
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (id, loader_id, execution_start, execution_end, status)
+             SELECT 1000000 - n, CASE WHEN n % 2 = 0 THEN 7 ELSE n % 10 + 1 END, day, day,
+                    CASE WHEN n / 10 % 2 = 0 THEN 'FAILED' ELSE 'SUCCESS' END
+               FROM generate_series(1, 200000) AS n,
+                    LATERAL (SELECT date_trunc('day', now()) - make_interval(days => 1 + (n < 1000)::integer) AS day) AS d",
+        )
+        .unwrap();
+    client.batch_execute("VACUUM ANALYZE loader.execution_history").unwrap();
+    let amid = "(SELECT max(execution_start) FROM loader.execution_history), 900000";
+    for (name, query) in [
+        (
+            "feed",
+            "SELECT * FROM loader.activity_feed ORDER BY event_time DESC, execution_id DESC LIMIT 50"
+                .to_owned(),
+        ),
+        (
+            "page",
+            format!(
+                "SELECT * FROM loader.execution_details WHERE (execution_start, id) < ({amid}) \
+                 ORDER BY execution_start DESC, id DESC LIMIT 50"
+            ),
+        ),
+        (
+            "page of a loader",
+            format!(
+                "SELECT * FROM loader.execution_details WHERE loader_id = 7 AND (execution_start, id) < ({amid}) \
+                 ORDER BY execution_start DESC, id DESC LIMIT 50"
+            ),
+        ),
+        (
+            "page of a loader's failures",
+            format!(
+                "SELECT * FROM loader.execution_details WHERE loader_id = 7 AND status = 'FAILED' \
+                 AND (execution_start, id) < ({amid}) ORDER BY execution_start DESC, id DESC LIMIT 50"
+            ),
+        ),
+        ("summary", "SELECT * FROM loader.loader_summary WHERE loader_id = 7".to_owned()),
+    ] {
+        let read = pages(&mut client, &query);
+        assert!(read <= 120, "{name} reads {read} pages");
+    }
+}
+
+#[test]
 fn what_a_start_and_an_end_write_stays_small() {
     let cluster = cluster_with_extension();
     let mut client = cluster.connect();
@@ -221,5 +300,5 @@ fn what_a_start_and_an_end_write_stays_small() {
     client.batch_execute("CALL record(2000)").unwrap();
     let bytes = (position(&mut client) - before) / 2000;
     println!("{bytes} bytes of WAL a start and end");
-    assert!(bytes <= 1200, "{bytes} bytes of WAL a start and end");
+    assert!(bytes <= 1180, "{bytes} bytes of WAL a start and end");
 }
