@@ -17,6 +17,9 @@ use crate::variant::Variant;
 /// Sessions that record.
 const CLIENTS: usize = 8;
 
+/// Loaders of the steady load: few, so that each runs often, since the newest runs of each are never purged.
+const STEADY_LOADERS: i64 = 100;
+
 /// The most slices that a purge gets, however slow it is.
 const MOST_SLICES: u32 = 30;
 
@@ -75,7 +78,7 @@ pub fn steady(scale: &Scale, cluster: &Cluster, warnings: &Warnings, report: &mu
         "Retention: size of the table and its indexes in MB, 8 clients record, {} kept",
         scale.steady_age
     ));
-    let database = Database::create(cluster, warnings, "steady".to_owned(), scale.loaders);
+    let database = Database::create(cluster, warnings, "steady".to_owned(), STEADY_LOADERS);
     let before = ["autovacuum", "autovacuum_naptime"].map(|setting| {
         (setting, database.set(setting, if setting == "autovacuum" { "on" } else { "1s" }))
     });
