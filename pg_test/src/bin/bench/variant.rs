@@ -12,24 +12,27 @@ pub enum Variant {
     Plain,
     /// The seed schema with a trigger that calls `pg_notify`.
     Notifying,
-    /// The extension, whose starts are in the caller's transaction.
+    /// The extension, whose starts are in the caller's transaction, without events.
+    Silent,
+    /// The same with events.
     Transactional,
     /// The extension, whose starts are committed by the worker.
     Durable,
 }
 
 /// All of them.
-pub const ALL: [Variant; 6] = [
+pub const ALL: [Variant; 7] = [
     Variant::Bare,
     Variant::BareIndexed,
     Variant::Plain,
     Variant::Notifying,
+    Variant::Silent,
     Variant::Transactional,
     Variant::Durable,
 ];
 
 /// Those of the extension.
-pub const OURS: [Variant; 2] = [Variant::Transactional, Variant::Durable];
+pub const OURS: [Variant; 3] = [Variant::Silent, Variant::Transactional, Variant::Durable];
 
 impl Variant {
     /// What people call it.
@@ -39,6 +42,7 @@ impl Variant {
             Self::BareIndexed => "INSERT + UPDATE, same indexes",
             Self::Plain => "PL/pgSQL, no events",
             Self::Notifying => "PL/pgSQL + pg_notify",
+            Self::Silent => "loader_history, durable and notify off",
             Self::Transactional => "loader_history, durable off",
             Self::Durable => "loader_history, durable on",
         }
@@ -51,14 +55,14 @@ impl Variant {
             Self::BareIndexed => "public.bare_indexed",
             Self::Plain => "plain.execution_history",
             Self::Notifying => "notifying.execution_history",
-            Self::Transactional | Self::Durable => "loader.execution_history",
+            Self::Silent | Self::Transactional | Self::Durable => "loader.execution_history",
         }
     }
 
     /// The channel of its events.
     pub fn channel(self) -> Option<&'static str> {
         match self {
-            Self::Bare | Self::BareIndexed | Self::Plain => None,
+            Self::Bare | Self::BareIndexed | Self::Plain | Self::Silent => None,
             Self::Notifying => Some("notifying_execution"),
             Self::Transactional | Self::Durable => Some("loader_execution"),
         }
@@ -92,8 +96,15 @@ impl Variant {
     /// What a session must set for it.
     pub fn settings(self) -> Option<&'static str> {
         match self {
-            Self::Transactional => Some("SET loader_history.durable = off"),
-            Self::Durable => Some("SET loader_history.durable = on"),
+            Self::Silent => {
+                Some("SET loader_history.durable = off; SET loader_history.notify = off")
+            }
+            Self::Transactional => {
+                Some("SET loader_history.durable = off; SET loader_history.notify = on")
+            }
+            Self::Durable => {
+                Some("SET loader_history.durable = on; SET loader_history.notify = on")
+            }
             Self::Bare | Self::BareIndexed | Self::Plain | Self::Notifying => None,
         }
     }
