@@ -50,18 +50,16 @@ COMMENT ON INDEX loader.abandoned_start_pkey IS 'Finds out whether a start was g
 
 -- Events of transactions prepared for a two-phase commit, until they are committed. Without an index: the
 -- background worker empties it.
-CREATE SEQUENCE loader.prepared_event_id_seq;
 CREATE TABLE loader.prepared_event (
     id      bigint NOT NULL,
     payload text   NOT NULL
-)
-WITH (vacuum_truncate = off);
+);
 -- Without a key, or a publication FOR ALL TABLES would make its deletion fail.
 ALTER TABLE loader.prepared_event REPLICA IDENTITY FULL;
-COMMENT ON SEQUENCE loader.prepared_event_id_seq IS 'Internal: ids of loader.prepared_event';
 COMMENT ON TABLE loader.prepared_event IS
     'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it.';
-COMMENT ON COLUMN loader.prepared_event.id IS 'In which order they came';
+COMMENT ON COLUMN loader.prepared_event.id IS
+    'In which order transactions made them';
 COMMENT ON COLUMN loader.prepared_event.payload IS 'What NOTIFY is to carry';
 
 -- A publication FOR ALL TABLES would bring another cluster's transaction ids.

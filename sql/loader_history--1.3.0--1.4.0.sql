@@ -4,7 +4,7 @@
 SET LOCAL search_path = pg_catalog, pg_temp;
 
 -- Newest first is read backward: entries in ascending order fill their pages, and write less WAL.
-DROP INDEX loader.execution_history_loader_start_idx,
+DROP INDEX IF EXISTS loader.execution_history_loader_start_idx,
     loader.execution_history_start_idx,
     loader.execution_history_end_idx,
     loader.execution_history_loader_success_end_idx,
@@ -57,18 +57,16 @@ COMMENT ON INDEX loader.execution_history_loader_running_idx IS
 
 -- Events of transactions prepared for a two-phase commit, until they are committed. Without an index: the
 -- background worker empties it.
-CREATE SEQUENCE loader.prepared_event_id_seq;
 CREATE TABLE loader.prepared_event (
     id      bigint NOT NULL,
     payload text   NOT NULL
-)
-WITH (vacuum_truncate = off);
+);
 -- Without a key, or a publication FOR ALL TABLES would make its deletion fail.
 ALTER TABLE loader.prepared_event REPLICA IDENTITY FULL;
-COMMENT ON SEQUENCE loader.prepared_event_id_seq IS 'Internal: ids of loader.prepared_event';
 COMMENT ON TABLE loader.prepared_event IS
     'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it.';
-COMMENT ON COLUMN loader.prepared_event.id IS 'In which order they came';
+COMMENT ON COLUMN loader.prepared_event.id IS
+    'In which order transactions made them';
 COMMENT ON COLUMN loader.prepared_event.payload IS 'What NOTIFY is to carry';
 
 COMMENT ON FUNCTION loader.refuse_foreign_binding() IS
@@ -81,7 +79,6 @@ COMMENT ON TRIGGER refuse_foreign_event ON loader.prepared_event IS
 ALTER TABLE loader.prepared_event ENABLE ALWAYS TRIGGER refuse_foreign_event;
 
 REVOKE ALL ON TABLE loader.prepared_event FROM PUBLIC;
-REVOKE ALL ON SEQUENCE loader.prepared_event_id_seq FROM PUBLIC;
 
 -- The rule of what may go is in the library, for the background worker too.
 CREATE OR REPLACE FUNCTION loader.purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000)
@@ -91,13 +88,19 @@ CREATE OR REPLACE FUNCTION loader.purge_execution_history(older_than interval, m
     AS 'MODULE_PATHNAME', 'purge_execution_history_wrapper';
 
 -- Loader by loader in the order of the indexes, so that each probe finds near it what the last one has
--- read. What failed in two days is read once for the three counts that need it.
+-- read. What failed in two days is read once for the three counts that need it. Most loaders succeed within
+-- a day of a failure: a scan reads all matching entries of a page at once, and a day has few.
 CREATE OR REPLACE VIEW loader.failed_loader_counts AS
     SELECT count(*) FILTER (WHERE is_failed) AS failed_loaders,
            count(*) FILTER (WHERE failures_24h > 0) AS failed_loaders_24h,
            count(*) FILTER (WHERE failed_previous_24h) AS failed_loaders_previous_24h,
            coalesce(sum(failures_24h), 0)::bigint AS failed_executions_24h
       FROM (SELECT NOT EXISTS (
+                       SELECT FROM loader.execution_history AS soon
+                        WHERE soon.loader_id = known.loader_id AND soon.status = 'SUCCESS'
+                          AND (soon.execution_end, soon.id) > (failure.execution_end, failure.id)
+                          AND soon.execution_end < failure.next_day
+                   ) AND NOT EXISTS (
                        SELECT FROM loader.execution_history AS later
                         WHERE later.loader_id = known.loader_id AND later.status = 'SUCCESS'
                           AND (later.execution_end, later.id) > (failure.execution_end, failure.id)
@@ -107,7 +110,9 @@ CREATE OR REPLACE VIEW loader.failed_loader_counts AS
              CROSS JOIN (SELECT DISTINCT loader_id FROM loader.recorded_loader
                           ORDER BY loader_id) AS known
              CROSS JOIN LATERAL (
-                       SELECT id, execution_end FROM loader.execution_history
+                       SELECT id, execution_end,
+                              least(execution_end, '9999-01-01') + '24 hours'::interval AS next_day
+                         FROM loader.execution_history
                         WHERE loader_id = known.loader_id AND status = 'FAILED'
                         ORDER BY execution_end DESC, id DESC LIMIT 1
                    ) AS failure

@@ -95,9 +95,11 @@ impl OpenRelation {
     /// its owner has made of it.
     pub fn foreign_referrer(&self) -> Option<String> {
         let kinds = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE];
-        let foreign = self
-            .triggers_on_delete()
-            .map(|trigger| trigger.tgconstrrelid)
+        // Copied before anything is looked up: that may rebuild the relation's cache entry.
+        let referrers: Vec<_> =
+            self.triggers_on_delete().map(|trigger| trigger.tgconstrrelid).collect();
+        let foreign = referrers
+            .into_iter()
             .find(|&oid| oid != pg_sys::InvalidOid && !is_a_superusers(oid, &kinds))?;
         // SAFETY: catalog lookups; what they return are C strings, or NULL where the table is gone.
         unsafe {

@@ -22,7 +22,7 @@ const MICROS_PER_DAY: i128 = 24 * 60 * 60 * 1_000_000;
 
 /// Settings under which the statements are planned. Each has one good plan, along the index by end,
 /// with a probe or two a row; statistics that are old or missing must not bring another.
-const PLANNER_SETTINGS: [(&CStr, &CStr); 8] = [
+const PLANNER_SETTINGS: [(&CStr, &CStr); 9] = [
     (c"plan_cache_mode", c"force_generic_plan"),
     (c"enable_indexscan", c"on"),
     (c"enable_indexonlyscan", c"on"),
@@ -30,12 +30,13 @@ const PLANNER_SETTINGS: [(&CStr, &CStr); 8] = [
     (c"enable_seqscan", c"off"),
     (c"enable_bitmapscan", c"off"),
     (c"enable_sort", c"off"),
+    (c"enable_incremental_sort", c"off"),
     (c"jit", c"off"),
 ];
 
 thread_local! {
     static REACH: KeptStatement = const { KeptStatement::new(
-        c"SELECT execution_end, id FROM loader.execution_history \
+        c"SELECT execution_end, id FROM ONLY loader.execution_history \
           WHERE execution_end < $1 AND (execution_end, id) > ($2, $3) \
           ORDER BY execution_end, id OFFSET $4 - 1 LIMIT 1",
         &[
@@ -49,23 +50,23 @@ thread_local! {
     // executions since. What has changed meanwhile is judged anew when its row is locked.
     static DELETE: KeptStatement = const { KeptStatement::new(
         c"WITH purged AS ( \
-              DELETE FROM loader.execution_history WHERE ctid = ANY (ARRAY( \
-                  SELECT old.ctid FROM loader.execution_history AS old \
+              DELETE FROM ONLY loader.execution_history WHERE ctid = ANY (ARRAY( \
+                  SELECT old.ctid FROM ONLY loader.execution_history AS old \
                   WHERE old.execution_end < $1 \
                     AND (old.execution_end, old.id) > ($2, $3) \
                     AND (old.execution_end, old.id) <= ($4, $5) \
                     AND old.id <> ( \
-                        SELECT newest.id FROM loader.execution_history AS newest \
+                        SELECT newest.id FROM ONLY loader.execution_history AS newest \
                         WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
                         ORDER BY newest.loader_id DESC, newest.execution_start DESC, newest.id DESC LIMIT 1) \
                     AND CASE old.status \
                         WHEN 'SUCCESS' THEN old.id <> ( \
-                            SELECT newest.id FROM loader.execution_history AS newest \
+                            SELECT newest.id FROM ONLY loader.execution_history AS newest \
                             WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
                               AND newest.status = 'SUCCESS' \
                             ORDER BY newest.loader_id DESC, newest.execution_end DESC, newest.id DESC LIMIT 1) \
                         WHEN 'FAILED' THEN old.id <> ( \
-                            SELECT newest.id FROM loader.execution_history AS newest \
+                            SELECT newest.id FROM ONLY loader.execution_history AS newest \
                             WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
                               AND newest.status = 'FAILED' \
                             ORDER BY newest.loader_id DESC, newest.execution_end DESC, newest.id DESC LIMIT 1) \
@@ -188,8 +189,9 @@ fn cutoff(age: Interval) -> Option<i64> {
     let now = unsafe { pg_sys::GetCurrentTimestamp() };
     // A year of slack, since months are not of 30 days.
     let oldest = i128::from(now) - i128::from(FIRST_TIMESTAMP) - 366 * MICROS_PER_DAY;
-    // The real months of the longest age are 1.5 % longer.
-    if approximate_micros(&age) >= oldest / 1_000 * 985 {
+    // The real months of the longest age are 1.5 % longer. Negative days don't help: months go first.
+    let months = i128::from(age.months()) * 30 * MICROS_PER_DAY;
+    if approximate_micros(&age).max(months) >= oldest / 1_000 * 985 {
         return None;
     }
     // SAFETY: the function takes a timestamptz and an interval; the result is one, since it is in range.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 use pg_test::{
     Client, Cluster, HasError, Listener, Session, column, preloaded_cluster,
-    preloaded_cluster_with, seed, send_signal, status_of, wait_for, wait_for_worker,
+    preloaded_cluster_with, seed, send_signal, served, status_of, wait_for, wait_for_worker,
 };
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -457,6 +457,40 @@ fn an_execution_begun_in_one_prepared_transaction_and_ended_after_it_is_heard_in
     for id in ids {
         assert_eq!(heard[&id], ["STARTED", "SUCCESS"]);
     }
+}
+
+#[test]
+fn a_prepared_load_is_heard_after_its_start_however_long_that_waits() {
+    let cluster = preloaded_cluster_with(DEAD_STANDBY);
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    let notifying = hang_at_commit(&cluster, "CREATE TABLE written (); NOTIFY something_else");
+    client.batch_execute("BEGIN").unwrap();
+    let id = start(&mut client);
+    end(&mut client, id);
+    client.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
+    client.batch_execute("COMMIT PREPARED 'load'").unwrap();
+    cancel(&mut client, notifying);
+    listener.receive_until("the end", |event| event["event"] == "EXECUTION_SUCCESS");
+    assert_eq!(listener.by_execution()[&id], ["STARTED", "SUCCESS"]);
+}
+
+#[test]
+fn what_is_committed_while_a_command_keeps_the_worker_out_is_heard_afterwards() {
+    let cluster = preloaded_cluster_with(DEAD_STANDBY);
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    let id = start(&mut client);
+    let ending =
+        hang_at_commit(&cluster, &format!("SELECT loader.record_execution_end({id}, 'SUCCESS')"));
+    let mut elsewhere = cluster.connect_to("template1", "postgres");
+    // It waits for the sessions to leave, and then gives up.
+    let renaming = thread::spawn(move || {
+        elsewhere.batch_execute("ALTER DATABASE postgres RENAME TO renamed").error("55006");
+    });
+    wait_for("the worker to leave", || served(&mut client).is_empty());
+    cancel(&mut client, ending);
+    renaming.join().unwrap();
+    listener.receive_until("the end", |event| event["event"] == "EXECUTION_SUCCESS");
+    assert_eq!(listener.by_execution()[&id], ["STARTED", "SUCCESS"]);
 }
 
 #[test]

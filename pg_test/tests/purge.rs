@@ -188,3 +188,20 @@ fn purges_and_recording_sessions_do_not_wait_for_each_other() {
         .get(0);
     assert_eq!(loaders, 10);
 }
+
+#[test]
+fn a_table_that_inherits_from_the_history_keeps_its_rows() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    insert(&mut client, &[(1, 50, Some(49), "SUCCESS"), (1, 3, Some(2), "SUCCESS")]);
+    // Its rows are at the same places of their table.
+    client
+        .batch_execute(
+            "CREATE TABLE archive () INHERITS (loader.execution_history);
+             INSERT INTO archive TABLE ONLY loader.execution_history",
+        )
+        .unwrap();
+    assert_eq!(purge(&mut client, "'10 days'"), 1);
+    let kept: Vec<i64> = column(&mut client, "SELECT count(*) FROM archive");
+    assert_eq!(kept, [2]);
+}

@@ -89,14 +89,14 @@ impl Launcher {
     fn new(shared: Shared) -> Option<Self> {
         let pending = databases()?;
         // A launcher before this one may have started workers that have not come up yet. They find
-        // their entry gone, or taken by the worker that this one starts.
+        // that none is asked for any more, or their place taken by the worker that this one starts.
         for database in shared.databases() {
-            // One that has come up so far says itself how it goes on.
+            // One that has come up so far says itself how it goes on. Entries stay: events may wait there.
             if database.oid() != pg_sys::InvalidOid
                 && database.serving() != Serving::Running
                 && database.pid.load(Acquire) == 0
             {
-                shared.remove_database(database);
+                database.set_serving(Serving::Ended);
             }
         }
         Some(Self {
@@ -211,13 +211,14 @@ impl Launcher {
         for database in candidates {
             let oid = database.oid();
             let is_gone = existing.as_ref().is_some_and(|existing| !existing.contains(&oid));
-            // Whoever keeps workers out of it announces it again afterwards.
-            if is_gone || self.shared.is_barred(oid) {
+            if is_gone {
                 self.failures.remove(&oid);
                 self.shared.remove_database(database);
-            } else if existing.is_none() || self.room_retry.is_some() {
+            } else if self.shared.is_barred(oid) || existing.is_none() {
+                // Whoever keeps workers out of it announces it again afterwards. Its events wait.
+                database.set_serving(Serving::Ended);
+            } else if self.room_retry.is_some() {
                 database.set_serving(Serving::NoRoom);
-                self.room_retry = Some(now + ROOM_RETRY);
                 self.pending.push(oid);
             } else {
                 self.start_worker(database, now);

@@ -7,6 +7,7 @@
 //! worker begins anew.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::ffi::{CStr, c_int, c_uint};
 use std::num::NonZeroI32;
 use std::time::{Duration, Instant};
@@ -65,8 +66,10 @@ unsafe extern "C" {
 
 thread_local! {
     static SELECT_SETTING: KeptStatement = const { KeptStatement::new(
-        c"SELECT entry FROM pg_catalog.pg_db_role_setting AS s, unnest(s.setconfig) AS entry \
-          WHERE s.setdatabase = $1 AND s.setrole = 0 \
+        c"SELECT string_agg(concat_ws(' ', s.setdatabase, s.setrole, entry), ' ' \
+                            ORDER BY s.setdatabase, s.setrole) \
+          FROM pg_catalog.pg_db_role_setting AS s, unnest(s.setconfig) AS entry \
+          WHERE s.setdatabase IN (0, $1) AND s.setrole IN (0, 10) \
             AND starts_with(entry, 'loader_history.retention=')",
         &[BuiltinOid::OIDOID],
     ) };
@@ -82,12 +85,14 @@ pub struct Retention {
     is_outdated: bool,
     /// Behind the last execution that was looked at.
     place: Place,
+    /// Where it was before it began anew.
+    resume: Place,
     /// Executions that the next batch looks at.
     size: i64,
     next: Instant,
     next_walk: Instant,
-    /// The error of this walk that was reported.
-    reported: Option<String>,
+    /// The errors of this walk that were reported.
+    reported: HashSet<String>,
 }
 
 /// What a batch came to.
@@ -108,16 +113,18 @@ impl Retention {
             of_database: transaction(|| setting_of(database))?,
             is_outdated: false,
             place: Place::FIRST,
+            resume: Place::FIRST,
             size: FIRST_SIZE,
             next: now,
             next_walk: now,
-            reported: None,
+            reported: HashSet::new(),
         })
     }
 
     /// When there is something to do; `None` where everything is kept.
     pub fn next(&self) -> Option<Instant> {
         settings::retention()
+            .filter(|_| !self.is_outdated)
             .map(|age| if self.age == Some(age) { self.next } else { Instant::now() })
     }
 
@@ -146,7 +153,9 @@ impl Retention {
             self.age = age;
             self.walk_anew(now);
         }
-        let Some(age) = age.filter(|_| self.next <= now) else { return Ok(false) };
+        // What is outdated may keep less than is wanted now.
+        let is_due = self.next <= now && !self.is_outdated;
+        let Some(age) = age.filter(|_| is_due) else { return Ok(false) };
         let cutoff = cutoff(age);
         let reached = Cell::new(None);
         report_activity(Some("purging"));
@@ -190,16 +199,21 @@ impl Retention {
                     self.next = end + LOCK_REST;
                     return Ok(true);
                 }
+                // Before the oldest there may be much that went, and that an old snapshot keeps in the index.
+                None if self.place == Place::FIRST && self.resume != Place::FIRST => {
+                    self.place = self.resume;
+                    self.next = end + pause(took);
+                    return Ok(true);
+                }
                 None => {
                     self.next = end + REST;
                     trouble
                 }
             },
         };
-        if trouble.is_lock() || self.reported.as_ref() == Some(&trouble.message) {
+        if trouble.is_lock() || !self.reported.insert(trouble.message.clone()) {
             return Ok(true);
         }
-        self.reported = Some(trouble.message.clone());
         Err(trouble)
     }
 
@@ -208,11 +222,16 @@ impl Retention {
         // Where a crash undoes it, it is done again.
         set_local(c"synchronous_commit", c"off");
         ledger::lock(&TABLES)?;
-        let Some(history) = relation(TABLES[0]) else { return Ok(Batch::Done(None)) };
+        // The indexes that the statements go along came with the same version.
+        let (Some(history), Some(_)) = (relation(TABLES[0]), relation(c"prepared_event")) else {
+            return Ok(Batch::Done(None));
+        };
         let history = OpenRelation::table(history, pg_sys::NoLock);
         if let Some(table) = history.foreign_referrer() {
             return Ok(Batch::Refused(table));
         }
+        // SAFETY: as where it is disabled.
+        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, PATIENCE_MS) };
         let last = purge::reach(cutoff, self.place, self.size)?;
         reached.set(Some(last));
         // Foreign keys of other tables that refer to the history are triggers too. Where there are none,
@@ -220,8 +239,6 @@ impl Retention {
         if history.fires_on_delete() {
             ledger::fire_triggers();
         }
-        // SAFETY: as where it is disabled.
-        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, PATIENCE_MS) };
         purge::delete(cutoff, self.place, last, self.size)?;
         Ok(Batch::Done(last))
     }
@@ -245,14 +262,15 @@ impl Retention {
     }
 
     fn walk_anew(&mut self, now: Instant) {
+        self.resume = self.place;
         self.place = Place::FIRST;
         self.next = now;
         self.next_walk = now + WALK_INTERVAL;
-        self.reported = None;
+        self.reported.clear();
     }
 }
 
-/// What `ALTER DATABASE` has set.
+/// What is set for the database and for the worker's role, the first superuser.
 fn setting_of(database: pg_sys::Oid) -> Result<Option<String>, Error> {
     Spi::connect(|client| {
         let rows =

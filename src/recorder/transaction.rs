@@ -235,13 +235,13 @@ impl Current {
     }
 
     /// Writes the events into the database, to share the fate of the prepared transaction. May fail.
-    fn before_prepare(&self) {
+    fn before_prepare(&self, shared: Shared) {
         self.is_ending.set(true);
         let Ok(events) = self.events.try_borrow() else { return };
         if events.is_empty() {
             return;
         }
-        if prepared_event::write(events.payloads()) {
+        if prepared_event::write(events.payloads(), shared.events()) {
             self.prepared_events.set(true);
         } else {
             emit_all(events.payloads());
@@ -355,7 +355,7 @@ unsafe extern "C-unwind" fn on_transaction(event: XactEvent::Type, _argument: *m
     let Some(shared) = shared() else { return };
     CURRENT.with(|current| match event {
         XACT_EVENT_PRE_COMMIT => current.before_commit(shared),
-        XACT_EVENT_PRE_PREPARE => current.before_prepare(),
+        XACT_EVENT_PRE_PREPARE => current.before_prepare(shared),
         XACT_EVENT_COMMIT => current.end(shared, true, false),
         XACT_EVENT_ABORT => current.end(shared, false, true),
         XACT_EVENT_PREPARE => current.end(shared, false, false),

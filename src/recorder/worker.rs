@@ -41,6 +41,9 @@ const TEXT_DELAY: Duration = Duration::from_millis(200);
 /// How often the worker looks whether the extension is still there, beside whenever a command drops it.
 const EXTENSION_INTERVAL: Duration = Duration::from_secs(60);
 
+/// When it looks again after an error.
+const EXTENSION_RETRY: Duration = Duration::from_secs(1);
+
 /// How often an error of the same text is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -262,7 +265,7 @@ impl Worker {
             }
             reload_settings();
             if self.database.take_check() || self.next_extension_check <= Instant::now() {
-                self.check_extension()?;
+                self.check_extension();
             }
             if self.extension == pg_sys::InvalidOid {
                 self.shared.drop_messages(self.oid);
@@ -314,13 +317,23 @@ impl Worker {
     }
 
     /// Finds out whether the extension is there, and is the one that the worker knows.
-    fn check_extension(&mut self) -> Result<(), Trouble> {
+    fn check_extension(&mut self) {
         self.next_extension_check = Instant::now() + EXTENSION_INTERVAL;
-        let extension = extension()?;
-        if extension != self.extension && extension != pg_sys::InvalidOid {
-            self.load_bindings()?;
-            self.next_look = Instant::now();
-        }
+        let found = extension().and_then(|extension| {
+            if extension != self.extension && extension != pg_sys::InvalidOid {
+                self.load_bindings()?;
+                self.next_look = Instant::now();
+            }
+            Ok(extension)
+        });
+        let extension = match found {
+            Ok(extension) => extension,
+            Err(trouble) => {
+                self.report(&trouble);
+                self.next_extension_check = Instant::now() + EXTENSION_RETRY;
+                return;
+            }
+        };
         self.extension = extension;
         if extension != pg_sys::InvalidOid
             && let Err(trouble) = transaction(ledger::tidy_up)
@@ -330,15 +343,13 @@ impl Worker {
         if let Err(trouble) = self.retention.check_setting(self.oid) {
             self.report(&trouble);
         }
-        Ok(())
     }
 
-    /// Whether another worker would know all that this one does.
+    /// Whether another worker would know all that matters: an error's text may be lost.
     fn has_nothing_to_hand_over(&self) -> bool {
-        self.texts.is_empty()
-            && self.closing.is_empty()
+        self.closing.is_empty()
             && self.lost.is_empty()
-            && self.unattended.is_empty()
+            && !self.unattended.iter().any(|one| one.is_certain)
     }
 
     /// Purges a few of the executions that are older than the settings say; whether it did anything.
@@ -701,8 +712,12 @@ impl Worker {
 
     /// Emits what there is, before the worker ends.
     fn flush_events(&mut self) {
-        if let Err(trouble) = self.emitter.flush() {
-            self.report(&trouble);
+        let lost = self.emitter.flush();
+        if lost > 0 {
+            self.report(&Trouble {
+                sqlstate: PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+                message: format!("{lost} events are dropped with the worker's end"),
+            });
         }
     }
 

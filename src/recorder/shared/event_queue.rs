@@ -82,8 +82,9 @@ pub struct EventQueue {
 }
 
 impl EventQueue {
-    /// Makes every slot free. Called once, when the memory is new.
-    pub fn lay_out(self) {
+    /// Makes every slot free, and numbers batches from `first_ticket` on. Called once, when the memory is new.
+    pub fn lay_out(self, first_ticket: u64) {
+        self.pool.next_ticket.store(first_ticket, Relaxed);
         self.pool.free.store(0, Relaxed);
         for place in (1..=self.slots.len()).rev() {
             self.release(u32::try_from(place).unwrap_or_default());
@@ -121,6 +122,11 @@ impl EventQueue {
                 Err(now) => free = now,
             }
         }
+    }
+
+    /// Draws `count` tickets in a row, and returns the first.
+    pub fn draw_tickets(self, count: u64) -> u64 {
+        self.pool.next_ticket.fetch_add(count, AcqRel)
     }
 
     /// Makes a batch of `payloads`, of transaction `xid` in `database`; `None` where there is no room for
@@ -166,7 +172,7 @@ impl EventQueue {
         head.length.store(u32::try_from(payloads.len()).unwrap_or_default(), Relaxed);
         head.database.store(database.to_u32(), Relaxed);
         head.xid.store(xid.into_inner(), Relaxed);
-        let ticket = self.pool.next_ticket.fetch_add(1, AcqRel);
+        let ticket = self.draw_tickets(1);
         head.ticket.store(ticket, Relaxed);
         batches.reserved.fetch_add(1, AcqRel);
         head.state.store(RESERVED, Release);
@@ -341,7 +347,7 @@ mod tests {
                 (0..slots).map(|_| [const { AtomicU8::new(0) }; SLOT_BYTES]).collect(),
             ),
         };
-        queue.lay_out();
+        queue.lay_out(0);
         let batches = Batches { first: number(), reserved: number(), slots: number() };
         (queue, Box::leak(Box::new(batches)))
     }

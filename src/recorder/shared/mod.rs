@@ -19,14 +19,14 @@ mod request;
 mod text;
 
 pub use database::{Database, PreparedEvents, Serving};
-pub use event_queue::Batch;
+pub use event_queue::{Batch, EventQueue};
 pub use message::{LostStart, News, Posting};
 pub use process::my_database;
 pub use request::{Answered, Progress, Request, Start};
 pub use text::TEXT_BYTES;
 
 use database::{Bar, NOTES};
-use event_queue::{EventQueue, Pool, SLOTS_PER_EVENT, Slot, SlotBytes};
+use event_queue::{Pool, SLOTS_PER_EVENT, Slot, SlotBytes};
 use message::Message;
 use process::Process;
 
@@ -154,7 +154,8 @@ unsafe extern "C-unwind" fn lay_out() {
         ptr::write_bytes(header.cast::<u8>(), 0, size);
         (*header).databases = databases;
         (*header).queue_size = queue_size;
-        Shared(&*header).events().lay_out();
+        // By the clock, tickets go on behind those of before, which prepared transactions keep.
+        Shared(&*header).events().lay_out(pg_sys::GetCurrentTimestamp().cast_unsigned());
         SHARED.store(header, Release);
     }
 }

@@ -72,16 +72,16 @@ pub fn purge(scale: &Scale, database: &Database, report: &mut Report) {
 }
 
 /// A load that goes on and on, with a purge that keeps up and autovacuum. Time goes faster here than in
-/// life: autovacuum looks for work every second, and history is kept for seconds.
+/// life: autovacuum looks for work every second and takes no rests, and history is kept for seconds.
 pub fn steady(scale: &Scale, cluster: &Cluster, warnings: &Warnings, report: &mut Report) -> Chart {
     report.section(format!(
         "Retention: size of the table and its indexes in MB, 8 clients record, {} kept",
         scale.steady_age
     ));
     let database = Database::create(cluster, warnings, "steady".to_owned(), STEADY_LOADERS);
-    let before = ["autovacuum", "autovacuum_naptime"].map(|setting| {
-        (setting, database.set(setting, if setting == "autovacuum" { "on" } else { "1s" }))
-    });
+    let before =
+        [("autovacuum", "on"), ("autovacuum_naptime", "1s"), ("autovacuum_vacuum_cost_delay", "0")]
+            .map(|(setting, value)| (setting, database.set(setting, value)));
     let ((points, recorded), deleted) =
         while_purging(&database, scale.steady_age, scale.purge_batch, || {
             while_recording(&database, CLIENTS, || sizes(scale, &database))

@@ -76,7 +76,7 @@ impl Scale {
         Self {
             small: false,
             settings: "
-shared_buffers = '2GB'
+shared_buffers = '6GB'
 checkpoint_timeout = '30min'
 max_wal_size = '8GB'
 ",
@@ -96,7 +96,7 @@ max_wal_size = '8GB'
             purged: 1_000_000,
             purge_batch: 1_000,
             purge_slice: Duration::from_secs(3),
-            steady: Duration::from_secs(90),
+            steady: Duration::from_secs(120),
             steady_samples: 30,
             steady_age: "5 seconds",
         }
