@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::fs;
 
 use pg_test::{
-    Cluster, Example, cluster_with_extension, column, examples, masked, wait_for_worker,
+    Cluster, Example, cluster_with_extension, column, examples, masked, wait_for, wait_for_worker,
 };
 
 const README: &str = include_str!("../../README.md");
@@ -58,7 +58,16 @@ fn every_example_prints_what_the_readme_says() {
             }
             _ => continue,
         }
+        // A setting of the database's brings another worker.
+        let mut restarted = block
+            .body
+            .contains("ALTER DATABASE app SET loader_history")
+            .then(|| cluster.connect_to(DATABASE, "postgres"));
+        let worker = restarted.as_mut().map(wait_for_worker);
         let (succeeded, printed) = block.run(&cluster, DATABASE);
+        if let Some(client) = &mut restarted {
+            wait_for("another worker", || Some(wait_for_worker(client)) != worker);
+        }
         if let Some(problem) = block.problem(succeeded, &printed) {
             let Example { line, body, .. } = block;
             writeln!(problems, "README.md:{line}: {problem}\n{body}\nprinted:\n{printed}").unwrap();
