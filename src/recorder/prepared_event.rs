@@ -49,12 +49,12 @@ pub struct PreparedEvent {
 pub fn write(payloads: &[u8], queue: EventQueue) -> bool {
     let Some(table) = relation(TABLE) else { return false };
     let table = OpenRelation::table(table, pg_sys::RowExclusiveLock);
-    // SAFETY: the relation is open, and its descriptor has as many columns as it says.
+    // SAFETY: the relation is open; SPI_gettypeid() itself checks the column's number.
     let is_ours = unsafe {
         let descriptor = (*table.as_ptr()).rd_att;
-        let count = usize::try_from((*descriptor).natts).unwrap_or_default();
-        let columns = (*descriptor).attrs.as_slice(count);
-        columns.iter().map(|column| column.atttypid).eq(COLUMNS)
+        let types =
+            (1..=(*descriptor).natts).map(|column| pg_sys::SPI_gettypeid(descriptor, column));
+        types.eq(COLUMNS)
     };
     if !is_ours {
         return false;
