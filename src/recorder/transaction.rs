@@ -250,20 +250,23 @@ impl Current {
 
     /// Gives the events to the worker, or drops them.
     fn hand_over_events(&self, shared: Shared, committed: bool) {
-        let database = shared.database(my_database());
+        // Looked up only where there are events: this runs at the end of every transaction.
+        let database = || shared.database(my_database());
         if let Some(batch) = self.batch.take() {
-            let batches = database.map(|database| &database.events);
-            match database.filter(|_| committed) {
-                Some(database) => {
+            match database() {
+                Some(database) if committed => {
                     if shared.events().publish(&database.events, batch) {
                         database.worker.wake();
                     }
                 }
-                None => shared.events().give_back(batches, batch),
+                database => {
+                    let batches = database.map(|database| &database.events);
+                    shared.events().give_back(batches, batch);
+                }
             }
         }
         if self.prepared_events.take()
-            && let Some(database) = database
+            && let Some(database) = database()
         {
             database.note_prepared_events(PreparedEvents::Some);
         }
