@@ -1,17 +1,19 @@
 //! `loader.get_execution_history`: the history as pages of JSON.
 
-use std::sync::LazyLock;
+use std::ffi::CString;
 
 use chrono::{DateTime, Utc};
-use pgrx::datum::TimestampWithTimeZone;
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::spi::{self, SpiHeapTupleData};
-use pgrx::{JsonB, Spi, pg_extern};
+use pgrx::pg_sys::{self, BuiltinOid};
+use pgrx::{AnyElement, FromDatum, Spi, direct_function_call_as_datum, pg_extern};
 use serde::Serialize;
 
 use crate::cursor::Cursor;
 use crate::error::Error;
 use crate::execution::Status;
+use crate::local_settings::{LocalSettings, Setting};
+use crate::statement::{KeptPlan, Rows, Sight, timestamptz};
 use crate::time::from_postgres;
 
 /// The largest page, in executions.
@@ -27,36 +29,108 @@ struct Page {
     next_cursor: Option<String>,
 }
 
-/// An execution as a page shows it.
+/// An execution as a page shows it. The fields are in jsonb's own order, which saves sorting them: by
+/// length, then by name.
 #[derive(Serialize)]
 struct Execution {
     id: i64,
-    loader_id: i64,
-    execution_start: DateTime<Utc>,
-    execution_end: Option<DateTime<Utc>>,
     status: String,
+    loader_id: i64,
     record_count: Option<i32>,
     error_message: Option<String>,
+    execution_end: Option<DateTime<Utc>>,
     error_truncated: bool,
+    execution_start: DateTime<Utc>,
     duration_seconds: Option<i32>,
 }
 
-/// Arguments that are NULL are constants to the planner, and their conditions vanish: each
-/// combination of filters gets the plan, and the index, that is its own.
-static SELECT_PAGE: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "SELECT id, loader_id, execution_start, execution_end, status::pg_catalog.text, record_count, \
-                pg_catalog.left(error_message, {}), duration_seconds \
-         FROM loader.execution_details \
-         WHERE ($1 IS NULL OR loader_id OPERATOR(pg_catalog.=) $1) \
-           AND ($2 IS NULL OR status OPERATOR(pg_catalog.=) $2) \
-           AND ($3 IS NULL OR execution_start OPERATOR(pg_catalog.>=) $3) \
-           AND ($4 IS NULL OR execution_start OPERATOR(pg_catalog.<) $4) \
-           AND ($5 IS NULL OR (execution_start, id) OPERATOR(pg_catalog.<) ($5, $6)) \
-         ORDER BY execution_start DESC, id DESC LIMIT $7",
-        MAX_ERROR_CHARACTERS + 1,
-    )
-});
+/// Settings under which a page is planned: along an index in the order of the page, or, of what runs of
+/// one loader, by a few entries that are sorted. Statistics that are old or missing must not bring
+/// another plan.
+const PLANNER_SETTINGS: [Setting; 6] = [
+    (c"plan_cache_mode", c"force_generic_plan"),
+    (c"enable_indexscan", c"on"),
+    (c"enable_seqscan", c"off"),
+    (c"enable_bitmapscan", c"off"),
+    (c"max_parallel_workers_per_gather", c"0"),
+    (c"jit", c"off"),
+];
+
+/// Types of the arguments of every page's statement, whether it uses them or not: the loader, the
+/// earliest start, the latest one, the id where that is taken, and the most rows.
+const ARGUMENTS: [BuiltinOid; 5] = [
+    BuiltinOid::INT8OID,
+    BuiltinOid::TIMESTAMPTZOID,
+    BuiltinOid::TIMESTAMPTZOID,
+    BuiltinOid::INT8OID,
+    BuiltinOid::INT8OID,
+];
+
+/// How a page is limited to what is older.
+#[derive(Clone, Copy)]
+enum Before {
+    /// Not at all: it begins with the newest.
+    Nothing,
+    /// By the start of its executions.
+    Start,
+    /// By start and id: it continues another page.
+    Row,
+}
+
+/// Which conditions a page has. Each combination is a statement of its own, so that each gets the
+/// plan, and the index, that is its own.
+#[derive(Clone, Copy)]
+struct Conditions {
+    loader: bool,
+    status: Option<Status>,
+    from: bool,
+    before: Before,
+}
+
+/// How many combinations there are.
+const COMBINATIONS: usize = 2 * (Status::ALL.len() + 1) * 2 * 3;
+
+thread_local! {
+    static PLANS: [KeptPlan; COMBINATIONS] = const { [const { KeptPlan::new() }; COMBINATIONS] };
+}
+
+impl Conditions {
+    /// A number for each combination, below [`COMBINATIONS`].
+    fn number(self) -> usize {
+        let status = Status::ALL.iter().position(|&status| Some(status) == self.status);
+        let status = status.map_or(0, |position| position + 1);
+        let flags = usize::from(self.loader) * 2 + usize::from(self.from);
+        (self.before as usize * (Status::ALL.len() + 1) + status) * 4 + flags
+    }
+
+    /// The statement. Statuses are written out: an index may be limited to one.
+    fn sql(self) -> String {
+        let mut sql = format!(
+            "SELECT id, loader_id, execution_start, execution_end, status::pg_catalog.text, record_count, \
+                    pg_catalog.left(error_message, {}), duration_seconds \
+             FROM loader.execution_details WHERE true",
+            MAX_ERROR_CHARACTERS + 1,
+        );
+        if self.loader {
+            sql += " AND loader_id OPERATOR(pg_catalog.=) $1";
+        }
+        if let Some(status) = self.status {
+            sql += " AND status OPERATOR(pg_catalog.=) '";
+            sql += status.as_str();
+            sql += "'";
+        }
+        if self.from {
+            sql += " AND execution_start OPERATOR(pg_catalog.>=) $2";
+        }
+        sql += match self.before {
+            Before::Nothing => "",
+            Before::Start => " AND execution_start OPERATOR(pg_catalog.<) $3",
+            Before::Row => " AND (execution_start, id) OPERATOR(pg_catalog.<) ($3, $4)",
+        };
+        sql += " ORDER BY execution_start DESC, id DESC LIMIT $5";
+        sql
+    }
+}
 
 /// One page of the history of one loader or of all.
 #[pg_extern(sql = false)]
@@ -67,7 +141,7 @@ fn get_execution_history(
     status: Option<&str>,
     started_from: Option<TimestampWithTimeZone>,
     started_before: Option<TimestampWithTimeZone>,
-) -> Result<JsonB, ErrorReport> {
+) -> Result<Option<AnyElement>, ErrorReport> {
     let page_size = page_size.ok_or(Error::MissingArgument("page_size"))?;
     if !(1..=MAX_PAGE_SIZE).contains(&page_size) {
         return Err(Error::PageSizeOutOfRange(page_size).into());
@@ -82,21 +156,32 @@ fn get_execution_history(
         })
         .transpose()?;
 
+    // One bound from above, the tighter one: with two PostgreSQL may begin its search at the other.
+    let started_before = started_before.map(TimestampWithTimeZone::into_inner);
+    let (before, latest) = match (cursor, started_before) {
+        (None, None) => (Before::Nothing, None),
+        (Some(cursor), limit) if limit.is_none_or(|limit| cursor.start < limit) => {
+            (Before::Row, Some(cursor.start))
+        }
+        (_, limit) => (Before::Start, limit),
+    };
+    let conditions =
+        Conditions { loader: loader_id.is_some(), status, from: started_from.is_some(), before };
     let arguments = [
         loader_id.into(),
-        status.map(Status::as_str).into(),
         started_from.into(),
-        started_before.into(),
-        cursor.and_then(|cursor| TimestampWithTimeZone::try_from(cursor.start).ok()).into(),
+        latest.map_or_else(DatumWithOid::null::<TimestampWithTimeZone>, timestamptz),
         cursor.map(|cursor| cursor.id).into(),
         // One more than the page holds tells whether another follows.
         (i64::from(page_size) + 1).into(),
     ];
     let mut rows = Spi::connect(|client| {
-        client
-            .select(SELECT_PAGE.as_str(), None, &arguments)?
-            .map(read_row)
-            .collect::<Result<Vec<_>, _>>()
+        let _planned_so = LocalSettings::set(&PLANNER_SETTINGS);
+        let found = PLANS.with(|plans| {
+            let sql = || CString::new(conditions.sql()).unwrap_or_default().into();
+            plans[conditions.number()].run(client, sql, &ARGUMENTS, Sight::Caller, &arguments)
+        })?;
+        Ok((0..found.len()).map(|row| read_row(&found, row)).collect::<Vec<_>>())
     })
     .map_err(Error::Spi)?;
 
@@ -105,15 +190,27 @@ fn get_execution_history(
     rows.truncate(size);
     let next_cursor = rows.last().filter(|_| more).map(|(position, _)| position.to_string());
     let page = Page { executions: rows.into_iter().map(|(_, row)| row).collect(), next_cursor };
-    Ok(JsonB(serde_json::to_value(page).map_err(Error::Json)?))
+    let json = serde_json::to_string(&page).map_err(Error::Json)?;
+    Ok(jsonb(CString::new(json).unwrap_or_default()))
 }
 
-/// A row of [`SELECT_PAGE`], and where it stands in the history.
-fn read_row(row: SpiHeapTupleData<'_>) -> spi::Result<(Cursor, Execution)> {
-    let id = row.get::<i64>(1)?.unwrap_or_default();
-    let start = row.get::<TimestampWithTimeZone>(3)?.map_or(0, TimestampWithTimeZone::into_inner);
-    let end = row.get::<TimestampWithTimeZone>(4)?.map(TimestampWithTimeZone::into_inner);
-    let mut error_message = row.get::<String>(7)?;
+/// The jsonb that is written as `json`. (pgrx's own type for it would make a tree of values first.)
+fn jsonb(json: CString) -> Option<AnyElement> {
+    // SAFETY: jsonb_in() takes a C string and returns a jsonb, in the current memory context.
+    unsafe {
+        let datum = direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(json.as_ptr().into())])?;
+        AnyElement::from_polymorphic_datum(datum, false, pg_sys::JSONBOID)
+    }
+}
+
+/// A row of a page's statement, and where it stands in the history.
+fn read_row(rows: &Rows<'_>, row: u64) -> (Cursor, Execution) {
+    let time = |column| {
+        rows.get::<TimestampWithTimeZone>(row, column).map(TimestampWithTimeZone::into_inner)
+    };
+    let id = rows.get(row, 1).unwrap_or_default();
+    let start = time(3).unwrap_or_default();
+    let mut error_message = rows.get::<String>(row, 7);
     let cut = error_message
         .as_deref()
         .and_then(|message| message.char_indices().nth(MAX_ERROR_CHARACTERS))
@@ -123,14 +220,14 @@ fn read_row(row: SpiHeapTupleData<'_>) -> spi::Result<(Cursor, Execution)> {
     }
     let execution = Execution {
         id,
-        loader_id: row.get(2)?.unwrap_or_default(),
+        loader_id: rows.get(row, 2).unwrap_or_default(),
         execution_start: from_postgres(start),
-        execution_end: end.map(from_postgres),
-        status: row.get(5)?.unwrap_or_default(),
-        record_count: row.get(6)?,
+        execution_end: time(4).map(from_postgres),
+        status: rows.get(row, 5).unwrap_or_default(),
+        record_count: rows.get(row, 6),
         error_message,
         error_truncated: cut.is_some(),
-        duration_seconds: row.get(8)?,
+        duration_seconds: rows.get(row, 8),
     };
-    Ok((Cursor { start, id }, execution))
+    (Cursor { start, id }, execution)
 }

@@ -7,6 +7,7 @@ mod error;
 mod event;
 mod execution;
 mod history;
+mod local_settings;
 mod lookup;
 mod notify;
 mod purge;

@@ -4,15 +4,14 @@
 //! rule: never a RUNNING execution, nor a loader's newest, its newest SUCCESS or its newest FAILED. What
 //! is newest stays so under every purge, so purges need not know of each other.
 
-use std::ffi::CStr;
-
-use pgrx::datum::{DatumWithOid, Interval, TimestampWithTimeZone};
+use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::{IntoDatum, Spi, direct_function_call, pg_extern};
 
 use crate::error::Error;
-use crate::statement::{KeptStatement, Sight, require_writable};
+use crate::local_settings::{LocalSettings, Setting};
+use crate::statement::{KeptStatement, Sight, require_writable, timestamptz};
 use crate::time::FIRST_TIMESTAMP;
 
 /// Executions that a batch of `loader.purge_execution_history` looks at, at most.
@@ -22,7 +21,7 @@ const MICROS_PER_DAY: i128 = 24 * 60 * 60 * 1_000_000;
 
 /// Settings under which the statements are planned. Each has one good plan, along the index by end,
 /// with a probe or two a row; statistics that are old or missing must not bring another.
-const PLANNER_SETTINGS: [(&CStr, &CStr); 9] = [
+const PLANNER_SETTINGS: [Setting; 9] = [
     (c"plan_cache_mode", c"force_generic_plan"),
     (c"enable_indexscan", c"on"),
     (c"enable_indexonlyscan", c"on"),
@@ -105,21 +104,16 @@ impl Place {
     }
 }
 
-/// A `timestamptz` of PostgreSQL's microseconds; the ends of the range are its infinities.
-fn time(micros: i64) -> DatumWithOid<'static> {
-    // SAFETY: a timestamptz is passed by value, as a bigint is, and all values of one are values of it.
-    unsafe { DatumWithOid::new(micros, pg_sys::TIMESTAMPTZOID) }
-}
-
 /// The place of the last one of the next `looked` executions behind `after` that ended before `cutoff`;
 /// `None` where there are fewer.
 ///
 /// # Errors
 /// What SPI says of a call.
 pub fn reach(cutoff: i64, after: Place, looked: i64) -> Result<Option<Place>, Error> {
-    let _pinned = Pinned::new();
+    let _pinned = LocalSettings::set(&PLANNER_SETTINGS);
     Spi::connect(|client| {
-        let arguments = [time(cutoff), time(after.end), after.id.into(), looked.into()];
+        let arguments =
+            [timestamptz(cutoff), timestamptz(after.end), after.id.into(), looked.into()];
         let rows = REACH.with(|reach| reach.run(client, Sight::Usual, &arguments))?;
         let end = rows.get::<TimestampWithTimeZone>(0, 1).map(TimestampWithTimeZone::into_inner);
         Ok(end.zip(rows.get(0, 2)).map(|(end, id)| Place { end, id }))
@@ -133,14 +127,14 @@ pub fn reach(cutoff: i64, after: Place, looked: i64) -> Result<Option<Place>, Er
 /// # Errors
 /// What SPI says of a call.
 pub fn delete(cutoff: i64, after: Place, last: Option<Place>, max_rows: i64) -> Result<i64, Error> {
-    let _pinned = Pinned::new();
+    let _pinned = LocalSettings::set(&PLANNER_SETTINGS);
     let last = last.unwrap_or(Place::LAST);
     Spi::connect(|client| {
         let arguments = [
-            time(cutoff),
-            time(after.end),
+            timestamptz(cutoff),
+            timestamptz(after.end),
             after.id.into(),
-            time(last.end),
+            timestamptz(last.end),
             last.id.into(),
             max_rows.into(),
         ];
@@ -200,40 +194,4 @@ fn cutoff(age: Interval) -> Option<i64> {
     };
     // Days of a negative interval that is positive as a whole may be longer than its months.
     cutoff.map(|cutoff| cutoff.min(now))
-}
-
-/// The planner's settings, until this is dropped.
-struct Pinned(i32);
-
-impl Pinned {
-    fn new() -> Self {
-        // SAFETY: in a transaction; names and values are static C strings that PostgreSQL copies. An
-        // abort sets all back too.
-        unsafe {
-            let level = pg_sys::NewGUCNestLevel();
-            for (name, value) in PLANNER_SETTINGS {
-                pg_sys::set_config_option(
-                    name.as_ptr(),
-                    value.as_ptr(),
-                    pg_sys::GucContext::PGC_USERSET,
-                    pg_sys::GucSource::PGC_S_SESSION,
-                    pg_sys::GucAction::GUC_ACTION_SAVE,
-                    true,
-                    0,
-                    false,
-                );
-            }
-            Self(level)
-        }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // While an error unwinds, the abort that follows sets them back.
-        if !std::thread::panicking() {
-            // SAFETY: what new() began, in the same (sub)transaction.
-            unsafe { pg_sys::AtEOXact_GUC(false, self.0) };
-        }
-    }
 }

@@ -4,6 +4,7 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use crate::local_settings::LocalSettings;
 use crate::lookup::OpenRelation;
 
 /// The rights of the current session, restricted until this is dropped.
@@ -12,9 +13,15 @@ use crate::lookup::OpenRelation;
 /// indexes and constraints. Restricted, they cannot leave anything behind, neither a deferred trigger
 /// that runs after them with the session's own rights, nor a setting.
 pub struct Restricted {
+    // Dropped in this order, as PostgreSQL does it: settings go back with the rights still restricted.
+    _settings: LocalSettings,
+    _user: RestrictedUser,
+}
+
+/// Who the session was, and under which restrictions.
+struct RestrictedUser {
     user: pg_sys::Oid,
     context: i32,
-    settings: i32,
 }
 
 /// The extension's own triggers on the history.
@@ -34,27 +41,24 @@ impl Restricted {
     }
 
     fn new() -> Self {
-        let mut saved = Self { user: pg_sys::InvalidOid, context: 0, settings: 0 };
         let restriction = pg_sys::SECURITY_RESTRICTED_OPERATION.cast_signed();
+        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
         // SAFETY: reads and sets the state of the current session; an abort sets it back too.
         unsafe {
-            pg_sys::GetUserIdAndSecContext(&raw mut saved.user, &raw mut saved.context);
-            pg_sys::SetUserIdAndSecContext(saved.user, saved.context | restriction);
-            saved.settings = pg_sys::NewGUCNestLevel();
+            pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
+            pg_sys::SetUserIdAndSecContext(user, context | restriction);
         }
-        saved
+        let user = RestrictedUser { user, context };
+        Self { _settings: LocalSettings::set(&[]), _user: user }
     }
 }
 
-impl Drop for Restricted {
+impl Drop for RestrictedUser {
     fn drop(&mut self) {
-        // While an error unwinds, the abort that follows sets both back.
+        // While an error unwinds, the abort that follows sets it back.
         if !std::thread::panicking() {
             // SAFETY: what new() saved, in the same (sub)transaction.
-            unsafe {
-                pg_sys::AtEOXact_GUC(false, self.settings);
-                pg_sys::SetUserIdAndSecContext(self.user, self.context);
-            }
+            unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
         }
     }
 }

@@ -1,5 +1,6 @@
 //! SQL statements that a session plans once and keeps, and the snapshots that they run with.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
@@ -15,14 +16,19 @@ use pgrx::{FromDatum, IntoDatum, Spi};
 pub struct KeptStatement {
     sql: &'static CStr,
     arguments: &'static [BuiltinOid],
-    plan: Cell<pg_sys::SPIPlanPtr>,
+    plan: KeptPlan,
 }
+
+/// The plan of a statement whose text its user makes, when it is first used in a session.
+pub struct KeptPlan(Cell<pg_sys::SPIPlanPtr>);
 
 /// Which rows a statement sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sight {
     /// Those that the transaction's isolation level shows.
     Usual,
+    /// Those that the calling statement sees: for functions that only read.
+    Caller,
     /// What is committed by now, in every isolation level, and without a predicate lock.
     ///
     /// For statements that find single rows by an index scan or by their TID: others need a snapshot
@@ -33,7 +39,7 @@ pub enum Sight {
 impl KeptStatement {
     /// The statement `sql`, whose `$n` are of the types `arguments`.
     pub const fn new(sql: &'static CStr, arguments: &'static [BuiltinOid]) -> Self {
-        Self { sql, arguments, plan: Cell::new(ptr::null_mut()) }
+        Self { sql, arguments, plan: KeptPlan::new() }
     }
 
     /// Runs the statement.
@@ -46,15 +52,37 @@ impl KeptStatement {
         sight: Sight,
         arguments: &[DatumWithOid<'_>],
     ) -> spi::Result<Rows<'conn>> {
-        if self.plan.get().is_null() {
-            let types: Vec<_> = self.arguments.iter().map(|oid| oid.value()).collect();
-            let plan = prepare(client, self.sql, &types)?;
+        self.plan.run(client, || Cow::Borrowed(self.sql), self.arguments, sight, arguments)
+    }
+}
+
+impl KeptPlan {
+    /// Nothing planned yet.
+    pub const fn new() -> Self {
+        Self(Cell::new(ptr::null_mut()))
+    }
+
+    /// Runs the statement `sql`, always the same one, whose `$n` are of the types `types`.
+    ///
+    /// # Errors
+    /// What SPI says of the call; errors of the statement itself pass as PostgreSQL raised them.
+    pub fn run<'conn>(
+        &self,
+        client: &SpiClient<'conn>,
+        sql: impl FnOnce() -> Cow<'static, CStr>,
+        types: &[BuiltinOid],
+        sight: Sight,
+        arguments: &[DatumWithOid<'_>],
+    ) -> spi::Result<Rows<'conn>> {
+        if self.0.get().is_null() {
+            let types: Vec<_> = types.iter().map(|oid| oid.value()).collect();
+            let plan = prepare(client, &sql(), &types)?;
             // SAFETY: `plan` was just prepared, within the SPI connection of `client`.
             unsafe { pg_sys::SPI_keepplan(plan) };
-            self.plan.set(plan);
+            self.0.set(plan);
         }
         // SAFETY: a kept plan lives as long as the session.
-        unsafe { execute(client, self.plan.get(), sight, arguments) }
+        unsafe { execute(client, self.0.get(), sight, arguments) }
     }
 }
 
@@ -102,7 +130,7 @@ unsafe fn execute<'conn>(
         .unzip();
     let mut latest;
     let snapshot = match sight {
-        Sight::Usual => ptr::null_mut(),
+        Sight::Usual | Sight::Caller => ptr::null_mut(),
         Sight::Latest => {
             // SAFETY: in a transaction, so there is a latest snapshot; the copy is used, and copied by
             // SPI, before another can be taken. Of type SELF the executor sees what is committed at
@@ -124,7 +152,7 @@ unsafe fn execute<'conn>(
             nulls.as_ptr(),
             snapshot,
             ptr::null_mut(),
-            false,
+            sight == Sight::Caller,
             true,
             0,
         );
@@ -174,6 +202,12 @@ impl Rows<'_> {
             T::from_datum(datum, null)
         }
     }
+}
+
+/// A `timestamptz` of PostgreSQL's microseconds; the ends of the range are its infinities.
+pub fn timestamptz(micros: i64) -> DatumWithOid<'static> {
+    // SAFETY: a timestamptz is passed by value, as a bigint is, and all values of one are values of it.
+    unsafe { DatumWithOid::new(micros, pg_sys::TIMESTAMPTZOID) }
 }
 
 /// Whether the current transaction may write; `Err` says why not.

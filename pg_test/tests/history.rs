@@ -50,33 +50,86 @@ fn every_filter_pages_through_all_of_it_in_order() {
                FROM (SELECT n, now() - make_interval(mins => n * 37 % 50) AS t FROM generate_series(1, 500) AS n) AS s",
         )
         .unwrap();
-    for (arguments, condition) in [
-        ("", "true"),
-        ("loader_id => 2, ", "loader_id = 2"),
-        ("status => 'FAILED', ", "status = 'FAILED'"),
-        ("loader_id => 3, status => 'RUNNING', ", "loader_id = 3 AND status = 'RUNNING'"),
-        (
-            "started_from => now() - interval '20 min', ",
-            "execution_start >= now() - interval '20 min'",
-        ),
-        (
-            "started_before => now() - interval '20 min', ",
-            "execution_start < now() - interval '20 min'",
-        ),
-        ("started_from => '-infinity', started_before => 'infinity', ", "true"),
-        ("loader_id => 99, ", "false"),
-    ] {
-        for size in [1, 7, 50, 499, 500, 501, 1000] {
-            if size == 1 && condition == "true" {
-                continue; // the same as 7, and slow
+    let filters: [&[(&str, &str)]; 4] = [
+        &[("", "true"), ("loader_id => 2, ", "loader_id = 2"), ("loader_id => 99, ", "false")],
+        &[
+            ("", "true"),
+            ("status => 'RUNNING', ", "status = 'RUNNING'"),
+            ("status => 'SUCCESS', ", "status = 'SUCCESS'"),
+            ("status => 'FAILED', ", "status = 'FAILED'"),
+        ],
+        &[
+            ("", "true"),
+            ("started_from => '-infinity', ", "true"),
+            (
+                "started_from => now() - interval '40 min', ",
+                "execution_start >= now() - interval '40 min'",
+            ),
+        ],
+        &[
+            ("", "true"),
+            ("started_before => 'infinity', ", "true"),
+            (
+                "started_before => now() - interval '20 min', ",
+                "execution_start < now() - interval '20 min'",
+            ),
+        ],
+    ];
+    for loader in filters[0] {
+        for status in filters[1] {
+            for from in filters[2] {
+                for before in filters[3] {
+                    let all = [loader, status, from, before];
+                    let arguments: String = all.iter().map(|(argument, _)| *argument).collect();
+                    let condition = all.map(|(_, condition)| *condition).join(" AND ");
+                    // In one transaction, so that now() is one time.
+                    client.batch_execute("BEGIN").unwrap();
+                    let expected = ids(&mut client, &condition);
+                    for size in [7, 50, 499, 500, 501, 1000] {
+                        let walked = walk(&mut client, &format!("{arguments}page_size => {size}"));
+                        assert_eq!(walked, expected, "{arguments} {size}");
+                    }
+                    client.batch_execute("COMMIT").unwrap();
+                }
             }
-            // In one transaction, so that now() is one time.
-            client.batch_execute("BEGIN").unwrap();
-            let expected = ids(&mut client, condition);
-            let walked = walk(&mut client, &format!("{arguments}page_size => {size}"));
-            client.batch_execute("COMMIT").unwrap();
-            assert_eq!(walked, expected, "{arguments} {size}");
         }
+    }
+}
+
+#[test]
+fn a_cursor_and_a_latest_start_both_limit() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+             SELECT 1, t, t, 'SUCCESS'
+               FROM (SELECT '2026-01-01'::timestamptz + make_interval(mins => n / 3) AS t
+                       FROM generate_series(1, 30) AS n) AS s",
+        )
+        .unwrap();
+    // The cursor behind the tenth newest, whose start two others share.
+    let first = page(&mut client, "page_size => 10");
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let last = &first["executions"][9];
+    let position = format!("('{}', {})", last["execution_start"].as_str().unwrap(), last["id"]);
+    for limit in ["00:05", "00:06", "00:07", "00:08"] {
+        let limit = format!("'2026-01-01 {limit}'");
+        assert_eq!(
+            walk(&mut client, &format!("page_size => 3, started_before => {limit}")),
+            ids(&mut client, &format!("execution_start < {limit}")),
+        );
+        let page = page(
+            &mut client,
+            &format!("page_size => 1000, started_before => {limit}, \"cursor\" => '{cursor}'"),
+        );
+        let found: Vec<_> =
+            page["executions"].as_array().unwrap().iter().map(|row| row["id"].as_i64()).collect();
+        let expected = ids(
+            &mut client,
+            &format!("execution_start < {limit} AND (execution_start, id) < {position}"),
+        );
+        assert_eq!(found, expected.into_iter().map(Some).collect::<Vec<_>>(), "{limit}");
     }
 }
 
