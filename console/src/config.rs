@@ -1,0 +1,69 @@
+//! What the console is told when it starts.
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Parser;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, PgPool};
+
+/// Console of loader_history: executions of loaders as pages, as JSON and as a stream of events.
+///
+/// The database is that of --database-url, or of the usual variables PGHOST, PGPORT, PGDATABASE,
+/// PGUSER, PGPASSWORD, PGPASSFILE, PGSSLMODE, PGSSLROOTCERT. The login needs no more than
+/// loader.grant_reader() gives.
+#[derive(Debug, Parser)]
+#[command(name = "loader-history-console", version)]
+pub struct Config {
+    /// Address and port to listen on.
+    #[arg(long, env = "CONSOLE_LISTEN", default_value = "127.0.0.1:8700")]
+    pub listen: SocketAddr,
+
+    /// postgresql:// URL of the database; without it the PG* variables.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+
+    /// Connections to the database for pages and the API; one more listens for events.
+    #[arg(long, env = "CONSOLE_CONNECTIONS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections: u32,
+
+    /// Streams of events that may be open at the same time.
+    #[arg(long, env = "CONSOLE_MAX_STREAMS", default_value_t = 1000)]
+    pub max_streams: usize,
+}
+
+/// How long a statement of the console may take.
+const STATEMENT_TIMEOUT: &str = "10s";
+
+impl Config {
+    /// How the console connects to the database.
+    ///
+    /// # Errors
+    /// Where the URL is none. The error does not repeat it: there may be a password in it.
+    pub fn connect_options(&self) -> Result<PgConnectOptions, NotAUrl> {
+        let options = match &self.database_url {
+            Some(url) => PgConnectOptions::from_str(url).map_err(|_| NotAUrl)?,
+            None => PgConnectOptions::new(),
+        };
+        let session =
+            [("default_transaction_read_only", "on"), ("statement_timeout", STATEMENT_TIMEOUT)];
+        Ok(options
+            .application_name("loader_history_console")
+            .options(session)
+            .disable_statement_logging())
+    }
+
+    /// The connections of pages and the API, opened when they are needed.
+    pub fn pool(&self, options: PgConnectOptions) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(self.connections)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(options)
+    }
+}
+
+/// The database's URL is none.
+#[derive(Debug, thiserror::Error)]
+#[error("the database's URL is not of the form postgresql://user@host:port/database")]
+pub struct NotAUrl;

@@ -1,0 +1,189 @@
+//! Every statement that the console runs. They select from the extension's views and call its one
+//! reading function: what something means is decided there.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::{FromRow, PgPool};
+
+use crate::filter::ExecutionFilter;
+
+/// The database, through a pool of connections.
+#[derive(Clone)]
+pub struct Database(PgPool);
+
+/// A row of `loader.loader_summary`.
+#[derive(Debug, Clone, FromRow, Serialize)]
+pub struct LoaderSummary {
+    pub loader_id: i64,
+    pub last_execution_id: i64,
+    pub last_status: String,
+    pub last_execution_start: DateTime<Utc>,
+    pub last_execution_end: Option<DateTime<Utc>>,
+    pub last_success_at: Option<DateTime<Utc>>,
+    pub last_failure_at: Option<DateTime<Utc>>,
+    pub last_error_message: Option<String>,
+    pub is_failed: bool,
+    pub consecutive_failures: i64,
+    pub running_executions: i64,
+}
+
+/// The row of `loader.failed_loader_counts`.
+#[derive(Debug, Clone, FromRow, Serialize)]
+pub struct FailedLoaderCounts {
+    pub failed_loaders: i64,
+    pub failed_loaders_24h: i64,
+    pub failed_loaders_previous_24h: i64,
+    pub failed_executions_24h: i64,
+}
+
+/// A row of `loader.activity_feed`, as far as it is shown.
+#[derive(Debug, Clone, FromRow)]
+pub struct FeedEvent {
+    pub event_time: DateTime<Utc>,
+    pub event_type: String,
+    pub severity: String,
+    pub execution_id: i64,
+    pub loader_id: i64,
+    pub message: String,
+}
+
+/// A page of `loader.get_execution_history`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct HistoryPage {
+    pub executions: Vec<Execution>,
+    pub next_cursor: Option<String>,
+}
+
+/// An execution of such a page.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Execution {
+    pub id: i64,
+    pub loader_id: i64,
+    pub execution_start: DateTime<Utc>,
+    pub execution_end: Option<DateTime<Utc>>,
+    pub status: String,
+    pub record_count: Option<i32>,
+    pub error_message: Option<String>,
+    pub error_truncated: bool,
+    pub duration_seconds: Option<i32>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database's own, or of the connection to it.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+    /// A page of the history is not of the form that this console knows.
+    #[error("the extension's answer is not understood: {0}")]
+    Form(#[from] serde_json::Error),
+}
+
+/// Columns of [`LoaderSummary`], as bounded as the rows of a list should be.
+const SUMMARY: &str = "SELECT loader_id, last_execution_id, last_status::text, last_execution_start, last_execution_end, \
+     last_success_at, last_failure_at, left(last_error_message, 8192) AS last_error_message, is_failed, \
+     consecutive_failures, running_executions FROM loader.loader_summary";
+
+impl Database {
+    /// The database behind `pool`.
+    pub const fn new(pool: PgPool) -> Self {
+        Self(pool)
+    }
+
+    /// How many loaders fail, and the trend.
+    pub async fn failed_loader_counts(&self) -> Result<FailedLoaderCounts, Error> {
+        let query = "SELECT failed_loaders, failed_loaders_24h, failed_loaders_previous_24h, failed_executions_24h \
+                     FROM loader.failed_loader_counts";
+        Ok(sqlx::query_as(query).fetch_one(&self.0).await?)
+    }
+
+    /// The newest `limit` events, of those later than `since` where it is given.
+    pub async fn activity_feed(
+        &self,
+        limit: i64,
+        since: Option<DateTime<Utc>>,
+    ) -> Result<Vec<FeedEvent>, Error> {
+        const COLUMNS: &str = "event_time, event_type, severity, execution_id, loader_id, message";
+        const ORDER: &str = "ORDER BY event_time DESC, execution_id DESC LIMIT $1";
+        let query = match since {
+            Some(_) => {
+                format!("SELECT {COLUMNS} FROM loader.activity_feed WHERE event_time > $2 {ORDER}")
+            }
+            None => format!("SELECT {COLUMNS} FROM loader.activity_feed {ORDER}"),
+        };
+        let mut query = sqlx::query_as(&query).bind(limit);
+        if let Some(since) = since {
+            query = query.bind(since);
+        }
+        Ok(query.fetch_all(&self.0).await?)
+    }
+
+    /// At most `limit` loaders with an id above `after`, by id; only those that fail, or that do not.
+    pub async fn loaders(
+        &self,
+        after: i64,
+        is_failed: Option<bool>,
+        limit: i64,
+    ) -> Result<Vec<LoaderSummary>, Error> {
+        let condition = match is_failed {
+            Some(true) => "AND is_failed",
+            Some(false) => "AND NOT is_failed",
+            None => "",
+        };
+        let query =
+            format!("{SUMMARY} WHERE loader_id > $1 {condition} ORDER BY loader_id LIMIT $2");
+        Ok(sqlx::query_as(&query).bind(after).bind(limit).fetch_all(&self.0).await?)
+    }
+
+    /// The `limit` loaders that fail and whose failure is the newest.
+    pub async fn failed_loaders(&self, limit: i64) -> Result<Vec<LoaderSummary>, Error> {
+        let query =
+            format!("{SUMMARY} WHERE is_failed ORDER BY last_failure_at DESC, loader_id LIMIT $1");
+        Ok(sqlx::query_as(&query).bind(limit).fetch_all(&self.0).await?)
+    }
+
+    /// One loader; `None` where it has no history.
+    pub async fn loader(&self, id: i64) -> Result<Option<LoaderSummary>, Error> {
+        let query = format!("{SUMMARY} WHERE loader_id = $1");
+        Ok(sqlx::query_as(&query).bind(id).fetch_optional(&self.0).await?)
+    }
+
+    /// A page of the history, as the JSON that the extension makes.
+    pub async fn history_json(
+        &self,
+        loader: Option<i64>,
+        filter: &ExecutionFilter,
+        page_size: i32,
+        cursor: Option<&str>,
+    ) -> Result<String, Error> {
+        let query = "SELECT loader.get_execution_history(loader_id => $1, page_size => $2, \"cursor\" => $3, \
+                     status => $4, started_from => $5, started_before => $6)::text";
+        Ok(sqlx::query_scalar(query)
+            .bind(loader)
+            .bind(page_size)
+            .bind(cursor)
+            .bind(filter.status.map(|status| status.as_str()))
+            .bind(filter.started_from)
+            .bind(filter.started_before)
+            .fetch_one(&self.0)
+            .await?)
+    }
+
+    /// A page of the history.
+    pub async fn history(
+        &self,
+        loader: Option<i64>,
+        filter: &ExecutionFilter,
+        page_size: i32,
+        cursor: Option<&str>,
+    ) -> Result<HistoryPage, Error> {
+        let json = self.history_json(loader, filter, page_size, cursor).await?;
+        Ok(serde_json::from_str(&json)?)
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<(), Error> {
+        sqlx::query("SELECT FROM loader.recorder_status()").execute(&self.0).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! Errors as RFC 9457 problem details.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::database;
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    #[serde(serialize_with = "as_number")]
+    status: StatusCode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+impl Problem {
+    /// A problem that its status says all about but `detail`.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        let title = status.canonical_reason().unwrap_or("Error");
+        Self { kind: "about:blank", title, status, detail: Some(detail.into()) }
+    }
+
+    /// The HTTP status.
+    pub const fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The problem in two or three words.
+    pub const fn title(&self) -> &'static str {
+        self.title
+    }
+
+    /// The problem in a sentence or two.
+    pub fn detail(&self) -> &str {
+        self.detail.as_deref().unwrap_or_default()
+    }
+
+    /// A part of the request that is not understood.
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// Nothing is there.
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.status;
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        }
+        response
+    }
+}
+
+impl From<database::Error> for Problem {
+    fn from(error: database::Error) -> Self {
+        let database::Error::Database(error) = error else {
+            tracing::error!("{error}");
+            return Self::new(
+                StatusCode::BAD_GATEWAY,
+                "The database's answer is not understood: the extension and the console may be of different versions.",
+            );
+        };
+        let Some(of_database) = error.as_database_error() else {
+            tracing::warn!("the database does not answer: {error}");
+            return Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The database does not answer. Try again soon.",
+            );
+        };
+        let code = of_database.code().unwrap_or_default();
+        match &*code {
+            // Bad input is the client's: malformed cursors, times out of range.
+            code if code.starts_with("22") => Self::bad_request(of_database.message()),
+            "57014" => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "The database took too long to answer.")
+            }
+            "3F000" | "42P01" | "42883" => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Extension loader_history is not installed in the database.",
+            ),
+            "42501" => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The console's login may not read the history: SELECT loader.grant_reader() to it.",
+            ),
+            _ => {
+                tracing::warn!("the database: {code} {}", of_database.message());
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "The database does not answer as it should. Try again soon.",
+                )
+            }
+        }
+    }
+}

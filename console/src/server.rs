@@ -1,0 +1,150 @@
+//! Starting, serving and stopping.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::serve::ListenerExt;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
+use tower_http::timeout::TimeoutLayer;
+
+use crate::config::{Config, NotAUrl};
+use crate::database::Database;
+use crate::events::Hub;
+use crate::problem::Problem;
+use crate::state::State;
+use crate::{api, assets, pages};
+
+/// A request that is not answered by then gets 504.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client that takes nothing for so long is gone.
+const VANISHED: Duration = Duration::from_secs(30);
+
+/// Open requests get so long when the console stops.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Headers of every response. Pages run scripts of the console's own and load nothing from elsewhere.
+const HEADERS: [(HeaderName, HeaderValue); 4] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
+             form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        ),
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+];
+
+/// Why the console cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// See [`NotAUrl`].
+    #[error(transparent)]
+    Url(#[from] NotAUrl),
+    /// The address is taken, or not this machine's.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Where to.
+        address: std::net::SocketAddr,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// The system gives no signals or takes no connections.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// See [`Error`]. A database that does not answer is none: it may come back.
+pub async fn run(config: Config) -> Result<(), Error> {
+    let options = config.connect_options()?;
+    let (stop, stopping) = watch::channel(false);
+    let hub = Arc::new(Hub::new());
+    let database = Database::new(config.pool(options.clone()));
+    let state = State::new(database, hub.clone(), config.max_streams, stopping.clone());
+
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| Error::Listen { address: config.listen, error })?;
+    let mut signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tracing::info!("listening on http://{}", listener.local_addr()?);
+
+    let listening = tokio::spawn({
+        let hub = hub.clone();
+        async move { hub.listen(options).await }
+    });
+    let ticking = tokio::spawn(async move { hub.tick().await });
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = signals.0.recv() => {}
+            _ = signals.1.recv() => {}
+        }
+        let _ = stop.send(true);
+    });
+
+    let serving = axum::serve(listener.tap_io(watch_connection), router(state))
+        .with_graceful_shutdown(until_stopping(stopping.clone()));
+    let grace = async {
+        until_stopping(stopping).await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served?,
+        () = grace => {}
+    }
+    listening.abort();
+    ticking.abort();
+    Ok(())
+}
+
+async fn until_stopping(mut stopping: watch::Receiver<bool>) {
+    // An error says that the sender is gone, and with it whoever could stop the console.
+    let _ = stopping.wait_for(|&stopping| stopping).await;
+}
+
+/// Has the system find out that a client is gone though it said nothing.
+fn watch_connection(connection: &mut TcpStream) {
+    let socket = SockRef::from(&*connection);
+    let keepalive = TcpKeepalive::new().with_time(VANISHED).with_interval(VANISHED / 3);
+    let set = socket
+        .set_tcp_nodelay(true)
+        .and_then(|()| socket.set_tcp_keepalive(&keepalive))
+        .and_then(|()| socket.set_tcp_user_timeout(Some(VANISHED)));
+    if let Err(error) = set {
+        tracing::debug!("cannot watch a connection: {error}");
+    }
+}
+
+fn router(state: State) -> Router {
+    let answers = Router::new()
+        .merge(pages::router())
+        .nest("/api/v1", api::router())
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, REQUEST_TIMEOUT))
+        .with_state(state);
+    let mut router = answers
+        .merge(assets::router())
+        .layer(CatchPanicLayer::custom(|_| panicked()))
+        // Leaves streams of events as they are.
+        .layer(CompressionLayer::new());
+    for (name, value) in HEADERS {
+        router = router.layer(SetResponseHeaderLayer::if_not_present(name, value));
+    }
+    router
+}
+
+fn panicked() -> Response {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The console has a defect.").into_response()
+}
