@@ -1,8 +1,10 @@
 # make demo   shows what loader_history does, on a throwaway cluster
-# make test   runs everything that must pass
+# make test   runs everything that must pass, on one PostgreSQL
+# make test-all   runs it on every major that is supported and to be had: 15, 16, 17 and 18
 # make install   installs into the PostgreSQL of PG_CONFIG
 #
-# PG picks the major version of PostgreSQL (15), PG_CONFIG its pg_config.
+# PG picks the major version of PostgreSQL (15), as in make test PG=18: Debian's or, where that is not
+# installed, one that scripts/postgresql brings into target. PG_CONFIG is the pg_config of another.
 
 PG ?= 15
 export PG
@@ -10,7 +12,7 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo test lint install setup schema clean chaos soak latency bench
+.PHONY: all demo test test-all lint install setup schema clean chaos soak latency bench
 
 all: demo
 
@@ -22,6 +24,9 @@ demo: setup
 
 test: setup
 	@scripts/test
+
+test-all:
+	@scripts/test-all
 
 # The large sizes of what make test runs small, and what a durable start costs; pg_test/FIGURES.md has
 # what they have shown.

@@ -160,6 +160,9 @@ BEGIN
             RAISE WARNING 'foreign key % is NOT VALID: the history names loaders that loader.loader does not have', key.name
                 USING DETAIL = 'New executions are checked all the same.',
                       HINT = 'Add those loaders or delete their executions, then run SELECT loader.attach_foreign_key().';
+        WHEN object_not_in_prerequisite_state THEN -- as PostgreSQL 18 and later say of one that is NOT ENFORCED
+            RAISE WARNING 'foreign key % is NOT VALID: %', key.name, SQLERRM
+                USING HINT = format('ALTER TABLE loader.execution_history ALTER CONSTRAINT %I ENFORCED enforces and validates it.', key.name);
         END;
     END LOOP;
 END

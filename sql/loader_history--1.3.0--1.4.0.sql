@@ -125,3 +125,44 @@ CREATE OR REPLACE VIEW loader.failed_loader_counts AS
                           AND execution_end >= period.two_days
                    ) AS recent
            ) AS loaders;
+
+-- A key may be NOT ENFORCED from PostgreSQL 18 on.
+CREATE OR REPLACE FUNCTION loader.validate_foreign_key() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    key record;
+    name text;
+    untrusted text;
+BEGIN
+    FOR key IN
+        SELECT k.conname AS name, k.confrelid::regclass AS target FROM pg_constraint AS k
+         WHERE k.conrelid = 'loader.execution_history'::regclass AND k.contype = 'f' AND NOT k.convalidated
+    LOOP
+        -- Locked before it is looked at, so that nothing is added to it afterwards.
+        name := key.target::text;
+        EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', name);
+        untrusted := loader.untrusted_code(key.target);
+        IF to_regclass(name) IS DISTINCT FROM key.target THEN
+            untrusted := 'a table that was renamed';
+        END IF;
+        IF untrusted IS NOT NULL THEN
+            RAISE WARNING 'foreign key % is NOT VALID: to validate it would evaluate %', key.name, untrusted
+                USING DETAIL = 'What belongs to no superuser is not evaluated with a superuser''s rights. New executions are checked all the same.',
+                      HINT = format('Run SELECT loader.attach_foreign_key() in a READ COMMITTED transaction of its own or, if you trust it, ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I.', key.name);
+            CONTINUE;
+        END IF;
+        BEGIN
+            EXECUTE format('ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I', key.name);
+        EXCEPTION WHEN foreign_key_violation THEN
+            RAISE WARNING 'foreign key % is NOT VALID: the history names loaders that loader.loader does not have', key.name
+                USING DETAIL = 'New executions are checked all the same.',
+                      HINT = 'Add those loaders or delete their executions, then run SELECT loader.attach_foreign_key().';
+        WHEN object_not_in_prerequisite_state THEN -- as PostgreSQL 18 and later say of one that is NOT ENFORCED
+            RAISE WARNING 'foreign key % is NOT VALID: %', key.name, SQLERRM
+                USING HINT = format('ALTER TABLE loader.execution_history ALTER CONSTRAINT %I ENFORCED enforces and validates it.', key.name);
+        END;
+    END LOOP;
+END
+$$;

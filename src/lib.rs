@@ -19,6 +19,7 @@ mod schema;
 mod settings;
 mod statement;
 mod time;
+mod version;
 
 pgrx::pg_module_magic!(name, version);
 

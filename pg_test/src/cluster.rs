@@ -15,6 +15,8 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{Gid, Pid, Uid, User, geteuid};
 use postgres::{Client, Config, NoTls};
 
+use crate::report::say_left_out;
+use crate::version;
 use crate::wait::wait_for;
 
 /// The superuser of every cluster.
@@ -32,6 +34,7 @@ autovacuum = off
 
 /// A PostgreSQL server of one's own. Dropping it stops it and removes all that was its.
 pub struct Cluster {
+    bindir: PathBuf,
     directory: PathBuf,
     server: Option<Child>,
 }
@@ -47,10 +50,27 @@ impl Cluster {
     /// # Panics
     /// When it does not come up.
     pub fn start_with(settings: &str) -> Self {
+        Self::start_of(bindir(), settings)
+    }
+
+    /// The same of the server that pg_upgrade upgrades from: of an older major, whose programs are in
+    /// `PG_TEST_OLD_BINDIR`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_old_with(settings: &str) -> Self {
+        let old = std::env::var_os("PG_TEST_OLD_BINDIR").map(PathBuf::from).unwrap_or_else(|| {
+            say_left_out("pg_upgrade from an older major; it goes to the same one");
+            bindir()
+        });
+        Self::start_of(old, settings)
+    }
+
+    fn start_of(bindir: PathBuf, settings: &str) -> Self {
         let directory = new_directory();
-        let template = template();
+        let template = template(&bindir);
         run(Command::new("cp").arg("-a").arg(&template).arg(directory.join("data")));
-        let cluster = Self { directory, server: None };
+        let cluster = Self { bindir, directory, server: None };
         let configuration = cluster.data().join("postgresql.conf");
         let text = fs::read_to_string(&configuration).expect("postgresql.conf");
         fs::write(&configuration, format!("{text}{SETTINGS}{settings}\n"))
@@ -66,8 +86,8 @@ impl Cluster {
     /// When it does not come up.
     pub fn start_standby(&self) -> Self {
         let directory = new_directory();
-        let mut standby = Self { directory, server: None };
-        let mut backup = as_server_user(bindir().join("pg_basebackup"));
+        let mut standby = Self { bindir: self.bindir.clone(), directory, server: None };
+        let mut backup = as_server_user(self.bindir.join("pg_basebackup"));
         backup.env("PGHOST", &self.directory).env("PGUSER", SUPERUSER);
         run(backup
             .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"])
@@ -83,7 +103,7 @@ impl Cluster {
     pub fn start_server(&mut self) {
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log");
-        let mut command = as_server_user(bindir().join("postgres"));
+        let mut command = as_server_user(self.bindir.join("postgres"));
         command.arg("-D").arg(self.data()).arg("-k").arg(&self.directory);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         // SAFETY: prctl() is async-signal-safe. A test that is killed takes its server with it.
@@ -152,7 +172,7 @@ impl Cluster {
 
     /// A client program of this server's version, such as `pg_dump`, told where the server is.
     pub fn program(&self, name: impl AsRef<Path>) -> Command {
-        let mut command = Command::new(bindir().join(name));
+        let mut command = Command::new(self.bindir.join(name));
         command
             .env("PGHOST", &self.directory)
             .env("PGUSER", SUPERUSER)
@@ -163,9 +183,23 @@ impl Cluster {
 
     /// A program of this server's version that runs as the server's own user, such as `pg_upgrade`.
     pub fn server_program(&self, name: impl AsRef<Path>) -> Command {
-        let mut command = as_server_user(bindir().join(name));
+        let mut command = as_server_user(self.bindir.join(name));
         command.current_dir(&self.directory);
         command
+    }
+
+    /// Makes the stopped `old` this cluster, which is stopped too, by pg_upgrade.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn upgrade_from(&self, old: &Self) {
+        if version::has_checksums(&self.bindir) && !version::has_checksums(&old.bindir) {
+            run(old.server_program("pg_checksums").args(["--enable", "-D"]).arg(old.data()));
+        }
+        let mut upgrade = self.server_program("pg_upgrade");
+        upgrade.args(["-U", SUPERUSER, "--socketdir"]).arg(&self.directory);
+        upgrade.arg("-b").arg(&old.bindir).arg("-B").arg(&self.bindir);
+        run(upgrade.arg("-d").arg(old.data()).arg("-D").arg(self.data()));
     }
 
     /// The directory that is removed with the cluster, for files of the test's own.
@@ -300,16 +334,16 @@ fn remove_leftovers(temporary: &Path) {
 
 /// A data directory as initdb makes it, made once for a copy of the server and kept beside its
 /// programs.
-fn template() -> PathBuf {
+fn template(bindir: &Path) -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock();
-    let template = bindir().join("initdb.template");
+    let template = bindir.join("initdb.template");
     if template.join("PG_VERSION").exists() {
         return template;
     }
     let directory = new_directory();
     let data = directory.join("data");
-    run(as_server_user(bindir().join("initdb")).arg("-D").arg(&data).args([
+    run(as_server_user(bindir.join("initdb")).arg("-D").arg(&data).args([
         "-U",
         SUPERUSER,
         "-A",
@@ -321,7 +355,7 @@ fn template() -> PathBuf {
         "--no-sync",
     ]));
     // Other processes may do the same at the same time: whoever renames first has made it.
-    let own = bindir().join(format!("initdb.template.{}", process::id()));
+    let own = bindir.join(format!("initdb.template.{}", process::id()));
     run(Command::new("cp").arg("-a").arg(&data).arg(&own));
     if fs::rename(&own, &template).is_err() {
         let _ = fs::remove_dir_all(&own);

@@ -12,6 +12,7 @@ mod reads;
 mod report;
 mod seed;
 pub mod story;
+pub mod version;
 mod wait;
 mod warnings;
 mod workers;
@@ -25,7 +26,7 @@ pub use preloaded::{
     PRELOADED, preloaded_cluster, preloaded_cluster_with, send_signal, wait_for_worker,
 };
 pub use reads::{HISTORY, assert_same_reads, rows};
-pub use report::{print_table, size};
+pub use report::{print_table, say_left_out, size};
 pub use seed::seed;
 pub use wait::{TIMEOUT, wait_for, wait_for_equal};
 pub use warnings::Warnings;

@@ -1,6 +1,7 @@
-//! What the soak test and the benchmark share: sizes from the environment, tables for people.
+//! What the tests, the soak test and the benchmark tell people, and the sizes that they are given.
 
 use std::env;
+use std::io::{self, Write};
 
 /// The number in the environment variable `name`, or `default`.
 ///
@@ -10,6 +11,12 @@ pub fn size(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| {
         text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}"))
     })
+}
+
+/// Says what a test leaves out on this server: on the terminal, though cargo keeps what a test that passes
+/// prints.
+pub fn say_left_out(what: &str) {
+    let _ = writeln!(io::stderr(), "left out: {what}");
 }
 
 /// Prints a table, its first column to the left and the others to the right. A row of one cell is a heading

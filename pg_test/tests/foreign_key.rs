@@ -3,7 +3,10 @@
 
 use std::sync::mpsc::{Receiver, channel};
 
-use pg_test::{APPLICATION_SQL, Client, Cluster, HasError, cluster_with_extension, wait_for};
+use pg_test::{
+    APPLICATION_SQL, Client, Cluster, HasError, cluster_with_extension, column, preloaded_cluster,
+    version, wait_for,
+};
 use postgres::NoTls;
 use postgres::error::DbError;
 
@@ -245,6 +248,48 @@ fn a_key_of_the_dbas_own_is_the_key() {
         .unwrap()
         .get(0);
     assert_eq!(keys, 1);
+}
+
+#[test]
+fn a_key_that_a_dba_no_longer_enforces_is_left_alone() {
+    let cluster = preloaded_cluster();
+    let (mut client, notices) = client_with_notices(&cluster, "postgres", "postgres");
+    let unenforced = client.batch_execute(
+        "ALTER TABLE loader.execution_history ALTER CONSTRAINT execution_history_loader_id_fkey NOT ENFORCED",
+    );
+    if !version::has_unenforced_keys() {
+        unenforced.error("42601");
+        return;
+    }
+    unenforced.unwrap();
+    notices.try_iter().for_each(drop);
+    // Durable, of a loader that is not there, as of one that is.
+    for loader in [99, 1] {
+        client
+            .batch_execute(&format!(
+                "BEGIN; SELECT loader.record_execution_start({loader}); ROLLBACK"
+            ))
+            .unwrap();
+        assert_eq!(notices.try_iter().map(|notice| notice.to_string()).next(), None);
+        let recorded =
+            format!("SELECT count(*) FROM loader.execution_history WHERE loader_id = {loader}");
+        assert_eq!(column::<i64>(&mut client, &recorded), [1]);
+    }
+    assert!(attach(&mut client), "it is there");
+    let said = about_the_key(&notices);
+    assert!(
+        said.len() == 1 && said[0].0 == "WARNING" && said[0].1.contains("NOT ENFORCED"),
+        "{said:?}"
+    );
+    assert!(!status(&mut client).0);
+    client
+        .batch_execute(
+            "INSERT INTO loader.loader VALUES (99, 'found again');
+             ALTER TABLE loader.execution_history ALTER CONSTRAINT execution_history_loader_id_fkey ENFORCED",
+        )
+        .unwrap();
+    assert_eq!(status(&mut client), (true, None));
+    client.query("SELECT loader.record_execution_start(98)", &[]).error("23503");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! subscribers and upgraded clusters tell the truth.
 
 use pg_test::{
-    Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_durable, bindir, column,
-    launchers, preloaded_cluster, preloaded_cluster_with, run, send_signal, served, status_of,
+    APPLICATION_SQL, Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_durable,
+    column, launchers, preloaded_cluster, preloaded_cluster_with, send_signal, served, status_of,
     wait_for, wait_for_served, wait_for_worker,
 };
 
@@ -210,7 +210,10 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
 
 #[test]
 fn pg_upgrade_with_the_library_preloaded_on_both_sides() {
-    let mut old = preloaded_cluster();
+    let mut old = Cluster::start_old_with(PRELOADED);
+    old.connect().batch_execute(APPLICATION_SQL).unwrap();
+    old.connect().batch_execute("CREATE EXTENSION loader_history").unwrap();
+    wait_for_worker(&mut old.connect());
     let mut loader = Session::new(&old, "postgres");
     loader.run("BEGIN");
     let committed = loader.start();
@@ -233,18 +236,7 @@ fn pg_upgrade_with_the_library_preloaded_on_both_sides() {
 
     let mut new = Cluster::start_with(PRELOADED);
     new.stop_server();
-    run(new
-        .server_program("pg_upgrade")
-        .args(["-U", "postgres", "--socketdir"])
-        .arg(new.directory())
-        .arg("-b")
-        .arg(bindir())
-        .arg("-B")
-        .arg(bindir())
-        .arg("-d")
-        .arg(old.data())
-        .arg("-D")
-        .arg(new.data()));
+    new.upgrade_from(&old);
     let before = new.log().len();
     new.start_server();
     let mut client = new.connect();

@@ -4,6 +4,7 @@
 use pgrx::pg_sys::{self, LockTupleMode, LockWaitPolicy};
 
 use crate::lookup::{self, Key, Locked, OpenRelation, find};
+use crate::version;
 
 /// The column of the history that names the loader, the second by the contract.
 const LOADER_ID_COLUMN: pg_sys::AttrNumber = 2;
@@ -24,7 +25,7 @@ pub enum LoaderRow {
     Busy,
     /// Another session holds its table, and was not waited for.
     TableBusy,
-    /// Not asked for: there is no foreign key.
+    /// Not asked for: there is no foreign key, or it is not enforced.
     Unchecked,
     /// The foreign key is none that can be locked by.
     Unsupported,
@@ -110,7 +111,7 @@ fn tables(table: &OpenRelation, oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     }
 }
 
-/// The table and the column that the history's foreign key names.
+/// The table and the column that the history's foreign key names, where it is enforced.
 fn target(history: &OpenRelation) -> Option<(pg_sys::Oid, pg_sys::AttrNumber)> {
     // SAFETY: the relation is open, and its cache entry keeps the list and what is in it; it is read
     // before anything can invalidate them.
@@ -119,8 +120,10 @@ fn target(history: &OpenRelation) -> Option<(pg_sys::Oid, pg_sys::AttrNumber)> {
         let count = if keys.is_null() { 0 } else { (*keys).length };
         (0..count).find_map(|place| {
             let key = pg_sys::list_nth(keys, place).cast::<pg_sys::ForeignKeyCacheInfo>();
-            ((*key).nkeys == 1 && (*key).conkey[0] == LOADER_ID_COLUMN)
-                .then(|| ((*key).confrelid, (*key).confkey[0]))
+            ((*key).nkeys == 1
+                && (*key).conkey[0] == LOADER_ID_COLUMN
+                && version::is_enforced(&*key))
+            .then(|| ((*key).confrelid, (*key).confkey[0]))
         })
     }
 }

@@ -27,7 +27,7 @@ use super::loader_row::LoaderRow;
 use super::retention::Retention;
 use super::shared::{Answered, Database, LostStart, News, Request, Serving, Shared, Start, shared};
 use super::start::Reason;
-use crate::lookup::relation;
+use crate::lookup::{self, relation};
 use crate::settings;
 
 /// How often the worker looks what became of the open transactions, beside whenever it is told that one
@@ -775,8 +775,7 @@ impl Binding {
 /// The OID of the extension, where its SQL is of a version that has bindings; else the invalid one.
 fn extension() -> Result<pg_sys::Oid, Trouble> {
     transaction(|| {
-        // SAFETY: a catalog lookup, in a transaction.
-        let oid = unsafe { pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) };
+        let oid = lookup::extension(EXTENSION).unwrap_or(pg_sys::InvalidOid);
         Ok(relation(c"binding").map_or(pg_sys::InvalidOid, |_| oid))
     })
 }
