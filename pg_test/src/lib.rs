@@ -27,7 +27,7 @@ pub use preloaded::{
 pub use reads::{HISTORY, assert_same_reads, rows};
 pub use report::{print_table, size};
 pub use seed::seed;
-pub use wait::{TIMEOUT, wait_for, wait_for_equal};
+pub use wait::{TIMEOUT, catch_up, wait_for, wait_for_equal};
 pub use warnings::Warnings;
 pub use workers::{
     Session, assert_durable, assert_durable_in, current_version, extension_folder,

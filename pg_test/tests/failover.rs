@@ -1,0 +1,694 @@
+//! Promise: what the standby has is what the new primary says. No SUCCESS is without its data and no data without
+//! its SUCCESS, what was open on the old primary is FAILED, and what was not is not. The same after
+//! `pg_rewind` and after a restore to a point in time.
+//!
+//! Loads of many sessions leave rows of their own in the transactions that they record in; what is there of
+//! these rows on the new primary says what its history must say. `FAILOVER_ROUNDS`, `FAILOVER_CLIENTS` and
+//! `PG_TEST_SEED` make it larger and repeat it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pg_test::{
+    Client, Cluster, HISTORY, Listener, Session, Signal, assert_same_reads, catch_up, column,
+    preloaded_cluster_with, send_signal, size, wait_for_equal,
+};
+use postgres::NoTls;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// `pg_rewind` needs the hints in the log, and the log since the two servers went different ways.
+const SETTINGS: &str = "
+max_prepared_transactions = 1000
+wal_log_hints = on
+wal_keep_size = '1GB'
+";
+
+/// The second has no loader.loader, so no foreign key: its starts lock no row, and write nothing.
+const DATABASES: [&str; 2] = ["postgres", "keyless"];
+
+/// `opened` is written where a start is, `loaded` where a SUCCESS is, `reported` where a load itself
+/// says FAILED: in the same transaction or subtransaction.
+const TABLES: &str = "
+    CREATE TABLE opened (execution_id bigint);
+    CREATE TABLE loaded (execution_id bigint);
+    CREATE TABLE reported (execution_id bigint);
+";
+
+/// How many executions [`HISTORY`] has.
+const HISTORY_LENGTH: i64 = 302;
+
+/// Starts in transactions of their own that leave no row in `opened`. Their loader has no others.
+const BARE_LOADER: i64 = 9;
+
+const SERVER_STOPPED: &str =
+    "The server stopped before the transaction that started the execution had committed.";
+
+/// What the history may say of a start that was rolled back.
+const FAILURES: [&str; 4] = [
+    SERVER_STOPPED,
+    "The transaction that started the execution was rolled back.",
+    "The savepoint that the execution started in was rolled back.",
+    "22012: division by zero",
+];
+
+/// A primary with both databases, in which all is recorded.
+fn primary_with(settings: &str) -> Cluster {
+    let primary = preloaded_cluster_with(&format!("{SETTINGS}{settings}"));
+    primary.connect().batch_execute(HISTORY).unwrap();
+    primary.connect().batch_execute("CREATE DATABASE keyless").unwrap();
+    let mut keyless = primary.connect_to("keyless", "postgres");
+    keyless.batch_execute("CREATE SCHEMA loader; CREATE EXTENSION loader_history").unwrap();
+    for database in DATABASES {
+        primary.connect_to(database, "postgres").batch_execute(TABLES).unwrap();
+    }
+    wait_until_settled(&primary);
+    primary
+}
+
+// The loads
+
+/// What a client was told of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Told {
+    /// Nothing: it was open.
+    Open,
+    /// It had asked for the end, and got no answer.
+    Asked,
+    Committed,
+    RolledBack,
+    /// That it is prepared, under a name.
+    Prepared(String),
+}
+
+/// What an execution's starting transaction leaves of its own, where it commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trace {
+    /// A row in `opened`.
+    Row,
+    /// None: it did nothing else.
+    Bare,
+    /// None: the start was rolled back with a savepoint.
+    Undone,
+}
+
+/// What a client knows of an execution whose start returned.
+#[derive(Debug)]
+struct Known {
+    database: usize,
+    id: i64,
+    /// Whether the start came with a WARNING.
+    warned: bool,
+    trace: Trace,
+    /// Of the transaction that started it.
+    start: Told,
+    /// Of the transaction that reported SUCCESS, where that was another.
+    end: Option<Told>,
+}
+
+type Outcome<T = ()> = Result<T, postgres::Error>;
+
+/// A client that runs loads until its server is gone.
+struct Loader {
+    name: String,
+    random: StdRng,
+    database: usize,
+    client: Client,
+    warnings: Arc<AtomicUsize>,
+    known: Vec<Known>,
+    /// The executions that the current transaction has started, and those that it ends, by their places.
+    started: Vec<usize>,
+    ended: Vec<usize>,
+    loads: usize,
+}
+
+impl Loader {
+    fn new(primary: &Cluster, database: usize, name: String, seed: u64) -> Self {
+        let warnings = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&warnings);
+        let mut config = primary.config(DATABASES[database], "postgres");
+        config.notice_callback(move |notice| {
+            count.fetch_add(usize::from(notice.severity() == "WARNING"), Ordering::Relaxed);
+        });
+        Self {
+            name,
+            random: StdRng::seed_from_u64(seed),
+            database,
+            client: config.connect(NoTls).expect("a connection"),
+            warnings,
+            known: Vec::new(),
+            started: Vec::new(),
+            ended: Vec::new(),
+            loads: 0,
+        }
+    }
+
+    /// Runs loads until the server is gone or `stop` says so; what this client then knows.
+    fn run(mut self, stop: &AtomicBool) -> Vec<Known> {
+        while !stop.load(Ordering::Relaxed) {
+            self.loads += 1;
+            self.started.clear();
+            self.ended.clear();
+            if let Err(error) = self.load() {
+                assert!(error.as_db_error().is_none(), "a load failed: {error:?}");
+                break;
+            }
+        }
+        self.known
+    }
+
+    fn load(&mut self) -> Outcome {
+        match self.random.random_range(0..12) {
+            0..3 => self.transaction(|loader| {
+                let place = loader.start(false)?;
+                loader.succeed(place)
+            }),
+            3..5 => {
+                let bare = self.random.random();
+                let place = self.start(bare)?;
+                self.tell(&Told::Committed);
+                self.started.clear();
+                self.transaction(|loader| {
+                    loader.ended.push(place);
+                    loader.succeed(place)
+                })
+            }
+            5 | 6 => self.transaction(|loader| {
+                loader.execute("SAVEPOINT start")?;
+                let place = loader.start(false)?;
+                if loader.random.random() {
+                    loader.execute("ROLLBACK TO start")?;
+                    loader.known[place].trace = Trace::Undone;
+                } else {
+                    loader.execute("RELEASE start")?;
+                }
+                if loader.random.random() { loader.succeed(place) } else { Ok(()) }
+            }),
+            7 => {
+                let bare = self.random.random();
+                self.start(bare)?;
+                self.tell(&Told::Committed);
+                Ok(())
+            }
+            8 => self.transaction(|loader| {
+                let place = loader.start(false)?;
+                let id = loader.known[place].id;
+                loader.execute(&format!("INSERT INTO reported VALUES ({id})"))?;
+                loader.end(id, "FAILED")
+            }),
+            9 => self.transaction(|loader| {
+                for _ in 0..3 {
+                    let place = loader.start(false)?;
+                    loader.succeed(place)?;
+                }
+                Ok(())
+            }),
+            // A long one.
+            _ => self.transaction(|loader| {
+                let place = loader.start(false)?;
+                loader.succeed(place)?;
+                thread::sleep(Duration::from_millis(loader.random.random_range(20..300)));
+                Ok(())
+            }),
+        }
+    }
+
+    fn execute(&mut self, sql: &str) -> Outcome {
+        self.client.batch_execute(sql)
+    }
+
+    /// Notes what the client is told of the transaction that it is in.
+    fn tell(&mut self, told: &Told) {
+        for &place in &self.started {
+            self.known[place].start = told.clone();
+        }
+        for &place in &self.ended {
+            self.known[place].end = Some(told.clone());
+        }
+    }
+
+    /// Runs a transaction, and ends it in one way or another.
+    fn transaction(&mut self, body: impl FnOnce(&mut Self) -> Outcome) -> Outcome {
+        self.execute("BEGIN")?;
+        body(self)?;
+        if !self.ended.is_empty() {
+            self.tell(&Told::Open);
+        }
+        let name = format!("{}.{}", self.name, self.loads);
+        match self.random.random_range(0..100) {
+            0..10 => self.finish("ROLLBACK", Told::RolledBack),
+            10..20 => {
+                self.tell(&Told::Asked);
+                if let Err(error) = self.execute("SELECT 1 / 0")
+                    && error.as_db_error().is_none()
+                {
+                    return Err(error);
+                }
+                self.finish("ROLLBACK", Told::RolledBack)
+            }
+            20..40 => {
+                let prepared = Told::Prepared(name.clone());
+                self.finish(&format!("PREPARE TRANSACTION '{name}'"), prepared)?;
+                match self.random.random_range(0..10) {
+                    0 => Ok(()),
+                    1..6 => self.finish(&format!("COMMIT PREPARED '{name}'"), Told::Committed),
+                    _ => self.finish(&format!("ROLLBACK PREPARED '{name}'"), Told::RolledBack),
+                }
+            }
+            _ => self.finish("COMMIT", Told::Committed),
+        }
+    }
+
+    fn finish(&mut self, sql: &str, told: Told) -> Outcome {
+        self.tell(&Told::Asked);
+        self.execute(sql)?;
+        self.tell(&told);
+        Ok(())
+    }
+
+    /// Starts an execution, which then has the returned place among those known.
+    fn start(&mut self, bare: bool) -> Outcome<usize> {
+        let loader_id = if bare { BARE_LOADER } else { self.random.random_range(1..BARE_LOADER) };
+        let sql = if bare {
+            "SELECT loader.record_execution_start($1)"
+        } else {
+            "WITH started AS MATERIALIZED (SELECT loader.record_execution_start($1) AS id) \
+             INSERT INTO opened SELECT id FROM started RETURNING execution_id"
+        };
+        let warnings = self.warnings.load(Ordering::Relaxed);
+        let id = self.client.query_one(sql, &[&loader_id])?.get(0);
+        let warned = self.warnings.load(Ordering::Relaxed) != warnings;
+        let database = self.database;
+        let start = Told::Open;
+        self.started.push(self.known.len());
+        let trace = if bare { Trace::Bare } else { Trace::Row };
+        self.known.push(Known { database, id, warned, trace, start, end: None });
+        Ok(self.known.len() - 1)
+    }
+
+    fn end(&mut self, id: i64, status: &str) -> Outcome {
+        self.execute(&format!("SELECT loader.record_execution_end({id}, '{status}', 1)"))
+    }
+
+    fn succeed(&mut self, place: usize) -> Outcome {
+        let id = self.known[place].id;
+        self.execute(&format!("INSERT INTO loaded VALUES ({id})"))?;
+        self.end(id, "SUCCESS")
+    }
+}
+
+/// Has the clients stop, also where a panic drops it: the scope would wait for them for ever.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs loads of many clients while `meanwhile` runs, which may take the server away; what the clients know.
+fn run_loads(
+    primary: &mut Cluster,
+    round: u64,
+    clients: u64,
+    random: &mut StdRng,
+    meanwhile: impl FnOnce(&mut Cluster, &mut StdRng),
+) -> Vec<Known> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let loaders: Vec<_> = (0..clients)
+            .map(|number| {
+                let database = usize::from(number % 3 == 2);
+                let name = format!("{round}.{number}");
+                let loader = Loader::new(primary, database, name, random.random());
+                let stop = &stop;
+                scope.spawn(move || loader.run(stop))
+            })
+            .collect();
+        let stops = Stop(&stop);
+        meanwhile(primary, random);
+        drop(stops);
+        loaders.into_iter().flat_map(|loader| loader.join().expect("a client")).collect()
+    })
+}
+
+// What must hold
+
+/// Waits until the workers are there and have recorded what became of all that has ended; when that was.
+fn wait_until_settled(cluster: &Cluster) -> Instant {
+    for database in DATABASES {
+        let mut client = cluster.connect_to(database, "postgres");
+        let unsettled = "
+            SELECT concat_ws('; ', obstacle, worker_pid, queue_depth || ' starts wait', last_error,
+                       (SELECT string_agg(b::text, '; ') FROM loader.binding AS b))
+              FROM loader.recorder_state()
+             WHERE obstacle IS NOT NULL OR worker_pid IS NULL OR queue_depth > 0
+                OR EXISTS (SELECT FROM loader.binding
+                            WHERE pg_xact_status(xid) IS DISTINCT FROM 'in progress')";
+        wait_for_equal(&format!("{database} settles"), &Vec::<String>::new(), || {
+            column(&mut client, unsettled)
+        });
+    }
+    Instant::now()
+}
+
+/// What a database has.
+struct Database {
+    name: &'static str,
+    history: HashMap<i64, (i64, String, Option<String>)>,
+    opened: HashSet<i64>,
+    loaded: HashSet<i64>,
+    reported: HashSet<i64>,
+    prepared: HashSet<String>,
+}
+
+impl Database {
+    /// Reads it all in one snapshot, but for what was there before the loads.
+    fn read(cluster: &Cluster, name: &'static str) -> Self {
+        let mut client = cluster.connect_to(name, "postgres");
+        client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").unwrap();
+        let before = if name == DATABASES[0] { HISTORY_LENGTH } else { 0 };
+        let query = "SELECT id, loader_id, status, error_message FROM loader.execution_history WHERE id > $1";
+        let history = client
+            .query(query, &[&before])
+            .unwrap()
+            .iter()
+            .map(|row| (row.get(0), (row.get(1), row.get(2), row.get(3))))
+            .collect();
+        let mut executions_in = |table: &str| -> HashSet<i64> {
+            let rows = column::<i64>(&mut client, &format!("SELECT * FROM {table}"));
+            let count = rows.len();
+            let ids = HashSet::from_iter(rows);
+            assert_eq!(ids.len(), count, "{name}: an execution has done its work twice");
+            ids
+        };
+        let (opened, loaded, reported) =
+            (executions_in("opened"), executions_in("loaded"), executions_in("reported"));
+        let query = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()";
+        let prepared = column::<String>(&mut client, query).into_iter().collect();
+        Self { name, history, opened, loaded, reported, prepared }
+    }
+
+    /// What the history says that its own rows of data do not, or the other way round.
+    fn contradictions(&self, known: &HashMap<i64, &Known>) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (id, (loader_id, status, error)) in &self.history {
+            let known = known.get(id);
+            let is_prepared =
+                |told: &Told| matches!(told, Told::Prepared(name) if self.prepared.contains(name));
+            let expected: &[&str] = if self.loaded.contains(id) {
+                &["SUCCESS"]
+            } else if self.reported.contains(id) {
+                &["FAILED"]
+            } else if self.opened.contains(id) || known.is_some_and(|it| is_prepared(&it.start)) {
+                &["RUNNING"]
+            } else if *loader_id == BARE_LOADER {
+                // No row says whether its start has committed.
+                &["RUNNING", "FAILED"]
+            } else {
+                &["FAILED"]
+            };
+            let is_told = status != "FAILED"
+                || self.reported.contains(id)
+                || error.as_deref().is_some_and(|text| FAILURES.contains(&text));
+            let is_told_why = known.is_none_or(|known| {
+                known.warned
+                    || known.start != Told::Open
+                    || error.as_deref() == Some(SERVER_STOPPED)
+            });
+            if !expected.contains(&status.as_str()) || !is_told || !is_told_why {
+                wrong.push(format!(
+                    "{}: execution {id} of loader {loader_id} is {status} ({error:?}), not {expected:?}; {known:?}",
+                    self.name
+                ));
+            }
+        }
+        let rows = [&self.opened, &self.loaded, &self.reported];
+        let rows: HashSet<_> = rows.into_iter().flatten().collect();
+        wrong.extend(
+            rows.into_iter()
+                .filter(|id| !self.history.contains_key(id))
+                .map(|id| format!("{}: there is data of execution {id}, which is not", self.name)),
+        );
+        wrong
+    }
+}
+
+/// How much was lost of what clients were told.
+#[derive(Debug, Default)]
+struct Figures {
+    failovers: usize,
+    starts: usize,
+    warned: usize,
+    lost_starts: usize,
+    confirmed: usize,
+    lost_confirmed: usize,
+    longest: Duration,
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} failovers: {} starts returned ({} with a WARNING), {} of them lost; {} commits of a start \
+             or an end confirmed, {} of them lost; all settled at most {} ms after the end of recovery",
+            self.failovers,
+            self.starts,
+            self.warned,
+            self.lost_starts,
+            self.confirmed,
+            self.lost_confirmed,
+            self.longest.as_millis()
+        )
+    }
+}
+
+/// Judges a promoted server, and says what was lost.
+fn judge(cluster: &Cluster, all: &[Known], figures: &mut Figures) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (place, name) in DATABASES.into_iter().enumerate() {
+        let found = Database::read(cluster, name);
+        let known: HashMap<_, _> =
+            all.iter().filter(|it| it.database == place).map(|it| (it.id, it)).collect();
+        for it in known.values() {
+            let row = found.history.get(&it.id);
+            figures.starts += 1;
+            figures.warned += usize::from(it.warned);
+            figures.lost_starts += usize::from(row.is_none() && !it.warned);
+            if it.start == Told::RolledBack && row.is_some_and(|row| row.1 != "FAILED") {
+                wrong.push(format!("{name}: {row:?}, and was rolled back: {it:?}"));
+            }
+            let start = match (&it.start, it.trace) {
+                (Told::Committed, Trace::Row) => Some(found.opened.contains(&it.id)),
+                (Told::Committed, Trace::Bare) => Some(row.is_some_and(|row| row.1 != "FAILED")),
+                (Told::Committed, Trace::Undone) => Some(row.is_some()),
+                (Told::Prepared(gid), _) => Some(found.prepared.contains(gid)),
+                _ => None,
+            };
+            let end = match &it.end {
+                Some(Told::Committed) => Some(found.loaded.contains(&it.id)),
+                Some(Told::Prepared(gid)) => Some(found.prepared.contains(gid)),
+                _ => None,
+            };
+            for arrived in [start, end].into_iter().flatten() {
+                figures.confirmed += 1;
+                figures.lost_confirmed += usize::from(!arrived);
+            }
+        }
+        wrong.extend(found.contradictions(&known));
+    }
+    wrong
+}
+
+#[track_caller]
+fn assert_none(wrong: &[String], when: &str) {
+    assert!(
+        wrong.is_empty(),
+        "{when}: {} things are wrong\n{}",
+        wrong.len(),
+        wrong.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n")
+    );
+}
+
+/// Commits or rolls back what is still prepared, and what was told of it.
+fn end_prepared(cluster: &Cluster, random: &mut StdRng, all: &mut [Known]) {
+    for (place, name) in DATABASES.into_iter().enumerate() {
+        let mut client = cluster.connect_to(name, "postgres");
+        let names =
+            "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY 1";
+        for gid in column::<String>(&mut client, names) {
+            let commit = random.random();
+            let what = if commit { "COMMIT" } else { "ROLLBACK" };
+            client.batch_execute(&format!("{what} PREPARED '{gid}'")).unwrap();
+            let told = if commit { Told::Committed } else { Told::RolledBack };
+            for it in all.iter_mut().filter(|it| it.database == place) {
+                for part in [Some(&mut it.start), it.end.as_mut()].into_iter().flatten() {
+                    if *part == Told::Prepared(gid.clone()) {
+                        *part = told.clone();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// That a server records, with an id of its own and events.
+fn assert_records(cluster: &Cluster) {
+    for database in DATABASES {
+        let mut session = Session::new(cluster, database);
+        let highest: Vec<i64> =
+            column(&mut session.client, "SELECT max(id) FROM loader.execution_history");
+        session.run("BEGIN");
+        let id = session.start();
+        assert!(id > highest[0], "{database}: {id} after {}", highest[0]);
+        assert_eq!(session.warnings(), Vec::<String>::new());
+        session.run(&format!(
+            "INSERT INTO opened VALUES ({id}); INSERT INTO loaded VALUES ({id});
+             SELECT loader.record_execution_end({id}, 'SUCCESS'); COMMIT"
+        ));
+    }
+    let mut client = cluster.connect();
+    let mut listener = Listener::new(cluster);
+    let id: i64 = client.query_one("SELECT loader.record_execution_start(2)", &[]).unwrap().get(0);
+    client
+        .batch_execute(&format!(
+            "BEGIN; INSERT INTO opened VALUES ({id}); INSERT INTO reported VALUES ({id});
+             SELECT loader.record_execution_end({id}, 'FAILED'); COMMIT"
+        ))
+        .unwrap();
+    let mut kinds = Vec::new();
+    for expected in ["EXECUTION_STARTED", "EXECUTION_FAILED"] {
+        listener.receive_until(expected, |event| event["execution_id"] == id);
+        kinds.extend(listener.events.last().map(|event| event["event"].clone()));
+    }
+    assert_eq!(kinds, ["EXECUTION_STARTED", "EXECUTION_FAILED"]);
+}
+
+/// That nothing of the extension's runs on a standby, and that it has complained of nothing since its log
+/// was `from` bytes long.
+fn assert_quiet(standby: &Cluster, from: usize) {
+    let processes = "SELECT backend_type FROM pg_stat_activity WHERE backend_type LIKE 'loader%'";
+    assert_eq!(column::<String>(&mut standby.connect(), processes), Vec::<String>::new());
+    let log = standby.log();
+    let complaints: Vec<_> = log[from..]
+        .lines()
+        // Who connects before it is up is told so.
+        .filter(|line| !line.contains(" 57P03 "))
+        .filter(|line| {
+            ["loader_history ", "loader_history:", "WARNING", "ERROR", "FATAL", "PANIC", "panicked"]
+                .iter()
+                .any(|word| line.contains(word))
+        })
+        .collect();
+    assert_eq!(complaints, Vec::<&str>::new());
+}
+
+// Failing over
+
+/// How the standby follows in a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Mode {
+    /// The value of synchronous_commit; `None` where no standby is waited for.
+    synchronous: Option<&'static str>,
+    /// Whether the last moments before the end do not reach the standby.
+    stalled: bool,
+}
+
+const MODES: [Mode; 6] = [
+    Mode { synchronous: None, stalled: false },
+    Mode { synchronous: Some("on"), stalled: true },
+    Mode { synchronous: None, stalled: true },
+    Mode { synchronous: Some("remote_apply"), stalled: false },
+    Mode { synchronous: Some("on"), stalled: false },
+    Mode { synchronous: Some("remote_apply"), stalled: true },
+];
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.synchronous {
+            None => f.write_str("asynchronous")?,
+            Some(level) => write!(f, "synchronous, {level}")?,
+        }
+        f.write_str(if self.stalled { ", the network gone before" } else { "" })
+    }
+}
+
+impl Mode {
+    /// Has new sessions of the primary wait for its standby, or not.
+    fn set(self, primary: &Cluster) {
+        let Some(level) = self.synchronous else { return };
+        let mut client = primary.connect();
+        for setting in
+            ["synchronous_standby_names = '*'".to_owned(), format!("synchronous_commit = {level}")]
+        {
+            client.batch_execute(&format!("ALTER SYSTEM SET {setting}")).unwrap();
+        }
+        client.batch_execute("SELECT pg_reload_conf()").unwrap();
+        wait_for_equal("the standby is synchronous", &vec!["sync".to_owned()], || {
+            column(&mut client, "SELECT sync_state FROM pg_stat_replication")
+        });
+    }
+}
+
+#[test]
+fn the_new_primary_says_what_it_has() {
+    let rounds = size("FAILOVER_ROUNDS", 4);
+    let clients = size("FAILOVER_CLIENTS", 9);
+    let mut random = StdRng::seed_from_u64(pg_test::seed());
+    let mut primary = primary_with("");
+    let mut standby = primary.start_standby();
+    let mut log_start = 0;
+    let mut figures = BTreeMap::<Mode, Figures>::new();
+    for round in 1..=rounds {
+        let mode = MODES[usize::try_from(round - 1).unwrap() % MODES.len()];
+        mode.set(&primary);
+        let mut known = run_loads(&mut primary, round, clients, &mut random, |primary, random| {
+            thread::sleep(Duration::from_millis(random.random_range(300..1_500)));
+            assert_quiet(&standby, log_start);
+            if mode.stalled {
+                let senders = "SELECT pid FROM pg_stat_replication";
+                for pid in column::<i32>(&mut primary.connect(), senders) {
+                    send_signal(pid, Signal::SIGSTOP);
+                }
+                thread::sleep(Duration::from_millis(random.random_range(1..400)));
+            }
+            primary.kill_server();
+        });
+        let recovered = standby.promote();
+        let settled = wait_until_settled(&standby).duration_since(recovered);
+        let figures = figures.entry(mode).or_default();
+        figures.failovers += 1;
+        figures.longest = figures.longest.max(settled);
+        let lost_before = figures.lost_confirmed;
+        let when = format!("round {round}, {mode}");
+        assert_none(&judge(&standby, &known, figures), &when);
+        let lost = figures.lost_confirmed - lost_before;
+        assert!(mode.synchronous.is_none() || lost == 0, "{when}: {lost} confirmed commits lost");
+        end_prepared(&standby, &mut random, &mut known);
+        wait_until_settled(&standby);
+        assert_none(&judge(&standby, &known, &mut Figures::default()), &when);
+        assert_records(&standby);
+        for bad in ["PANIC", "panicked", "loader_history worker:", "loader_history launcher:"] {
+            assert!(!standby.log().contains(bad), "{bad}");
+        }
+        // The old primary comes back as the standby of the new one, one way or the other.
+        std::mem::swap(&mut primary, &mut standby);
+        if random.random() {
+            log_start = standby.log().len();
+            primary.connect().batch_execute("CHECKPOINT").unwrap();
+            standby.rewind_to(&primary);
+            catch_up(&mut primary.connect(), &mut standby.connect());
+            assert_same_reads(&mut primary.connect(), &mut standby.connect());
+        } else {
+            log_start = 0;
+            standby = primary.start_standby();
+        }
+    }
+    for (mode, figures) in figures {
+        println!("{mode}: {figures}");
+    }
+}
