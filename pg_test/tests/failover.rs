@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use pg_test::{
     Client, Cluster, HISTORY, Listener, Session, Signal, assert_same_reads, catch_up, column,
-    preloaded_cluster_with, send_signal, size, wait_for_equal,
+    preloaded_cluster_with, send_signal, size, status_of, wait_for_equal,
 };
 use postgres::NoTls;
 use rand::rngs::StdRng;
@@ -650,10 +650,7 @@ fn the_new_primary_says_what_it_has() {
             thread::sleep(Duration::from_millis(random.random_range(300..1_500)));
             assert_quiet(&standby, log_start);
             if mode.stalled {
-                let senders = "SELECT pid FROM pg_stat_replication";
-                for pid in column::<i32>(&mut primary.connect(), senders) {
-                    send_signal(pid, Signal::SIGSTOP);
-                }
+                stop_replication(primary);
                 thread::sleep(Duration::from_millis(random.random_range(1..400)));
             }
             primary.kill_server();
@@ -690,5 +687,38 @@ fn the_new_primary_says_what_it_has() {
     }
     for (mode, figures) in figures {
         println!("{mode}: {figures}");
+    }
+}
+
+/// Stops the walsenders of a primary: as the network does when it is gone.
+fn stop_replication(primary: &Cluster) -> Vec<i32> {
+    let pids = column(&mut primary.connect(), "SELECT pid FROM pg_stat_replication");
+    pids.iter().for_each(|&pid| send_signal(pid, Signal::SIGSTOP));
+    pids
+}
+
+#[test]
+fn a_start_alone_in_its_transaction_waits_for_a_synchronous_standby() {
+    let primary = primary_with("");
+    let standby = primary.start_standby();
+    MODES[4].set(&primary);
+    for database in DATABASES {
+        let mut session = Session::new(&primary, database);
+        // The sequence writes to the log now and then.
+        session.start();
+        let pid: Vec<i32> = column(&mut session.client, "SELECT pg_backend_pid()");
+        let senders = stop_replication(&primary);
+        let start = thread::spawn(move || session.start());
+        let mut client = primary.connect();
+        let wait = format!("SELECT wait_event FROM pg_stat_activity WHERE pid = {}", pid[0]);
+        wait_for_equal(
+            &format!("{database}: the start waits"),
+            &(false, vec![Some("SyncRep".to_owned())]),
+            || (start.is_finished(), column::<Option<String>>(&mut client, &wait)),
+        );
+        senders.iter().for_each(|&pid| send_signal(pid, Signal::SIGCONT));
+        let id = start.join().unwrap();
+        let mut there = standby.connect_to(database, "postgres");
+        wait_for_equal("it is there", &Some("RUNNING".to_owned()), || status_of(&mut there, id));
     }
 }
