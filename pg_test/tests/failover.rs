@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use pg_test::{
     Client, Cluster, HISTORY, Listener, Session, Signal, assert_same_reads, catch_up, column,
-    preloaded_cluster_with, send_signal, size, status_of, wait_for_equal,
+    launchers, preloaded_cluster_with, send_signal, size, status_of, wait_for_equal,
+    wait_for_served,
 };
 use postgres::NoTls;
 use rand::rngs::StdRng;
@@ -48,6 +49,9 @@ const BARE_LOADER: i64 = 9;
 const SERVER_STOPPED: &str =
     "The server stopped before the transaction that started the execution had committed.";
 
+/// How long after the end of recovery all is recorded, at most.
+const SECOND: Duration = Duration::from_secs(1);
+
 /// What the history may say of a start that was rolled back.
 const FAILURES: [&str; 4] = [
     SERVER_STOPPED,
@@ -73,7 +77,7 @@ fn primary_with(settings: &str) -> Cluster {
 // The loads
 
 /// What a client was told of a transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     /// Nothing: it was open.
     Open,
@@ -81,8 +85,7 @@ enum Told {
     Asked,
     Committed,
     RolledBack,
-    /// That it is prepared, under a name.
-    Prepared(String),
+    Prepared,
 }
 
 /// What an execution's starting transaction leaves of its own, where it commits.
@@ -104,6 +107,8 @@ struct Known {
     /// Whether the start came with a WARNING.
     warned: bool,
     trace: Trace,
+    /// The name that its load prepares transactions under.
+    gid: String,
     /// Of the transaction that started it.
     start: Told,
     /// Of the transaction that reported SUCCESS, where that was another.
@@ -170,7 +175,7 @@ impl Loader {
             3..5 => {
                 let bare = self.random.random();
                 let place = self.start(bare)?;
-                self.tell(&Told::Committed);
+                self.tell(Told::Committed);
                 self.started.clear();
                 self.transaction(|loader| {
                     loader.ended.push(place);
@@ -191,7 +196,7 @@ impl Loader {
             7 => {
                 let bare = self.random.random();
                 self.start(bare)?;
-                self.tell(&Told::Committed);
+                self.tell(Told::Committed);
                 Ok(())
             }
             8 => self.transaction(|loader| {
@@ -217,17 +222,21 @@ impl Loader {
         }
     }
 
+    fn gid(&self) -> String {
+        format!("{}.{}", self.name, self.loads)
+    }
+
     fn execute(&mut self, sql: &str) -> Outcome {
         self.client.batch_execute(sql)
     }
 
     /// Notes what the client is told of the transaction that it is in.
-    fn tell(&mut self, told: &Told) {
+    fn tell(&mut self, told: Told) {
         for &place in &self.started {
-            self.known[place].start = told.clone();
+            self.known[place].start = told;
         }
         for &place in &self.ended {
-            self.known[place].end = Some(told.clone());
+            self.known[place].end = Some(told);
         }
     }
 
@@ -236,13 +245,13 @@ impl Loader {
         self.execute("BEGIN")?;
         body(self)?;
         if !self.ended.is_empty() {
-            self.tell(&Told::Open);
+            self.tell(Told::Open);
         }
-        let name = format!("{}.{}", self.name, self.loads);
+        let name = self.gid();
         match self.random.random_range(0..100) {
             0..10 => self.finish("ROLLBACK", Told::RolledBack),
             10..20 => {
-                self.tell(&Told::Asked);
+                self.tell(Told::Asked);
                 if let Err(error) = self.execute("SELECT 1 / 0")
                     && error.as_db_error().is_none()
                 {
@@ -251,8 +260,7 @@ impl Loader {
                 self.finish("ROLLBACK", Told::RolledBack)
             }
             20..40 => {
-                let prepared = Told::Prepared(name.clone());
-                self.finish(&format!("PREPARE TRANSACTION '{name}'"), prepared)?;
+                self.finish(&format!("PREPARE TRANSACTION '{name}'"), Told::Prepared)?;
                 match self.random.random_range(0..10) {
                     0 => Ok(()),
                     1..6 => self.finish(&format!("COMMIT PREPARED '{name}'"), Told::Committed),
@@ -264,9 +272,9 @@ impl Loader {
     }
 
     fn finish(&mut self, sql: &str, told: Told) -> Outcome {
-        self.tell(&Told::Asked);
+        self.tell(Told::Asked);
         self.execute(sql)?;
-        self.tell(&told);
+        self.tell(told);
         Ok(())
     }
 
@@ -283,10 +291,10 @@ impl Loader {
         let id = self.client.query_one(sql, &[&loader_id])?.get(0);
         let warned = self.warnings.load(Ordering::Relaxed) != warnings;
         let database = self.database;
-        let start = Told::Open;
+        let (gid, start) = (self.gid(), Told::Open);
         self.started.push(self.known.len());
         let trace = if bare { Trace::Bare } else { Trace::Row };
-        self.known.push(Known { database, id, warned, trace, start, end: None });
+        self.known.push(Known { database, id, warned, trace, gid, start, end: None });
         Ok(self.known.len() - 1)
     }
 
@@ -398,13 +406,13 @@ impl Database {
         let mut wrong = Vec::new();
         for (id, (loader_id, status, error)) in &self.history {
             let known = known.get(id);
-            let is_prepared =
-                |told: &Told| matches!(told, Told::Prepared(name) if self.prepared.contains(name));
             let expected: &[&str] = if self.loaded.contains(id) {
                 &["SUCCESS"]
             } else if self.reported.contains(id) {
                 &["FAILED"]
-            } else if self.opened.contains(id) || known.is_some_and(|it| is_prepared(&it.start)) {
+            } else if self.opened.contains(id)
+                || known.is_some_and(|it| self.prepared.contains(&it.gid))
+            {
                 &["RUNNING"]
             } else if *loader_id == BARE_LOADER {
                 // No row says whether its start has committed.
@@ -482,16 +490,16 @@ fn judge(cluster: &Cluster, all: &[Known], figures: &mut Figures) -> Vec<String>
             if it.start == Told::RolledBack && row.is_some_and(|row| row.1 != "FAILED") {
                 wrong.push(format!("{name}: {row:?}, and was rolled back: {it:?}"));
             }
-            let start = match (&it.start, it.trace) {
+            let start = match (it.start, it.trace) {
                 (Told::Committed, Trace::Row) => Some(found.opened.contains(&it.id)),
                 (Told::Committed, Trace::Bare) => Some(row.is_some_and(|row| row.1 != "FAILED")),
                 (Told::Committed, Trace::Undone) => Some(row.is_some()),
-                (Told::Prepared(gid), _) => Some(found.prepared.contains(gid)),
+                (Told::Prepared, _) => Some(found.prepared.contains(&it.gid)),
                 _ => None,
             };
-            let end = match &it.end {
+            let end = match it.end {
                 Some(Told::Committed) => Some(found.loaded.contains(&it.id)),
-                Some(Told::Prepared(gid)) => Some(found.prepared.contains(gid)),
+                Some(Told::Prepared) => Some(found.prepared.contains(&it.gid)),
                 _ => None,
             };
             for arrived in [start, end].into_iter().flatten() {
@@ -525,10 +533,10 @@ fn end_prepared(cluster: &Cluster, random: &mut StdRng, all: &mut [Known]) {
             let what = if commit { "COMMIT" } else { "ROLLBACK" };
             client.batch_execute(&format!("{what} PREPARED '{gid}'")).unwrap();
             let told = if commit { Told::Committed } else { Told::RolledBack };
-            for it in all.iter_mut().filter(|it| it.database == place) {
+            for it in all.iter_mut().filter(|it| it.database == place && it.gid == gid) {
                 for part in [Some(&mut it.start), it.end.as_mut()].into_iter().flatten() {
-                    if *part == Told::Prepared(gid.clone()) {
-                        *part = told.clone();
+                    if *part == Told::Prepared || *part == Told::Asked {
+                        *part = told;
                     }
                 }
             }
@@ -540,8 +548,10 @@ fn end_prepared(cluster: &Cluster, random: &mut StdRng, all: &mut [Known]) {
 fn assert_records(cluster: &Cluster) {
     for database in DATABASES {
         let mut session = Session::new(cluster, database);
-        let highest: Vec<i64> =
-            column(&mut session.client, "SELECT max(id) FROM loader.execution_history");
+        let highest: Vec<i64> = column(
+            &mut session.client,
+            "SELECT coalesce(max(id), 0) FROM loader.execution_history",
+        );
         session.run("BEGIN");
         let id = session.start();
         assert!(id > highest[0], "{database}: {id} after {}", highest[0]);
@@ -576,8 +586,8 @@ fn assert_quiet(standby: &Cluster, from: usize) {
     let log = standby.log();
     let complaints: Vec<_> = log[from..]
         .lines()
-        // Who connects before it is up is told so.
-        .filter(|line| !line.contains(" 57P03 "))
+        // Who connects before it is up is told so; recovery after pg_rewind finds files of the other timeline.
+        .filter(|line| !line.contains(" 57P03 ") && !line.contains("future two-phase state file"))
         .filter(|line| {
             ["loader_history ", "loader_history:", "WARNING", "ERROR", "FATAL", "PANIC", "panicked"]
                 .iter()
@@ -657,6 +667,7 @@ fn the_new_primary_says_what_it_has() {
         });
         let recovered = standby.promote();
         let settled = wait_until_settled(&standby).duration_since(recovered);
+        assert!(settled < SECOND, "{settled:?}");
         let figures = figures.entry(mode).or_default();
         figures.failovers += 1;
         figures.longest = figures.longest.max(settled);
@@ -720,5 +731,249 @@ fn a_start_alone_in_its_transaction_waits_for_a_synchronous_standby() {
         let id = start.join().unwrap();
         let mut there = standby.connect_to(database, "postgres");
         wait_for_equal("it is there", &Some("RUNNING".to_owned()), || status_of(&mut there, id));
+    }
+}
+
+#[test]
+fn a_transaction_id_that_died_with_the_primary_is_not_given_again() {
+    let mut random = StdRng::seed_from_u64(pg_test::seed());
+    for number in 0..3 {
+        let mut primary = primary_with("");
+        // Others take the place of those that died before a worker can look.
+        let mut standby = primary.start_standby();
+        standby.stop_server();
+        standby.configure("shared_preload_libraries = ''");
+        standby.start_server();
+        // Of these nothing but the worker's commit is in the log.
+        let mut sessions: Vec<_> = (0..6).map(|_| Session::new(&primary, "keyless")).collect();
+        let mut ids = Vec::new();
+        for (place, session) in sessions.iter_mut().enumerate() {
+            session.run("BEGIN");
+            if place % 2 == 1 {
+                session.run("SAVEPOINT one; SAVEPOINT two");
+            }
+            if place % 3 == 2 {
+                session.run("DO $$ BEGIN PERFORM pg_current_xact_id(); END $$");
+            }
+            ids.push(session.start());
+        }
+        if number > 0 {
+            thread::sleep(Duration::from_millis(random.random_range(0..20)));
+        }
+        let written: Vec<String> = column(
+            &mut primary.connect_to("postgres", "postgres"),
+            "SELECT pg_current_wal_flush_lsn()::text",
+        );
+        let mut there = standby.connect_to("keyless", "postgres");
+        let query = format!("SELECT pg_last_wal_receive_lsn() >= '{}'::pg_lsn", written[0]);
+        wait_for_equal("the starts arrive", &vec![true], || column(&mut there, &query));
+        primary.kill_server();
+        standby.promote();
+        let mut client = standby.connect_to("keyless", "postgres");
+        let bound: Vec<i64> = column(
+            &mut client,
+            "SELECT greatest(xid::text::bigint, subxid::text::bigint) FROM loader.binding",
+        );
+        assert_eq!(bound.len(), ids.len());
+        let given: Vec<i64> = (0..100)
+            .flat_map(|_| column::<i64>(&mut client, "SELECT pg_current_xact_id()::text::bigint"))
+            .collect();
+        assert!(given.iter().min() > bound.iter().max(), "{given:?} {bound:?}");
+        drop((client, there));
+        standby.stop_server();
+        standby.configure("shared_preload_libraries = 'loader_history'");
+        standby.start_server();
+        wait_until_settled(&standby);
+        let mut client = standby.connect_to("keyless", "postgres");
+        let failed = "SELECT id FROM loader.execution_history WHERE status = 'FAILED' ORDER BY id";
+        assert_eq!(column::<i64>(&mut client, failed), ids);
+    }
+}
+
+#[test]
+fn nothing_writes_or_complains_on_a_standby_and_promotion_is_enough() {
+    let mut primary = primary_with("");
+    let mut standby = primary.start_standby();
+    // Long enough for whatever is tried again after some seconds to be tried.
+    let known = run_loads(&mut primary, 1, 3, &mut StdRng::seed_from_u64(1), |primary, _| {
+        let begun = Instant::now();
+        let (mut rounds, mut from) = (0, 0);
+        while rounds < 50 || begun.elapsed() < Duration::from_secs(6) {
+            rounds += 1;
+            let mut client = primary.connect();
+            let mut there = standby.connect();
+            catch_up(&mut client, &mut there);
+            column::<String>(&mut there, "SELECT loader.recorder_status()::text");
+            assert_quiet(&standby, from);
+            // The library is loaded anew, in the middle of recovery.
+            if rounds % 20 == 0 {
+                drop((client, there));
+                if rounds == 20 {
+                    standby.stop_server()
+                } else {
+                    standby.crash_server()
+                }
+                from = standby.log().len();
+                standby.start_server();
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+    assert!(!known.is_empty());
+    // Without the old primary's end: a switchover.
+    primary.stop_server();
+    let log = standby.log().len();
+    let recovered = standby.promote();
+    let settled = wait_until_settled(&standby);
+    assert!(settled.duration_since(recovered) < SECOND);
+    assert_eq!(launchers(&mut standby.connect()).len(), 1);
+    wait_for_served(&mut standby.connect(), &["keyless", "postgres"]);
+    assert_records(&standby);
+    let complaints: Vec<_> = standby.log()[log..]
+        .lines()
+        .filter(|line| ["WARNING", "ERROR", "PANIC"].iter().any(|word| line.contains(word)))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(complaints, Vec::<String>::new());
+    let mut figures = Figures::default();
+    assert_none(&judge(&standby, &known, &mut figures), "after a switchover");
+    assert_eq!((figures.lost_starts, figures.lost_confirmed), (0, 0), "{figures}");
+}
+
+#[test]
+fn the_old_primary_follows_after_pg_rewind_and_takes_over_again() {
+    let mut random = StdRng::seed_from_u64(pg_test::seed());
+    let mut first = primary_with("");
+    let mut second = first.start_standby();
+    // The network is gone, and both record.
+    stop_replication(&first);
+    second.promote();
+    wait_until_settled(&second);
+    let pause =
+        |random: &mut StdRng| thread::sleep(Duration::from_millis(random.random_range(300..600)));
+    run_loads(&mut first, 1, 3, &mut random, |first, random| {
+        pause(random);
+        first.kill_server();
+    });
+    let mut known = run_loads(&mut second, 2, 6, &mut random, |second, random| {
+        pause(random);
+        second.connect().batch_execute("CHECKPOINT").unwrap();
+        let log = first.log().len();
+        first.rewind_to(second);
+        pause(random);
+        assert_quiet(&first, log);
+    });
+    wait_until_settled(&second);
+    for database in DATABASES {
+        let (mut there, mut here) =
+            (second.connect_to(database, "postgres"), first.connect_to(database, "postgres"));
+        catch_up(&mut there, &mut here);
+        for table in ["loader.execution_history", "loader.binding", "opened", "loaded", "reported"]
+        {
+            let query = format!("SELECT t::text FROM {table} AS t ORDER BY 1");
+            assert_eq!(column::<String>(&mut there, &query), column::<String>(&mut here, &query));
+        }
+    }
+    assert_same_reads(&mut second.connect(), &mut first.connect());
+    // And back, in good order.
+    second.stop_server();
+    first.promote();
+    wait_until_settled(&first);
+    let mut figures = Figures::default();
+    assert_none(&judge(&first, &known, &mut figures), "after the switchover");
+    assert_eq!((figures.lost_starts, figures.lost_confirmed), (0, 0), "{figures}");
+    end_prepared(&first, &mut random, &mut known);
+    wait_until_settled(&first);
+    assert_none(&judge(&first, &known, &mut Figures::default()), "after the switchover");
+    assert_records(&first);
+}
+
+#[test]
+fn a_restore_to_a_point_in_time_says_what_it_restores() {
+    let mut random = StdRng::seed_from_u64(pg_test::seed());
+    let mut primary = primary_with(
+        "archive_mode = on
+         archive_command = 'mkdir -p ../archive && cp %p ../archive/%f'",
+    );
+    let backup = primary.base_backup(&[]);
+    let mut targets = Vec::new();
+    let mut open = Vec::new();
+    let mut exact = (0, 0);
+    let known = run_loads(&mut primary, 1, 6, &mut random, |primary, random| {
+        let mut pause = || thread::sleep(Duration::from_millis(random.random_range(100..400)));
+        let mut client = primary.connect();
+        for number in 0..2 {
+            let mut loader = Session::new(primary, "postgres");
+            loader.run("BEGIN");
+            let id = loader.start();
+            open.push(id);
+            pause();
+            if number == 0 {
+                client.batch_execute("SELECT pg_create_restore_point('amid the loads')").unwrap();
+                targets.push("recovery_target_name = 'amid the loads'".to_owned());
+            } else {
+                let now: Vec<String> = column(&mut client, "SELECT clock_timestamp()::text");
+                targets.push(format!("recovery_target_time = '{}'", now[0]));
+            }
+            pause();
+            loader.run(&format!("INSERT INTO opened VALUES ({id}); COMMIT"));
+        }
+        let mut loader = Session::new(primary, "postgres");
+        loader.run("BEGIN");
+        let id = loader.start();
+        loader.run(&format!(
+            "INSERT INTO opened VALUES ({id}); INSERT INTO loaded VALUES ({id});
+             SELECT loader.record_execution_end({id}, 'SUCCESS')"
+        ));
+        let xid: Vec<String> = column(&mut loader.client, "SELECT pg_current_xact_id()::xid::text");
+        pause();
+        loader.run("COMMIT");
+        for inclusive in [false, true] {
+            targets.push(format!(
+                "recovery_target_xid = '{}'\nrecovery_target_inclusive = {inclusive}",
+                xid[0]
+            ));
+        }
+        exact = (id, targets.len() - 1);
+        pause();
+    });
+    let mut client = primary.connect();
+    let last: Vec<String> = column(&mut client, "SELECT pg_walfile_name(pg_switch_wal())");
+    let archived = format!("SELECT last_archived_wal >= '{}' FROM pg_stat_archiver", last[0]);
+    wait_for_equal("the log is archived", &vec![Some(true)], || column(&mut client, &archived));
+    // What clients know is later than the targets, but for the names of what was prepared.
+    let known: Vec<_> =
+        known.into_iter().map(|it| Known { start: Told::Asked, end: None, ..it }).collect();
+    let archive = primary.directory().join("archive");
+    for (place, target) in targets.iter().enumerate() {
+        let mut restored = backup.to_restore(&archive, target);
+        restored.start_server();
+        let mut client = restored.connect();
+        wait_for_equal("the end of recovery", &vec![false], || {
+            column(&mut client, "SELECT pg_is_in_recovery()")
+        });
+        let recovered = Instant::now();
+        assert!(wait_until_settled(&restored).duration_since(recovered) < SECOND);
+        let mut wrong = judge(&restored, &known, &mut Figures::default());
+        let mut said = |id: i64| -> (String, Option<String>) {
+            let query = "SELECT status, error_message FROM loader.execution_history WHERE id = $1";
+            let row = client.query_one(query, &[&id]).unwrap();
+            (row.get(0), row.get(1))
+        };
+        let id = open.get(place).copied().unwrap_or(exact.0);
+        let expected = if place == exact.1 {
+            ("SUCCESS".to_owned(), None)
+        } else {
+            ("FAILED".to_owned(), Some(SERVER_STOPPED.to_owned()))
+        };
+        if said(id) != expected {
+            wrong.push(format!("execution {id} is {:?}", said(id)));
+        }
+        assert_none(&wrong, target);
+        let mut known: Vec<_> = Vec::new();
+        end_prepared(&restored, &mut random, &mut known);
+        wait_until_settled(&restored);
+        assert_records(&restored);
+        assert_none(&judge(&restored, &known, &mut Figures::default()), target);
     }
 }
