@@ -33,6 +33,7 @@ autovacuum = off
 
 /// A PostgreSQL server of one's own. Dropping it stops it and removes all that was its.
 pub struct Cluster {
+    bindir: PathBuf,
     directory: PathBuf,
     server: Option<Child>,
 }
@@ -48,10 +49,18 @@ impl Cluster {
     /// # Panics
     /// When it does not come up.
     pub fn start_with(settings: &str) -> Self {
+        Self::start_in(bindir(), settings)
+    }
+
+    /// The same of the server whose programs are in the folder `bindir`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_in(bindir: PathBuf, settings: &str) -> Self {
         let directory = new_directory();
-        let template = template();
+        let template = template(&bindir);
         run(Command::new("cp").arg("-a").arg(&template).arg(directory.join("data")));
-        let mut cluster = Self { directory, server: None };
+        let mut cluster = Self { bindir, directory, server: None };
         cluster.configure(&format!("{SETTINGS}{settings}"));
         cluster.start_server();
         cluster
@@ -72,8 +81,8 @@ impl Cluster {
     /// # Panics
     /// When it cannot be made.
     pub fn base_backup(&self, arguments: &[&str]) -> Self {
-        let copy = Self { directory: new_directory(), server: None };
-        let mut backup = as_server_user(bindir().join("pg_basebackup"));
+        let copy = Self { bindir: self.bindir.clone(), directory: new_directory(), server: None };
+        let mut backup = as_server_user(self.bindir.join("pg_basebackup"));
         backup.env("PGHOST", &self.directory).env("PGUSER", SUPERUSER);
         run(backup.args(["--checkpoint=fast", "--no-sync", "-D"]).arg(copy.data()).args(arguments));
         copy
@@ -85,7 +94,7 @@ impl Cluster {
     /// # Panics
     /// When it cannot be made.
     pub fn to_restore(&self, archive: &Path, target: &str) -> Self {
-        let copy = Self { directory: new_directory(), server: None };
+        let copy = Self { bindir: self.bindir.clone(), directory: new_directory(), server: None };
         run(Command::new("cp").arg("-a").arg(self.data()).arg(copy.data()));
         copy.configure(&format!(
             "archive_mode = off
@@ -146,7 +155,7 @@ impl Cluster {
     pub fn start_server(&mut self) {
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log");
-        let mut command = as_server_user(bindir().join("postgres"));
+        let mut command = as_server_user(self.bindir.join("postgres"));
         command.arg("-D").arg(self.data()).arg("-k").arg(&self.directory);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         // SAFETY: prctl() is async-signal-safe. A test that is killed takes its server with it.
@@ -236,7 +245,7 @@ impl Cluster {
 
     /// A client program of this server's version, such as `pg_dump`, told where the server is.
     pub fn program(&self, name: impl AsRef<Path>) -> Command {
-        let mut command = Command::new(bindir().join(name));
+        let mut command = Command::new(self.bindir.join(name));
         command
             .env("PGHOST", &self.directory)
             .env("PGUSER", SUPERUSER)
@@ -247,7 +256,7 @@ impl Cluster {
 
     /// A program of this server's version that runs as the server's own user, such as `pg_upgrade`.
     pub fn server_program(&self, name: impl AsRef<Path>) -> Command {
-        let mut command = as_server_user(bindir().join(name));
+        let mut command = as_server_user(self.bindir.join(name));
         command.current_dir(&self.directory);
         command
     }
@@ -260,6 +269,11 @@ impl Cluster {
     /// The data directory.
     pub fn data(&self) -> PathBuf {
         self.directory.join("data")
+    }
+
+    /// The folder of the server's programs.
+    pub fn bindir(&self) -> &Path {
+        &self.bindir
     }
 
     /// What the server has logged.
@@ -333,6 +347,11 @@ pub fn bindir() -> PathBuf {
     PathBuf::from(std::env::var_os("PG_TEST_BINDIR").expect("PG_TEST_BINDIR (run `make test`)"))
 }
 
+/// The folder of the programs of the newest major that there is, to upgrade to.
+pub fn new_bindir() -> PathBuf {
+    std::env::var_os("PG_TEST_NEW_BINDIR").map_or_else(bindir, PathBuf::from)
+}
+
 /// The user that servers run as: oneself, or where that is root, whom PostgreSQL refuses, another.
 fn server_user() -> Option<(Uid, Gid)> {
     if !geteuid().is_root() {
@@ -401,16 +420,16 @@ fn remove_leftovers(temporary: &Path) {
 
 /// A data directory as initdb makes it, made once for a copy of the server and kept beside its
 /// programs.
-fn template() -> PathBuf {
+fn template(bindir: &Path) -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock();
-    let template = bindir().join("initdb.template");
+    let template = bindir.join("initdb.template");
     if template.join("PG_VERSION").exists() {
         return template;
     }
     let directory = new_directory();
     let data = directory.join("data");
-    run(as_server_user(bindir().join("initdb")).arg("-D").arg(&data).args([
+    run(as_server_user(bindir.join("initdb")).arg("-D").arg(&data).args([
         "-U",
         SUPERUSER,
         "-A",
@@ -422,7 +441,7 @@ fn template() -> PathBuf {
         "--no-sync",
     ]));
     // Other processes may do the same at the same time: whoever renames first has made it.
-    let own = bindir().join(format!("initdb.template.{}", process::id()));
+    let own = bindir.join(format!("initdb.template.{}", process::id()));
     run(Command::new("cp").arg("-a").arg(&data).arg(&own));
     if fs::rename(&own, &template).is_err() {
         let _ = fs::remove_dir_all(&own);

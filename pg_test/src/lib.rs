@@ -5,6 +5,7 @@
 mod cluster;
 mod errors;
 mod examples;
+mod kept;
 mod listener;
 pub mod measure;
 mod preloaded;
@@ -16,9 +17,10 @@ mod wait;
 mod warnings;
 mod workers;
 
-pub use cluster::{Cluster, bindir, run};
+pub use cluster::{Cluster, bindir, new_bindir, run};
 pub use errors::{HasError, sqlstate};
 pub use examples::{Example, examples, masked};
+pub use kept::{application, state};
 pub use listener::Listener;
 pub use nix::sys::signal::Signal;
 pub use preloaded::{
