@@ -372,6 +372,8 @@ struct Database {
     loaded: HashSet<i64>,
     reported: HashSet<i64>,
     prepared: HashSet<String>,
+    /// The last id of executions that the sequence has set aside.
+    last_id: i64,
 }
 
 impl Database {
@@ -398,7 +400,9 @@ impl Database {
             (executions_in("opened"), executions_in("loaded"), executions_in("reported"));
         let query = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()";
         let prepared = column::<String>(&mut client, query).into_iter().collect();
-        Self { name, history, opened, loaded, reported, prepared }
+        let query = "SELECT last_value FROM loader.execution_history_id_seq";
+        let last_id = column(&mut client, query)[0];
+        Self { name, history, opened, loaded, reported, prepared, last_id }
     }
 
     /// What the history says that its own rows of data do not, or the other way round.
@@ -453,6 +457,8 @@ struct Figures {
     starts: usize,
     warned: usize,
     lost_starts: usize,
+    /// Lost starts whose id is yet to be given, to another.
+    ids_to_come: usize,
     confirmed: usize,
     lost_confirmed: usize,
     longest: Duration,
@@ -462,12 +468,14 @@ impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} failovers: {} starts returned ({} with a WARNING), {} of them lost; {} commits of a start \
-             or an end confirmed, {} of them lost; all settled at most {} ms after the end of recovery",
+            "{} failovers: {} starts returned ({} with a WARNING), {} of them lost ({} with an id that comes \
+             again); {} commits of a start or an end confirmed, {} of them lost; all settled at most {} ms \
+             after the end of recovery",
             self.failovers,
             self.starts,
             self.warned,
             self.lost_starts,
+            self.ids_to_come,
             self.confirmed,
             self.lost_confirmed,
             self.longest.as_millis()
@@ -487,6 +495,7 @@ fn judge(cluster: &Cluster, all: &[Known], figures: &mut Figures) -> Vec<String>
             figures.starts += 1;
             figures.warned += usize::from(it.warned);
             figures.lost_starts += usize::from(row.is_none() && !it.warned);
+            figures.ids_to_come += usize::from(it.id > found.last_id);
             if it.start == Told::RolledBack && row.is_some_and(|row| row.1 != "FAILED") {
                 wrong.push(format!("{name}: {row:?}, and was rolled back: {it:?}"));
             }
