@@ -45,12 +45,12 @@ pub fn wait_for_equal<T: Debug + PartialEq>(
     }
 }
 
-/// Waits until a standby has replayed all that is on its primary's disk.
+/// Waits until a standby has replayed all that its primary has written, be it on its disk already or not.
 ///
 /// # Panics
 /// When it has not within [`TIMEOUT`], or is none.
 pub fn catch_up(primary: &mut Client, standby: &mut Client) {
-    let written: Vec<String> = column(primary, "SELECT pg_current_wal_flush_lsn()::text");
+    let written: Vec<String> = column(primary, "SELECT pg_current_wal_insert_lsn()::text");
     let query = format!("SELECT pg_last_wal_replay_lsn() >= '{}'::pg_lsn", written[0]);
     wait_for("the standby to catch up", || column::<bool>(standby, &query) == [true]);
 }
