@@ -14,13 +14,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pg_test::{
-    Client, Cluster, HISTORY, Listener, Session, Signal, assert_same_reads, catch_up, column,
-    launchers, preloaded_cluster_with, send_signal, size, status_of, wait_for_equal,
-    wait_for_served,
+    Client, Cluster, HISTORY, Listener, Session, Signal, assert_durable_in, assert_same_reads,
+    catch_up, column, launchers, preloaded_cluster_with, send_signal, size, sqlstate, status_of,
+    wait_for_equal, wait_for_served,
 };
 use postgres::NoTls;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde_json::Value;
 
 /// `pg_rewind` needs the hints in the log, and the log since the two servers went different ways.
 const SETTINGS: &str = "
@@ -405,6 +406,11 @@ impl Database {
         Self { name, history, opened, loaded, reported, prepared, last_id }
     }
 
+    fn running(&self) -> HashSet<i64> {
+        let running = self.history.iter().filter(|(_, row)| row.1 == "RUNNING");
+        running.map(|(&id, _)| id).collect()
+    }
+
     /// What the history says that its own rows of data do not, or the other way round.
     fn contradictions(&self, known: &HashMap<i64, &Known>) -> Vec<String> {
         let mut wrong = Vec::new();
@@ -666,7 +672,7 @@ fn the_new_primary_says_what_it_has() {
     let mut random = StdRng::seed_from_u64(pg_test::seed());
     let mut primary = primary_with("");
     let mut standby = primary.start_standby();
-    let mut log_start = 0;
+    let (mut log_start, mut events) = (0, 0);
     let mut figures = BTreeMap::<Mode, Figures>::new();
     for round in 1..=rounds {
         let mode = MODES[usize::try_from(round - 1).unwrap() % MODES.len()];
@@ -691,9 +697,21 @@ fn the_new_primary_says_what_it_has() {
         assert_none(&judge(&standby, &known, figures), &when);
         let lost = figures.lost_confirmed - lost_before;
         assert!(mode.synchronous.is_none() || lost == 0, "{when}: {lost} confirmed commits lost");
+        let mut listener = Listener::new(&standby);
+        let before = Database::read(&standby, DATABASES[0]).running();
         end_prepared(&standby, &mut random, &mut known);
         wait_until_settled(&standby);
         assert_none(&judge(&standby, &known, &mut Figures::default()), &when);
+        // What the old primary had prepared has its events on the new one.
+        let after = Database::read(&standby, DATABASES[0]);
+        for id in before.difference(&after.running()) {
+            let kind = format!("EXECUTION_{}", after.history[id].1);
+            let is_it = |event: &Value| event["execution_id"] == *id && event["event"] == kind;
+            if !listener.events.iter().any(is_it) {
+                listener.receive_until(&format!("{kind} of {id}"), is_it);
+            }
+            events += 1;
+        }
         assert_records(&standby);
         for bad in ["PANIC", "panicked", "loader_history worker:", "loader_history launcher:"] {
             assert!(!standby.log().contains(bad), "{bad}");
@@ -711,6 +729,7 @@ fn the_new_primary_says_what_it_has() {
             standby = primary.start_standby();
         }
     }
+    println!("events of what was prepared on an old primary: {events}");
     for (mode, figures) in figures {
         println!("{mode}: {figures}");
     }
@@ -838,8 +857,13 @@ fn nothing_writes_or_complains_on_a_standby_and_promotion_is_enough() {
     // Without the old primary's end: a switchover.
     primary.stop_server();
     let log = standby.log().len();
+    // Sessions of a pool that outlive the promotion.
+    let [mut session, observer] = [0, 1].map(|_| Session::new(&standby, "postgres"));
+    let refused = session.client.query("SELECT loader.record_execution_start(1)", &[]);
+    assert_eq!(sqlstate(&refused), "25006");
     let recovered = standby.promote();
     let settled = wait_until_settled(&standby);
+    assert_durable_in(session, observer);
     assert!(settled.duration_since(recovered) < SECOND);
     assert_eq!(launchers(&mut standby.connect()).len(), 1);
     wait_for_served(&mut standby.connect(), &["keyless", "postgres"]);
@@ -847,6 +871,7 @@ fn nothing_writes_or_complains_on_a_standby_and_promotion_is_enough() {
     let complaints: Vec<_> = standby.log()[log..]
         .lines()
         .filter(|line| ["WARNING", "ERROR", "PANIC"].iter().any(|word| line.contains(word)))
+        .filter(|line| !line.contains(" 25006 "))
         .map(str::to_owned)
         .collect();
     assert_eq!(complaints, Vec::<String>::new());
