@@ -12,7 +12,7 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo test test-all lint install setup schema clean chaos soak latency bench
+.PHONY: all demo test test-all lint install setup schema clean chaos failover soak latency bench
 
 all: demo
 
@@ -32,6 +32,9 @@ test-all:
 # what they have shown.
 chaos: setup
 	@CHAOS_ROUNDS=$${CHAOS_ROUNDS:-20} scripts/test --test chaos -- --nocapture
+
+failover: setup
+	@FAILOVER_ROUNDS=$${FAILOVER_ROUNDS:-60} scripts/test --test failover -- --nocapture
 
 soak: setup
 	@SOAK_ROUNDS=$${SOAK_ROUNDS:-1000000} SOAK_SESSIONS=$${SOAK_SESSIONS:-10000} scripts/measure soak

@@ -9,13 +9,13 @@ use std::process::{self, Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Gid, Pid, Uid, User, geteuid};
 use postgres::{Client, Config, NoTls};
 
-use crate::report::say_left_out;
 use crate::version;
 use crate::wait::wait_for;
 
@@ -50,32 +50,19 @@ impl Cluster {
     /// # Panics
     /// When it does not come up.
     pub fn start_with(settings: &str) -> Self {
-        Self::start_of(bindir(), settings)
+        Self::start_in(bindir(), settings)
     }
 
-    /// The same of the server that pg_upgrade upgrades from: of an older major, whose programs are in
-    /// `PG_TEST_OLD_BINDIR`.
+    /// The same of the server whose programs are in the folder `bindir`.
     ///
     /// # Panics
     /// When it does not come up.
-    pub fn start_old_with(settings: &str) -> Self {
-        let old = std::env::var_os("PG_TEST_OLD_BINDIR").map(PathBuf::from).unwrap_or_else(|| {
-            say_left_out("pg_upgrade from an older major; it goes to the same one");
-            bindir()
-        });
-        Self::start_of(old, settings)
-    }
-
-    fn start_of(bindir: PathBuf, settings: &str) -> Self {
+    pub fn start_in(bindir: PathBuf, settings: &str) -> Self {
         let directory = new_directory();
         let template = template(&bindir);
         run(Command::new("cp").arg("-a").arg(&template).arg(directory.join("data")));
-        let cluster = Self { bindir, directory, server: None };
-        let configuration = cluster.data().join("postgresql.conf");
-        let text = fs::read_to_string(&configuration).expect("postgresql.conf");
-        fs::write(&configuration, format!("{text}{SETTINGS}{settings}\n"))
-            .expect("postgresql.conf");
-        let mut cluster = cluster;
+        let mut cluster = Self { bindir, directory, server: None };
+        cluster.configure(&format!("{SETTINGS}{settings}"));
         cluster.start_server();
         cluster
     }
@@ -85,15 +72,81 @@ impl Cluster {
     /// # Panics
     /// When it does not come up.
     pub fn start_standby(&self) -> Self {
-        let directory = new_directory();
-        let mut standby = Self { bindir: self.bindir.clone(), directory, server: None };
-        let mut backup = as_server_user(self.bindir.join("pg_basebackup"));
-        backup.env("PGHOST", &self.directory).env("PGUSER", SUPERUSER);
-        run(backup
-            .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"])
-            .arg(standby.data()));
+        let mut standby = self.base_backup(&["--write-recovery-conf"]);
         standby.start_server();
         standby
+    }
+
+    /// A copy of this cluster, by `pg_basebackup` with some more arguments. Its server is not started.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn base_backup(&self, arguments: &[&str]) -> Self {
+        let copy = Self { bindir: self.bindir.clone(), directory: new_directory(), server: None };
+        let mut backup = as_server_user(self.bindir.join("pg_basebackup"));
+        backup.env("PGHOST", &self.directory).env("PGUSER", SUPERUSER);
+        run(backup.args(["--checkpoint=fast", "--no-sync", "-D"]).arg(copy.data()).args(arguments));
+        copy
+    }
+
+    /// A copy of this cluster, whose server is stopped, as of `pg_basebackup`, that when it starts restores
+    /// what is archived in `archive` up to a target of recovery such as `recovery_target_xid = '4711'`.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn to_restore(&self, archive: &Path, target: &str) -> Self {
+        let copy = Self { bindir: self.bindir.clone(), directory: new_directory(), server: None };
+        run(Command::new("cp").arg("-a").arg(self.data()).arg(copy.data()));
+        copy.configure(&format!(
+            "archive_mode = off
+             restore_command = 'cp {}/%f %p'
+             recovery_target_action = promote
+             {target}",
+            archive.display()
+        ));
+        // The server itself removes the file, and opens it for writing first.
+        run(as_server_user("touch").arg(copy.data().join("recovery.signal")));
+        copy
+    }
+
+    /// Makes this cluster, whose server is not running, a hot standby of `primary`, whose timeline it has
+    /// left, by `pg_rewind`, and starts it.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn rewind_to(&mut self, primary: &Self) {
+        let source =
+            format!("host={} user={SUPERUSER} dbname=postgres", primary.directory.display());
+        run(self
+            .server_program("pg_rewind")
+            .args(["--write-recovery-conf", "--no-sync", "--source-server", &source])
+            .arg("--target-pgdata")
+            .arg(self.data()));
+        self.start_server();
+    }
+
+    /// Adds lines to `postgresql.conf`, which outrank those before.
+    ///
+    /// # Panics
+    /// When they cannot be written.
+    pub fn configure(&self, settings: &str) {
+        let file = self.data().join("postgresql.conf");
+        let text = fs::read_to_string(&file).expect("postgresql.conf");
+        fs::write(&file, format!("{text}\n{settings}\n")).expect("postgresql.conf");
+    }
+
+    /// Promotes a standby. Returns when its recovery had ended.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn promote(&self) -> Instant {
+        let mut client = self.connect();
+        client.batch_execute("SELECT pg_promote(wait => false)").expect("a standby");
+        wait_for("the end of recovery", || {
+            let row = client.query_one("SELECT pg_is_in_recovery()", &[]).expect("the state");
+            !row.get::<_, bool>(0)
+        });
+        Instant::now()
     }
 
     /// Starts the server of a cluster that was stopped.
@@ -136,6 +189,27 @@ impl Cluster {
     /// When it does not stop.
     pub fn crash_server(&mut self) {
         self.stop_server_by(Signal::SIGQUIT);
+    }
+
+    /// Kills all processes of the server, as the loss of its machine does.
+    ///
+    /// # Panics
+    /// When they are not there.
+    pub fn kill_server(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        let postmaster = Pid::from_raw(i32::try_from(server.id()).expect("a pid"));
+        // It starts no others meanwhile.
+        kill(postmaster, Signal::SIGSTOP).expect("the server is there");
+        let children = children(postmaster);
+        for &pid in &children {
+            // One that has ended by itself is gone when its parent is.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        kill(postmaster, Signal::SIGKILL).expect("the server is there");
+        server.wait().expect("the server's status");
+        wait_for("the server's processes to be gone", || {
+            children.iter().all(|&pid| state_and_parent(pid).is_none_or(|(state, _)| state == "Z"))
+        });
     }
 
     fn stop_server_by(&mut self, how: Signal) {
@@ -188,20 +262,6 @@ impl Cluster {
         command
     }
 
-    /// Makes the stopped `old` this cluster, which is stopped too, by pg_upgrade.
-    ///
-    /// # Panics
-    /// When that fails.
-    pub fn upgrade_from(&self, old: &Self) {
-        if version::has_checksums(&self.bindir) && !version::has_checksums(&old.bindir) {
-            run(old.server_program("pg_checksums").args(["--enable", "-D"]).arg(old.data()));
-        }
-        let mut upgrade = self.server_program("pg_upgrade");
-        upgrade.args(["-U", SUPERUSER, "--socketdir"]).arg(&self.directory);
-        upgrade.arg("-b").arg(&old.bindir).arg("-B").arg(&self.bindir);
-        run(upgrade.arg("-d").arg(old.data()).arg("-D").arg(self.data()));
-    }
-
     /// The directory that is removed with the cluster, for files of the test's own.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -210,6 +270,11 @@ impl Cluster {
     /// The data directory.
     pub fn data(&self) -> PathBuf {
         self.directory.join("data")
+    }
+
+    /// The folder of the server's programs.
+    pub fn bindir(&self) -> &Path {
+        &self.bindir
     }
 
     /// What the server has logged.
@@ -242,6 +307,23 @@ impl Drop for Cluster {
     }
 }
 
+/// The processes whose parent is `pid`.
+fn children(pid: Pid) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").expect("the processes").flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.map(Pid::from_raw)
+        .filter(|&id| state_and_parent(id).is_some_and(|(_, parent)| parent == pid.to_string()))
+        .collect()
+}
+
+/// What the kernel calls the state of a process, and its parent; `None` where it is gone.
+fn state_and_parent(pid: Pid) -> Option<(String, String)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // They come after the name, which is in parentheses and may hold anything.
+    let mut fields = stat.rsplit(')').next()?.split_whitespace().map(str::to_owned);
+    Some((fields.next()?, fields.next()?))
+}
+
 /// Runs a command to its end and returns what it printed.
 ///
 /// # Panics
@@ -264,6 +346,11 @@ pub fn run(command: &mut Command) -> String {
 /// When `PG_TEST_BINDIR` is not set.
 pub fn bindir() -> PathBuf {
     PathBuf::from(std::env::var_os("PG_TEST_BINDIR").expect("PG_TEST_BINDIR (run `make test`)"))
+}
+
+/// The folder of the programs of the newest major that there is, to upgrade to.
+pub fn new_bindir() -> PathBuf {
+    std::env::var_os("PG_TEST_NEW_BINDIR").map_or_else(bindir, PathBuf::from)
 }
 
 /// The user that servers run as: oneself, or where that is root, whom PostgreSQL refuses, another.

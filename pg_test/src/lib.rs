@@ -5,6 +5,7 @@
 mod cluster;
 mod errors;
 mod examples;
+mod kept;
 mod listener;
 pub mod measure;
 mod preloaded;
@@ -17,9 +18,10 @@ mod wait;
 mod warnings;
 mod workers;
 
-pub use cluster::{Cluster, bindir, run};
+pub use cluster::{Cluster, bindir, new_bindir, run};
 pub use errors::{HasError, sqlstate};
 pub use examples::{Example, examples, masked};
+pub use kept::{application, state};
 pub use listener::Listener;
 pub use nix::sys::signal::Signal;
 pub use preloaded::{
@@ -28,7 +30,7 @@ pub use preloaded::{
 pub use reads::{HISTORY, assert_same_reads, rows};
 pub use report::{print_table, say_left_out, size};
 pub use seed::seed;
-pub use wait::{TIMEOUT, wait_for, wait_for_equal};
+pub use wait::{TIMEOUT, catch_up, wait_for, wait_for_equal};
 pub use warnings::Warnings;
 pub use workers::{
     Session, assert_durable, assert_durable_in, current_version, extension_folder,

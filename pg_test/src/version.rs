@@ -1,21 +1,17 @@
 //! What tests expect of PostgreSQL, where that differs between its major versions.
 
-use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
 use crate::{bindir, run};
 
-/// The major version of the server whose programs are in `bindir`.
-fn major_of(bindir: &Path) -> u32 {
-    let version = run(Command::new(bindir.join("postgres")).arg("--version"));
-    let number = version.split_whitespace().nth(2).and_then(|number| number.split('.').next());
-    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{version}"))
-}
-
 /// The major version of the server that is tested.
 fn major() -> u32 {
-    static MAJOR: LazyLock<u32> = LazyLock::new(|| major_of(&bindir()));
+    static MAJOR: LazyLock<u32> = LazyLock::new(|| {
+        let version = run(Command::new(bindir().join("postgres")).arg("--version"));
+        let number = version.split_whitespace().nth(2).and_then(|number| number.split('.').next());
+        number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{version}"))
+    });
     *MAJOR
 }
 
@@ -27,9 +23,4 @@ pub fn has_unenforced_keys() -> bool {
 /// Whether `pg_dump` says which publications have an extension's table.
 pub fn dumps_publications_of_extension_tables() -> bool {
     major() >= 18
-}
-
-/// Whether the `initdb` in `bindir` makes a cluster with checksums, unless told otherwise.
-pub fn has_checksums(bindir: &Path) -> bool {
-    major_of(bindir) >= 18
 }

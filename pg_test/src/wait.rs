@@ -4,6 +4,10 @@ use std::fmt::Debug;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use postgres::Client;
+
+use crate::column;
+
 /// How long a condition may take to come true before the test fails.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -39,4 +43,14 @@ pub fn wait_for_equal<T: Debug + PartialEq>(
         thread::sleep(Duration::from_millis(5));
         last = found();
     }
+}
+
+/// Waits until a standby has replayed all that its primary has written, be it on its disk already or not.
+///
+/// # Panics
+/// When it has not within [`TIMEOUT`], or is none.
+pub fn catch_up(primary: &mut Client, standby: &mut Client) {
+    let written: Vec<String> = column(primary, "SELECT pg_current_wal_insert_lsn()::text");
+    let query = format!("SELECT pg_last_wal_replay_lsn() >= '{}'::pg_lsn", written[0]);
+    wait_for("the standby to catch up", || column::<bool>(standby, &query) == [true]);
 }

@@ -2,9 +2,9 @@
 //! subscribers and upgraded clusters tell the truth.
 
 use pg_test::{
-    APPLICATION_SQL, Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_durable,
-    column, launchers, preloaded_cluster, preloaded_cluster_with, send_signal, served, status_of,
-    wait_for, wait_for_served, wait_for_worker,
+    Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_durable, column, launchers,
+    preloaded_cluster, preloaded_cluster_with, send_signal, served, status_of, wait_for,
+    wait_for_served, wait_for_worker,
 };
 
 /// The lines that a server has logged as going wrong.
@@ -206,60 +206,4 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
         .unwrap();
     assert_eq!(complaints(&subscriber, 0), [] as [&str; 0]);
     assert_eq!(complaints(&publisher, 0), [] as [&str; 0]);
-}
-
-#[test]
-fn pg_upgrade_with_the_library_preloaded_on_both_sides() {
-    let mut old = Cluster::start_old_with(PRELOADED);
-    old.connect().batch_execute(APPLICATION_SQL).unwrap();
-    old.connect().batch_execute("CREATE EXTENSION loader_history").unwrap();
-    wait_for_worker(&mut old.connect());
-    let mut loader = Session::new(&old, "postgres");
-    loader.run("BEGIN");
-    let committed = loader.start();
-    loader.run("COMMIT; BEGIN");
-    let failed = loader.start();
-    loader.run("ROLLBACK");
-    let mut client = old.connect();
-    wait_for("the failure", || status_of(&mut client, failed).as_deref() == Some("FAILED"));
-    loader.run("BEGIN");
-    let open = loader.start();
-    let derived: i64 =
-        client.query_one("SELECT count(*) FROM loader.derived_failure", &[]).unwrap().get(0);
-    assert_eq!(derived, 1);
-    client.batch_execute("CREATE DATABASE second").unwrap();
-    pg_test::install_extension(&old, "second");
-    wait_for_served(&mut client, &["postgres", "second"]);
-    // The load is still open when the server stops.
-    old.stop_server();
-    drop((loader, client));
-
-    let mut new = Cluster::start_with(PRELOADED);
-    new.stop_server();
-    new.upgrade_from(&old);
-    let before = new.log().len();
-    new.start_server();
-    let mut client = new.connect();
-    wait_for_served(&mut client, &["postgres", "second"]);
-    wait_for("what was open to be FAILED", || {
-        status_of(&mut client, open).as_deref() == Some("FAILED")
-    });
-    assert_eq!(status_of(&mut client, committed).as_deref(), Some("RUNNING"));
-    assert_eq!(column::<i64>(&mut client, "SELECT count(*) FROM loader.binding"), [0]);
-    // The loader's word still outranks what the old server found.
-    client
-        .batch_execute(&format!("SELECT loader.record_execution_end({failed}, 'SUCCESS', 5)"))
-        .unwrap();
-    assert_eq!(status_of(&mut client, failed).as_deref(), Some("SUCCESS"));
-    client
-        .batch_execute(&format!("SELECT loader.record_execution_end({open}, 'FAILED', 0, 'mine')"))
-        .unwrap();
-    assert_durable(&new, "postgres");
-    assert_durable(&new, "second");
-    assert_eq!(complaints(&new, before), [] as [&str; 0]);
-    let detail: Vec<Option<String>> = column(
-        &mut client,
-        "SELECT concat_ws(' ', detail, last_error) FROM loader.recorder_status()",
-    );
-    assert_eq!(detail, [Some(String::new())]);
 }

@@ -1,66 +1,11 @@
 //! Promise: a dump and a restore, of whatever kind, give back every row, the key, the next id and the
 //! grants.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use fallible_iterator::FallibleIterator;
-use pg_test::{APPLICATION_SQL, Client, Cluster, TIMEOUT, run};
-
-/// Executions of every status, grants, and more rows than one page.
-const HISTORY_SQL: &str = "
-    INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status, record_count, error_message)
-        SELECT n % 10 + 1, now() - make_interval(mins => n), now() - make_interval(mins => n), 'SUCCESS', n,
-               repeat(E'\\\\ \\t \\n \"€😀', n % 50)
-          FROM generate_series(1, 2000) AS n;
-    SELECT loader.record_execution_start(3);
-    SELECT loader.grant_recorder('recorder');
-    SELECT loader.grant_reader('reader');
-    GRANT SELECT ON loader.execution_history TO auditor;
-";
-
-fn application(cluster: &Cluster) -> Client {
-    let mut client = cluster.connect();
-    client
-        .batch_execute(
-            "CREATE ROLE recorder LOGIN; CREATE ROLE reader LOGIN; CREATE ROLE auditor LOGIN",
-        )
-        .unwrap();
-    client.batch_execute(APPLICATION_SQL).unwrap();
-    client.batch_execute("CREATE EXTENSION loader_history").unwrap();
-    client.batch_execute(HISTORY_SQL).unwrap();
-    client
-}
-
-/// Everything that must survive, in words that can be compared.
-fn state(client: &mut Client) -> Vec<String> {
-    [
-        "SELECT md5(string_agg(h::text, '|' ORDER BY id)) || count(*) FROM loader.execution_history AS h",
-        "SELECT string_agg(s::text, '|' ORDER BY loader_id) FROM loader.loader_summary AS s",
-        "SELECT string_agg(pg_get_constraintdef(oid) || convalidated || obj_description(oid, 'pg_constraint'), '|')
-           FROM pg_constraint WHERE contype = 'f' AND conrelid = 'loader.execution_history'::regclass",
-        // From PostgreSQL 17 on the owner of a table may maintain it too.
-        "SELECT string_agg(d.objid || replace(coalesce(p.proacl, c.relacl,
-                                  CASE WHEN p.oid IS NOT NULL THEN acldefault('f', 10)
-                                                WHEN c.relkind = 'S' THEN acldefault('s', 10)
-                                                ELSE acldefault('r', 10) END)::text, 'tm/', 't/'), '|' ORDER BY coalesce(p.proname, c.relname))
-           FROM (SELECT classid, objid AS oid, '' AS objid FROM pg_depend
-                  WHERE refobjid = (SELECT oid FROM pg_extension WHERE extname = 'loader_history') AND deptype = 'e') AS d
-           LEFT JOIN pg_proc AS p ON p.oid = d.oid AND d.classid = 'pg_proc'::regclass
-           LEFT JOIN pg_class AS c ON c.oid = d.oid AND d.classid = 'pg_class'::regclass
-          WHERE coalesce(p.oid, c.oid) IS NOT NULL",
-        "SELECT nspacl::text FROM pg_namespace WHERE nspname = 'loader'",
-        "SELECT evtenabled::text FROM pg_event_trigger",
-        "SELECT extversion FROM pg_extension WHERE extname = 'loader_history'",
-        "SELECT (foreign_key, detail)::text FROM loader.recorder_status()",
-        // Last, since it moves the sequence on.
-        "SELECT loader.record_execution_start(4)::text",
-    ]
-    .iter()
-    .map(|query| client.query_one(*query, &[]).unwrap().get::<_, Option<String>>(0).unwrap_or_default())
-    .collect()
-}
+use pg_test::{Cluster, TIMEOUT, application, run, state};
 
 fn dump(cluster: &Cluster, arguments: &[&str]) -> PathBuf {
     let file = cluster.directory().join("dump");
@@ -253,30 +198,6 @@ fn history_with_orphans_comes_back_with_them() {
     assert_eq!(row.get::<_, i64>(0), 2001);
     assert!(!row.get::<_, bool>(1));
     assert!(row.get::<_, String>(2).contains("NOT VALID"));
-}
-
-#[test]
-fn pg_upgrade() {
-    let mut old = Cluster::start_old_with("");
-    let mut client = application(&old);
-    let before = state(&mut client);
-    drop(client);
-    old.stop_server();
-
-    let mut new = Cluster::start();
-    new.stop_server();
-    new.upgrade_from(&old);
-    new.start_server();
-    let after = state(&mut new.connect());
-    // `state` itself recorded a start in the old cluster.
-    let mut client = new.connect();
-    assert_eq!(before[2..before.len() - 1], after[2..after.len() - 1]);
-    let ids: i64 =
-        client.query_one("SELECT count(*) FROM loader.execution_history", &[]).unwrap().get(0);
-    assert_eq!(ids, 2003);
-    let next: i64 = after.last().unwrap().parse().unwrap();
-    assert_eq!(next, before.last().unwrap().parse::<i64>().unwrap() + 1);
-    assert!(fs::metadata(new.data()).is_ok());
 }
 
 #[test]

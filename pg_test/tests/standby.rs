@@ -1,10 +1,8 @@
 //! Promise: a standby serves every read, as the primary does, and says of every write what to do instead.
 
-use std::fs;
-
 use pg_test::{
-    Client, Cluster, HISTORY, HasError, Session, assert_same_reads, cluster_with_extension, column,
-    preloaded_cluster, rows, wait_for,
+    Client, Cluster, HISTORY, HasError, Session, assert_same_reads, catch_up,
+    cluster_with_extension, column, preloaded_cluster, rows,
 };
 use serde_json::Value;
 
@@ -48,19 +46,11 @@ fn walk(client: &mut Client, arguments: &str) -> Vec<i64> {
     }
 }
 
-fn catch_up(primary: &mut Client, standby: &mut Client) {
-    let written: Vec<String> = column(primary, "SELECT pg_current_wal_flush_lsn()::text");
-    let query = format!("SELECT pg_last_wal_replay_lsn() >= '{}'::pg_lsn", written[0]);
-    wait_for("the standby to catch up", || column::<bool>(standby, &query) == [true]);
-}
-
 /// A standby with a `shared_preload_libraries` of its own.
 fn standby_with(primary: &Cluster, libraries: &str) -> Cluster {
     let mut standby = primary.start_standby();
     standby.stop_server();
-    let file = standby.data().join("postgresql.conf");
-    let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, format!("{text}\nshared_preload_libraries = '{libraries}'\n")).unwrap();
+    standby.configure(&format!("shared_preload_libraries = '{libraries}'"));
     standby.start_server();
     standby
 }

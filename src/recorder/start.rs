@@ -135,13 +135,6 @@ pub fn start(loader_id: i64, time: i64) -> Started {
     shared.first_xid();
     // SAFETY: in a transaction that may write, which the caller has checked.
     let start = unsafe {
-        // PostgreSQL does not wait for the disk at the commit of a transaction that has written nothing,
-        // as this one may be. A crash would then undo what the client has seen committed.
-        if pg_sys::synchronous_commit
-            > pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF.cast_signed()
-        {
-            pg_sys::ForceSyncCommit();
-        }
         let xid = pg_sys::GetTopFullTransactionId().value;
         let subxid = match pg_sys::GetCurrentTransactionNestLevel() {
             ..=1 => 0,
@@ -152,8 +145,24 @@ pub fn start(loader_id: i64, time: i64) -> Started {
         Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify }
     };
     match hand_over(shared, &start) {
-        Ok(()) => Started::Durably(start.execution_id),
+        Ok(()) => {
+            wait_at_commit();
+            Started::Durably(start.execution_id)
+        }
         Err(declined) => Started::Declined(declined),
+    }
+}
+
+/// Has the commit of the current transaction, which the worker has written for, wait for the disk and for
+/// standbys as the session's settings say. PostgreSQL does so only where a transaction has written to the
+/// log itself; a crash, or the loss of the primary, would undo what the client has seen committed.
+fn wait_at_commit() {
+    // SAFETY: in a transaction with an id, of a server that is not in recovery. What it has written itself is
+    // newer, and so is the record of its commit, which is what is waited for.
+    unsafe {
+        if pg_sys::XactLastRecEnd == 0 {
+            pg_sys::XactLastRecEnd = pg_sys::GetFlushRecPtr(std::ptr::null_mut());
+        }
     }
 }
 
