@@ -225,12 +225,17 @@ impl Worker {
         };
         if worker.extension != pg_sys::InvalidOid {
             worker.load_bindings()?;
-            worker.take_over();
-            shared.take_over_messages(oid);
-            database.set_serving(Serving::Running);
-            shared.launcher().wake();
+            worker.serve();
         }
         Ok(worker)
+    }
+
+    /// Takes up the work, in a database that has the extension.
+    fn serve(&mut self) {
+        self.take_over();
+        self.shared.take_over_messages(self.oid);
+        self.database.set_serving(Serving::Running);
+        self.shared.launcher().wake();
     }
 
     fn load_bindings(&mut self) -> Result<(), Trouble> {
@@ -335,10 +340,14 @@ impl Worker {
             }
         };
         self.extension = extension;
-        if extension != pg_sys::InvalidOid
-            && let Err(trouble) = transaction(ledger::tidy_up)
-        {
-            self.report(&trouble);
+        if extension != pg_sys::InvalidOid {
+            // It was created since this worker looked first.
+            if self.database.serving() != Serving::Running {
+                self.serve();
+            }
+            if let Err(trouble) = transaction(ledger::tidy_up) {
+                self.report(&trouble);
+            }
         }
         if let Err(trouble) = self.retention.check_setting(self.oid) {
             self.report(&trouble);
