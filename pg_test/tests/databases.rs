@@ -420,7 +420,7 @@ fn a_worker_that_looks_while_the_extension_is_created_stays_and_serves() {
     let mut owner = Session::new(&cluster, "a");
     let mut other = Session::new(&cluster, "a");
     owner.run(APPLICATION_SQL);
-    for _ in 0..60 {
+    for _ in 0..30 {
         wait_for_served(&mut client, &[]);
         owner.run("BEGIN; CREATE EXTENSION loader_history");
         // Brings a worker, which finds no extension before the commit and one after it.

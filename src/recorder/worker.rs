@@ -336,6 +336,10 @@ impl Worker {
             Err(trouble) => {
                 self.report(&trouble);
                 self.next_extension_check = Instant::now() + EXTENSION_RETRY;
+                if self.extension == pg_sys::InvalidOid {
+                    // This worker leaves: another is to look.
+                    self.database.ask_to_check();
+                }
                 return;
             }
         };
@@ -784,8 +788,12 @@ impl Binding {
 /// The OID of the extension, where its SQL is of a version that has bindings; else the invalid one.
 fn extension() -> Result<pg_sys::Oid, Trouble> {
     transaction(|| {
-        // SAFETY: a catalog lookup, in a transaction.
-        let oid = unsafe { pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) };
+        // SAFETY: a catalog lookup, in a transaction. Whoever says that the extension has changed says so
+        // before the message comes that cached entries are no longer true.
+        let oid = unsafe {
+            pg_sys::InvalidateSystemCaches();
+            pg_sys::get_extension_oid(EXTENSION.as_ptr(), true)
+        };
         Ok(relation(c"binding").map_or(pg_sys::InvalidOid, |_| oid))
     })
 }
