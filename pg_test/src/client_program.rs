@@ -67,6 +67,17 @@ impl Site {
         Self { cluster, observer }
     }
 
+    /// Restarts the server.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn restart(&mut self) {
+        self.cluster.stop_server();
+        self.cluster.start_server();
+        self.observer = self.cluster.connect();
+        wait_for_worker(&mut self.observer);
+    }
+
     /// The newest execution, as "status count text", without what is 0 or null.
     ///
     /// # Panics
