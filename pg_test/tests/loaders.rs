@@ -45,14 +45,12 @@ fn pgloader_in_a_wrapper() {
     site.observer.batch_execute("DELETE FROM planes WHERE tailnum <> 'N10156'").unwrap();
     load(&site, &planes).fail();
     let failed = site.newest();
-    println!("{failed}");
     assert!(failed.starts_with("FAILED 3321 "), "{failed}");
     assert!(failed.contains("23505: duplicate key value violates unique constraint"), "{failed}");
     assert_eq!(site.planes(), 3322);
 
     load(&site, Path::new("/nonexistent/planes.csv")).fail();
     let failed = site.newest();
-    println!("{failed}");
     assert!(
         failed.starts_with("FAILED ") && failed.contains("/nonexistent/planes.csv"),
         "{failed}"
@@ -79,7 +77,8 @@ fn dlt_in_a_wrapper() {
     site.observer.batch_execute("GRANT CREATE ON DATABASE postgres TO etl").unwrap();
     let home = site.cluster.directory().join("dlt");
     fs::create_dir(&home).unwrap();
-    let dsn = Psycopg.dsn(site.cluster.port(), "etl");
+    // dlt insists on a password.
+    let dsn = Psycopg.dsn(site.cluster.port(), "etl:password");
     let load = |file: &Path| {
         let mut command = python();
         command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/dlt/load.py"));
@@ -104,14 +103,14 @@ fn dlt_in_a_wrapper() {
     // Data of other columns breaks the schema's contract.
     load(&Site::data("airlines.csv")).fail();
     let failed = site.newest();
-    println!("{failed}");
     assert!(failed.starts_with("FAILED ") && failed.contains("contract"), "{failed}");
 
     // A database that refuses the data.
-    site.observer.batch_execute("ALTER TABLE fleet.planes ADD CHECK (seats <> '139')").unwrap();
+    site.observer
+        .batch_execute("ALTER TABLE fleet.planes ADD CHECK (seats <> '139') NOT VALID")
+        .unwrap();
     load(&planes).fail();
     let failed = site.newest();
-    println!("{failed}");
     assert!(
         failed.starts_with("FAILED ") && failed.contains("violates check constraint"),
         "{failed}"
@@ -124,7 +123,8 @@ fn dlt_in_a_wrapper() {
     assert_eq!(site.newest(), "RUNNING");
     loader.signal(Signal::SIGKILL);
     wait_for("the failure", || site.newest() != "RUNNING");
-    println!("{}", site.newest());
-    assert!(site.newest().starts_with("FAILED "), "{}", site.newest());
-    assert_eq!(column::<i64>(&mut site.observer, count), [3322]);
+    assert_eq!(
+        site.newest(),
+        "FAILED 08006: unexpected EOF on client connection with an open transaction"
+    );
 }

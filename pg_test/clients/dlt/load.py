@@ -26,6 +26,8 @@ def load(dsn, loader_id, path):
                 records = pipeline.last_trace.last_normalize_info.row_counts["planes"]
                 db.execute("SELECT loader.record_execution_end(%s, 'SUCCESS', %s)", [run, records])
         except Exception as error:
+            # Otherwise the next run loads what is pending, and ignores the data that it is given.
+            pipeline.drop_pending_packages()
             if run is not None:
                 db.execute("SELECT loader.record_execution_end(%s, 'FAILED', error_message => %s)",
                            [run, str(error)])
