@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pg_test::ClientProgram::{Jdbc, NodePostgres, Psycopg, TokioPostgres};
 use pg_test::{
-    ClientProgram, Process, Signal, Site, column, wait_for, wait_for_worker, write_half,
+    ClientProgram, Process, Signal, Site, column, examples, wait_for, wait_for_worker, write_half,
 };
 
 /// Rust's programs, which cargo has built beside this test.
@@ -174,4 +174,34 @@ fn calls_by_jdbc() {
 #[test]
 fn calls_by_tokio_postgres() {
     calls(tokio_postgres());
+}
+
+/// A text without what sets its lines in.
+fn lines(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_page_for_loaders_shows_what_is_run() {
+    let page = include_str!("../../docs/loaders.md");
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources: Vec<_> = [
+        "clients/psycopg/load.py",
+        "clients/node-postgres/load.js",
+        "clients/jdbc/Load.java",
+        "clients/tokio-postgres/load.rs",
+        "clients/pgloader/load.sh",
+        "clients/dlt/load.py",
+        "tests/pg_cron.rs",
+    ]
+    .map(|name| (name, lines(&fs::read_to_string(tests.join(name)).unwrap())))
+    .into();
+    let blocks = examples(page, &["python", "js", "java", "rust", "sh", "sql"]);
+    let mut shown = Vec::new();
+    for block in &blocks {
+        let body = lines(&block.body);
+        let source = sources.iter().find(|(_, text)| text.contains(&body));
+        shown.push(source.unwrap_or_else(|| panic!("docs/loaders.md:{}: not so", block.line)).0);
+    }
+    assert!(sources.iter().all(|(name, _)| shown.contains(name)), "{shown:?}");
 }
