@@ -1,4 +1,4 @@
-//! Rows found by their key, as they are committed by now: in every isolation level, and without a
+//! Rows found by their id, as they are committed by now: in every isolation level, and without a
 //! predicate lock, by which serializable sessions that record different executions would fail each
 //! other.
 
@@ -17,43 +17,6 @@ pub fn relation(name: &CStr) -> Option<pg_sys::Oid> {
     };
     let kinds = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_SEQUENCE];
     is_a_superusers(oid, &kinds).then_some(oid)
-}
-
-/// The OID of the extension `name`, where there is one by now.
-///
-/// Not get_extension_oid(), which from PostgreSQL 18 on asks a cache: a session that drops or creates
-/// the extension wakes the worker when it has committed, but before it has others forget what they
-/// have cached.
-pub fn extension(name: &CStr) -> Option<pg_sys::Oid> {
-    let table = OpenRelation::table(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock);
-    // SAFETY: in a transaction, with the relation open and the snapshot registered during the scan; a
-    // name compares with a C string, as get_extension_oid() itself does it; the row is read before the
-    // scan ends.
-    unsafe {
-        let mut key = pg_sys::ScanKeyData::default();
-        pg_sys::ScanKeyInit(
-            &raw mut key,
-            pg_sys::Anum_pg_extension_extname as pg_sys::AttrNumber,
-            pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
-            pg_sys::Oid::from(pg_sys::F_NAMEEQ),
-            pg_sys::Datum::from(name.as_ptr()),
-        );
-        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-        let scan = pg_sys::systable_beginscan(
-            table.as_ptr(),
-            pg_sys::Oid::from(pg_sys::ExtensionNameIndexId),
-            true,
-            snapshot,
-            1,
-            &raw mut key,
-        );
-        let tuple = pg_sys::systable_getnext(scan);
-        let oid = (!tuple.is_null())
-            .then(|| (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_extension>()).oid);
-        pg_sys::systable_endscan(scan);
-        pg_sys::UnregisterSnapshot(snapshot);
-        oid
-    }
 }
 
 /// Whether `oid` is a relation of one of `kinds` that a superuser owns.

@@ -2,12 +2,13 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -16,7 +17,6 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{Gid, Pid, Uid, User, geteuid};
 use postgres::{Client, Config, NoTls};
 
-use crate::version;
 use crate::wait::wait_for;
 
 /// The superuser of every cluster.
@@ -37,7 +37,11 @@ pub struct Cluster {
     bindir: PathBuf,
     directory: PathBuf,
     server: Option<Child>,
+    port: u16,
 }
+
+/// The port of clusters that listen on their socket alone.
+const DEFAULT_PORT: u16 = 5432;
 
 impl Cluster {
     /// Starts a cluster with no settings of its own.
@@ -58,10 +62,24 @@ impl Cluster {
     /// # Panics
     /// When it does not come up.
     pub fn start_in(bindir: PathBuf, settings: &str) -> Self {
+        Self::start_on_port(bindir, DEFAULT_PORT, settings)
+    }
+
+    /// The same where the server also listens on a port of 127.0.0.1, for clients that know no sockets.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_with_tcp(settings: &str) -> Self {
+        let port = free_port();
+        let tcp = format!("listen_addresses = '127.0.0.1'\nport = {port}\n{settings}");
+        Self::start_on_port(bindir(), port, &tcp)
+    }
+
+    fn start_on_port(bindir: PathBuf, port: u16, settings: &str) -> Self {
         let directory = new_directory();
         let template = template(&bindir);
         run(Command::new("cp").arg("-a").arg(&template).arg(directory.join("data")));
-        let mut cluster = Self { bindir, directory, server: None };
+        let mut cluster = Self { bindir, directory, server: None, port };
         cluster.configure(&format!("{SETTINGS}{settings}"));
         cluster.start_server();
         cluster
@@ -77,14 +95,21 @@ impl Cluster {
         standby
     }
 
+    /// A cluster that is like this one but has no data yet.
+    fn another(&self) -> Self {
+        let (bindir, directory) = (self.bindir.clone(), new_directory());
+        Self { bindir, directory, server: None, port: self.port }
+    }
+
     /// A copy of this cluster, by `pg_basebackup` with some more arguments. Its server is not started.
     ///
     /// # Panics
     /// When it cannot be made.
     pub fn base_backup(&self, arguments: &[&str]) -> Self {
-        let copy = Self { bindir: self.bindir.clone(), directory: new_directory(), server: None };
+        let copy = self.another();
         let mut backup = as_server_user(self.bindir.join("pg_basebackup"));
         backup.env("PGHOST", &self.directory).env("PGUSER", SUPERUSER);
+        backup.env("PGPORT", self.port.to_string());
         run(backup.args(["--checkpoint=fast", "--no-sync", "-D"]).arg(copy.data()).args(arguments));
         copy
     }
@@ -95,7 +120,7 @@ impl Cluster {
     /// # Panics
     /// When it cannot be made.
     pub fn to_restore(&self, archive: &Path, target: &str) -> Self {
-        let copy = Self { bindir: self.bindir.clone(), directory: new_directory(), server: None };
+        let copy = self.another();
         run(Command::new("cp").arg("-a").arg(self.data()).arg(copy.data()));
         copy.configure(&format!(
             "archive_mode = off
@@ -240,7 +265,7 @@ impl Cluster {
     /// How to connect as `user` to `database`.
     pub fn config(&self, database: &str, user: &str) -> Config {
         let mut config = Config::new();
-        config.host_path(&self.directory).user(user).dbname(database);
+        config.host_path(&self.directory).port(self.port).user(user).dbname(database);
         config
     }
 
@@ -249,6 +274,7 @@ impl Cluster {
         let mut command = Command::new(self.bindir.join(name));
         command
             .env("PGHOST", &self.directory)
+            .env("PGPORT", self.port.to_string())
             .env("PGUSER", SUPERUSER)
             .env("PGDATABASE", "postgres");
         command.env("PGCLIENTENCODING", "UTF8");
@@ -260,6 +286,11 @@ impl Cluster {
         let mut command = as_server_user(self.bindir.join(name));
         command.current_dir(&self.directory);
         command
+    }
+
+    /// The port that the server listens on, and that its socket is named after.
+    pub const fn port(&self) -> u16 {
+        self.port
     }
 
     /// The directory that is removed with the cluster, for files of the test's own.
@@ -386,6 +417,22 @@ fn new_directory() -> PathBuf {
         chown(&directory, Some(uid.as_raw()), Some(gid.as_raw())).expect("its owner");
     }
     directory
+}
+
+/// A port of 127.0.0.1 that nobody listens on, of those that the kernel gives to no client.
+///
+/// # Panics
+/// When there is none.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 10_000;
+    // Processes that look at the same time begin at different places.
+    let own = u16::try_from(process::id() % u32::from(COUNT / 100)).expect("a small number") * 100;
+    (0..COUNT)
+        .map(|_| FIRST + (own + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port")
 }
 
 /// Where clusters live: in memory where there is plenty, since making one on disk takes seconds on

@@ -2,6 +2,7 @@
 //!
 //! The folder of the server's programs comes from `PG_TEST_BINDIR`, which `make test` sets.
 
+mod client_program;
 mod cluster;
 mod errors;
 mod examples;
@@ -18,7 +19,8 @@ mod wait;
 mod warnings;
 mod workers;
 
-pub use cluster::{Cluster, bindir, new_bindir, run};
+pub use client_program::{ClientProgram, Process, Site, clients_folder, python, write_half};
+pub use cluster::{Cluster, bindir, free_port, new_bindir, run};
 pub use errors::{HasError, sqlstate};
 pub use examples::{Example, examples, masked};
 pub use kept::{application, state};

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postgres::Client;
 
-use crate::{APPLICATION_SQL, Cluster, wait_for};
+use crate::{APPLICATION_SQL, Cluster, wait_for_equal};
 
 /// The settings of a cluster that preloads the library.
 pub const PRELOADED: &str = "
@@ -37,10 +37,11 @@ pub fn preloaded_cluster_with(settings: &str) -> Cluster {
 /// When none comes.
 pub fn wait_for_worker(client: &mut Client) -> i32 {
     let mut pid = None;
-    wait_for("the worker", || {
-        let query = "SELECT worker_pid FROM loader.recorder_status() WHERE detail IS NULL";
-        pid = client.query_opt(query, &[]).expect("the status").and_then(|row| row.get(0));
-        pid.is_some()
+    wait_for_equal("what keeps the worker from its work", &None, || {
+        let row = client.query_one("SELECT worker_pid, detail FROM loader.recorder_status()", &[]);
+        let row = row.expect("the status");
+        pid = row.get(0);
+        row.get::<_, Option<String>>(1)
     });
     pid.expect("a worker")
 }

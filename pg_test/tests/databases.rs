@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pg_test::{
     APPLICATION_SQL, Client, Cluster, HasError, PRELOADED, Session, assert_durable,
     assert_durable_in, install_extension, launchers, seed, status_of, wait_for,
-    wait_for_no_clients, wait_for_served, worker_of,
+    wait_for_no_clients, wait_for_served, wait_for_worker, worker_of,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -410,6 +410,26 @@ fn the_worker_comes_and_goes_with_the_extension() {
         "DO $$ BEGIN EXECUTE 'DROP EXTENSION loader_history'; DROP TABLE loader.loader; END $$",
     );
     assert!(!cluster.log().contains("PANIC") && !cluster.log().contains("terminated by signal"));
+}
+
+#[test]
+fn a_worker_that_looks_while_the_extension_is_created_stays_and_serves() {
+    let (cluster, mut client) = cluster_with(&[]);
+    client.batch_execute("CREATE DATABASE a").unwrap();
+    let mut random = StdRng::seed_from_u64(seed());
+    let mut owner = Session::new(&cluster, "a");
+    let mut other = Session::new(&cluster, "a");
+    owner.run(APPLICATION_SQL);
+    for _ in 0..30 {
+        wait_for_served(&mut client, &[]);
+        owner.run("BEGIN; CREATE EXTENSION loader_history");
+        // Brings a worker, which finds no extension before the commit and one after it.
+        other.run("ALTER DATABASE a RESET loader_history.notify");
+        std::thread::sleep(Duration::from_micros(random.random_range(0..25_000)));
+        owner.run("COMMIT");
+        wait_for_worker(&mut owner.client);
+        owner.run("DROP EXTENSION loader_history");
+    }
 }
 
 #[test]

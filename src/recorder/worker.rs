@@ -27,7 +27,7 @@ use super::loader_row::LoaderRow;
 use super::retention::Retention;
 use super::shared::{Answered, Database, LostStart, News, Request, Serving, Shared, Start, shared};
 use super::start::Reason;
-use crate::lookup::{self, relation};
+use crate::lookup::relation;
 use crate::settings;
 
 /// How often the worker looks what became of the open transactions, beside whenever it is told that one
@@ -225,12 +225,17 @@ impl Worker {
         };
         if worker.extension != pg_sys::InvalidOid {
             worker.load_bindings()?;
-            worker.take_over();
-            shared.take_over_messages(oid);
-            database.set_serving(Serving::Running);
-            shared.launcher().wake();
+            worker.serve();
         }
         Ok(worker)
+    }
+
+    /// Takes up the work, in a database that has the extension.
+    fn serve(&mut self) {
+        self.take_over();
+        self.shared.take_over_messages(self.oid);
+        self.database.set_serving(Serving::Running);
+        self.shared.launcher().wake();
     }
 
     fn load_bindings(&mut self) -> Result<(), Trouble> {
@@ -331,14 +336,22 @@ impl Worker {
             Err(trouble) => {
                 self.report(&trouble);
                 self.next_extension_check = Instant::now() + EXTENSION_RETRY;
+                if self.extension == pg_sys::InvalidOid {
+                    // This worker leaves: another is to look.
+                    self.database.ask_to_check();
+                }
                 return;
             }
         };
         self.extension = extension;
-        if extension != pg_sys::InvalidOid
-            && let Err(trouble) = transaction(ledger::tidy_up)
-        {
-            self.report(&trouble);
+        if extension != pg_sys::InvalidOid {
+            // It was created since this worker looked first.
+            if self.database.serving() != Serving::Running {
+                self.serve();
+            }
+            if let Err(trouble) = transaction(ledger::tidy_up) {
+                self.report(&trouble);
+            }
         }
         if let Err(trouble) = self.retention.check_setting(self.oid) {
             self.report(&trouble);
@@ -775,7 +788,12 @@ impl Binding {
 /// The OID of the extension, where its SQL is of a version that has bindings; else the invalid one.
 fn extension() -> Result<pg_sys::Oid, Trouble> {
     transaction(|| {
-        let oid = lookup::extension(EXTENSION).unwrap_or(pg_sys::InvalidOid);
+        // SAFETY: a catalog lookup, in a transaction. Whoever says that the extension has changed says so
+        // before the message comes that cached entries are no longer true.
+        let oid = unsafe {
+            pg_sys::InvalidateSystemCaches();
+            pg_sys::get_extension_oid(EXTENSION.as_ptr(), true)
+        };
         Ok(relation(c"binding").map_or(pg_sys::InvalidOid, |_| oid))
     })
 }
