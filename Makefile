@@ -10,7 +10,7 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo test lint install setup schema clean chaos soak latency bench
+.PHONY: all demo test lint install setup schema seal clean chaos soak latency bench
 
 all: demo
 
@@ -40,16 +40,20 @@ latency: setup
 bench: setup
 	@BENCH_SIZE=full TMPDIR=$${TMPDIR:-/var/tmp} scripts/measure bench
 
-# Formatting and clippy, part of make test.
+# Versions that agree, formatting and clippy, part of make test.
 lint: setup
 	@scripts/lint
 
 install: setup
 	@scripts/install
 
-# Writes the install script that a released version is frozen with.
+# Writes the install script that a released version is frozen with, which make seal then guards.
 schema: setup
 	@scripts/schema
+
+# On the day of a release, when CHANGELOG.md has its date.
+seal:
+	@scripts/release-check --seal
 
 clean:
 	@scripts/clean
