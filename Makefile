@@ -1,6 +1,7 @@
 # make demo   shows what loader_history does, on a throwaway cluster
 # make test   runs everything that must pass
 # make install   installs into the PostgreSQL of PG_CONFIG
+# make deb   builds a Debian package
 #
 # PG picks the major version of PostgreSQL (15), PG_CONFIG its pg_config.
 
@@ -10,17 +11,20 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo test lint install setup schema seal clean chaos soak latency bench
+.PHONY: all demo test lint install deb setup setup-deb schema seal clean chaos soak latency bench
 
 all: demo
 
 setup:
 	@scripts/setup
 
+setup-deb:
+	@scripts/setup deb
+
 demo: setup
 	@scripts/demo
 
-test: setup
+test: setup-deb
 	@scripts/test
 
 # The large sizes of what make test runs small, and what a durable start costs; pg_test/FIGURES.md has
@@ -46,6 +50,10 @@ lint: setup
 
 install: setup
 	@scripts/install
+
+# A Debian package of the major version PG, in target/deb.
+deb: setup-deb
+	@scripts/deb
 
 # Writes the install script that a released version is frozen with, which make seal then guards.
 schema: setup
