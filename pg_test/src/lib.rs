@@ -12,6 +12,7 @@ mod reads;
 mod report;
 mod seed;
 pub mod story;
+mod trap;
 mod wait;
 mod warnings;
 mod workers;
@@ -27,6 +28,7 @@ pub use preloaded::{
 pub use reads::{HISTORY, assert_same_reads, rows};
 pub use report::{print_table, size};
 pub use seed::seed;
+pub use trap::{caught, forget, nothing_ran, nothing_ran_as_superuser, set_trap};
 pub use wait::{TIMEOUT, wait_for, wait_for_equal};
 pub use warnings::Warnings;
 pub use workers::{
