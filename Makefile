@@ -11,7 +11,7 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo test lint install deb setup setup-deb schema seal clean chaos soak latency bench
+.PHONY: all demo test lint audit install deb setup setup-deb schema seal clean chaos soak latency bench
 
 all: demo
 
@@ -44,9 +44,13 @@ latency: setup
 bench: setup
 	@BENCH_SIZE=full TMPDIR=$${TMPDIR:-/var/tmp} scripts/measure bench
 
-# Versions that agree, formatting and clippy, part of make test.
+# Versions that agree, dependencies, unsafe blocks, formatting and clippy, part of make test.
 lint: setup
 	@scripts/lint
+
+# Known defects of the dependencies. Not part of make test: it needs the network to the RustSec database.
+audit: setup
+	@scripts/deny advisories
 
 install: setup
 	@scripts/install
