@@ -46,6 +46,16 @@ impl KeptStatement {
         sight: Sight,
         arguments: &[DatumWithOid<'_>],
     ) -> spi::Result<Rows<'conn>> {
+        let fits =
+            |(argument, oid): (&DatumWithOid<'_>, &BuiltinOid)| argument.oid() == oid.value();
+        if arguments.len() != self.arguments.len()
+            || !arguments.iter().zip(self.arguments).all(fits)
+        {
+            return Err(spi::Error::PreparedStatementArgumentMismatch {
+                expected: self.arguments.len(),
+                got: arguments.len(),
+            });
+        }
         if self.plan.get().is_null() {
             let types: Vec<_> = self.arguments.iter().map(|oid| oid.value()).collect();
             let plan = prepare(client, self.sql, &types)?;
@@ -53,7 +63,8 @@ impl KeptStatement {
             unsafe { pg_sys::SPI_keepplan(plan) };
             self.plan.set(plan);
         }
-        // SAFETY: a kept plan lives as long as the session.
+        // SAFETY: a kept plan lives as long as the session; the arguments are of its types, as was just
+        // checked.
         unsafe { execute(client, self.plan.get(), sight, arguments) }
     }
 }
@@ -86,7 +97,7 @@ fn prepare(
 /// What SPI says of the call.
 ///
 /// # Safety
-/// `plan` is a plan that SPI returned and that has not been freed, for arguments of these types.
+/// `plan` is a plan that SPI returned and that has not been freed, for as many arguments, of these types.
 unsafe fn execute<'conn>(
     _client: &SpiClient<'conn>,
     plan: pg_sys::SPIPlanPtr,
