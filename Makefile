@@ -1,4 +1,4 @@
-# make demo   shows what loader_history does, on a throwaway cluster
+# make demo   shows what loader_history does, on a throwaway cluster (and so does make alone)
 # make test   runs everything that must pass
 # make install   installs into the PostgreSQL of PG_CONFIG
 # make deb   builds a Debian package
@@ -11,9 +11,13 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo test lint audit install deb setup setup-deb schema seal clean chaos soak latency bench
+.PHONY: all demo test lint audit install deb dist setup setup-deb schema seal clean chaos soak latency bench
 
-all: demo
+.DEFAULT_GOAL := demo
+
+# What PGXN's client runs before make install.
+all: setup
+	@scripts/build
 
 setup:
 	@scripts/setup
@@ -58,6 +62,10 @@ install: setup
 # A Debian package of the major version PG, in target/deb.
 deb: setup-deb
 	@scripts/deb
+
+# The committed sources, packed for PGXN.
+dist:
+	@scripts/dist
 
 # Writes the install script that a released version is frozen with, which make seal then guards.
 schema: setup
