@@ -1,7 +1,8 @@
-# make demo   shows what loader_history does, on a throwaway cluster
+# make demo   shows what loader_history does, on a throwaway cluster (and so does make alone)
 # make test   runs everything that must pass, on one PostgreSQL
 # make test-all   runs it on every major that is supported and to be had: 15, 16, 17 and 18
 # make install   installs into the PostgreSQL of PG_CONFIG
+# make deb   builds a Debian package
 #
 # PG picks the major version of PostgreSQL (15), as in make test PG=18: Debian's or, where that is not
 # installed, one that scripts/postgresql brings into target. PG_CONFIG is the pg_config of another.
@@ -12,17 +13,24 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo test test-all lint install setup schema clean chaos failover soak latency bench
+.PHONY: all demo test test-all lint audit install deb dist setup setup-deb schema seal clean chaos failover soak latency bench
 
-all: demo
+.DEFAULT_GOAL := demo
+
+# What PGXN's client runs before make install.
+all: setup
+	@scripts/build
 
 setup:
 	@scripts/setup
 
+setup-deb:
+	@scripts/setup deb
+
 demo: setup
 	@scripts/demo
 
-test: setup
+test: setup-deb
 	@scripts/test
 
 test-all:
@@ -48,16 +56,32 @@ latency: setup
 bench: setup
 	@BENCH_SIZE=full TMPDIR=$${TMPDIR:-/var/tmp} scripts/measure bench
 
-# Formatting and clippy, part of make test.
+# Versions that agree, dependencies, unsafe blocks, formatting and clippy, part of make test.
 lint: setup
 	@scripts/lint
+
+# Known defects of the dependencies. Not part of make test: it needs the network to the RustSec database.
+audit: setup
+	@scripts/deny advisories
 
 install: setup
 	@scripts/install
 
-# Writes the install script that a released version is frozen with.
+# A Debian package of the major version PG, in target/deb.
+deb: setup-deb
+	@scripts/deb
+
+# The committed sources, packed for PGXN.
+dist:
+	@scripts/dist
+
+# Writes the install script that a released version is frozen with, which make seal then guards.
 schema: setup
 	@scripts/schema
+
+# On the day of a release, when CHANGELOG.md has its date.
+seal:
+	@scripts/release-check --seal
 
 clean:
 	@scripts/clean

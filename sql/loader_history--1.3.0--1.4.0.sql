@@ -80,6 +80,76 @@ ALTER TABLE loader.prepared_event ENABLE ALWAYS TRIGGER refuse_foreign_event;
 
 REVOKE ALL ON TABLE loader.prepared_event FROM PUBLIC;
 
+-- Triggers on these tables run with a superuser's rights. Only a superuser creates them from here on, and of
+-- functions of superusers alone.
+CREATE FUNCTION loader.refuse_foreign_trigger() RETURNS event_trigger
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    refused record;
+BEGIN
+    SELECT t.tgname AS name, t.tgrelid::regclass AS target, foreign_code.description AS code INTO refused
+      FROM pg_event_trigger_ddl_commands() AS command
+      JOIN pg_trigger AS t ON command.classid = 'pg_trigger'::regclass AND t.oid = command.objid
+      JOIN pg_depend AS member ON member.classid = 'pg_class'::regclass AND member.objid = t.tgrelid
+                              AND member.refclassid = 'pg_extension'::regclass AND member.deptype = 'e'
+      JOIN pg_extension AS e ON e.oid = member.refobjid AND e.extname = 'loader_history'
+      -- Its function, and what its condition calls.
+      LEFT JOIN LATERAL (
+               SELECT pg_describe_object(d.refclassid, d.refobjid, 0) AS description
+                 FROM pg_depend AS d
+                 LEFT JOIN pg_proc AS p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+                 LEFT JOIN pg_operator AS o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+                 LEFT JOIN pg_type AS y ON d.refclassid = 'pg_type'::regclass AND y.oid = d.refobjid
+                WHERE d.classid = 'pg_trigger'::regclass AND d.objid = t.oid
+                  AND coalesce(p.proowner, o.oprowner, y.typowner) IN (SELECT oid FROM pg_roles WHERE NOT rolsuper)
+                LIMIT 1
+           ) AS foreign_code ON true
+     WHERE foreign_code.description IS NOT NULL
+        OR NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'trigger % on % would run with a superuser''s rights', quote_ident(refused.name), refused.target
+            USING ERRCODE = 'insufficient_privilege',
+                  DETAIL = coalesce(format('It calls %s, which belongs to no superuser.', refused.code),
+                                    'Only a superuser may create it.'),
+                  HINT = 'A superuser who trusts its function may take that over with ALTER FUNCTION ... OWNER TO, and create the trigger.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION loader.refuse_foreign_trigger() IS
+    'Internal: event trigger that refuses triggers by which others would run code as a superuser';
+
+CREATE EVENT TRIGGER loader_history_triggers ON ddl_command_end
+    WHEN TAG IN ('CREATE TRIGGER')
+    EXECUTE FUNCTION loader.refuse_foreign_trigger();
+COMMENT ON EVENT TRIGGER loader_history_triggers IS
+    'Refuses triggers on the tables of loader_history by which others would run code as a superuser';
+
+REVOKE ALL ON FUNCTION loader.refuse_foreign_trigger() FROM PUBLIC;
+
+-- Those that are there stay.
+DO $$
+DECLARE
+    there record;
+BEGIN
+    FOR there IN
+        SELECT t.tgname AS name, t.tgrelid::regclass AS target, p.oid::regprocedure AS function, p.proowner::regrole AS owner
+          FROM pg_trigger AS t
+          JOIN pg_depend AS member ON member.classid = 'pg_class'::regclass AND member.objid = t.tgrelid
+                                  AND member.refclassid = 'pg_extension'::regclass AND member.deptype = 'e'
+          JOIN pg_extension AS e ON e.oid = member.refobjid AND e.extname = 'loader_history'
+          JOIN pg_proc AS p ON p.oid = t.tgfoid
+         WHERE NOT t.tgisinternal AND p.proowner IN (SELECT oid FROM pg_roles WHERE NOT rolsuper)
+    LOOP
+        RAISE WARNING 'trigger % on % runs % of role % with a superuser''s rights',
+            quote_ident(there.name), there.target, there.function, there.owner
+            USING HINT = 'Drop it or, if you trust its function, give that to a superuser with ALTER FUNCTION ... OWNER TO.';
+    END LOOP;
+END
+$$;
+
 -- The rule of what may go is in the library, for the background worker too.
 CREATE OR REPLACE FUNCTION loader.purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000)
     RETURNS bigint

@@ -57,7 +57,9 @@ impl OpenRelation {
     /// Its triggers, those of constraints included.
     fn triggers(&self) -> &[pg_sys::Trigger] {
         // SAFETY: the relation is open; where it has a list of triggers it has as many as that says, and at
-        // least one. What changes them takes a lock that excludes the open relation's.
+        // least one. The list goes when PostgreSQL hears that the relation may have changed, which it does
+        // where a catalog is looked into or a lock taken: those who call this do neither before they have
+        // read what they need.
         unsafe {
             let triggers = (*self.0).trigdesc;
             if triggers.is_null() {
@@ -138,7 +140,7 @@ pub struct Found {
 impl Found {
     /// Where the row is.
     pub fn tid(&self) -> pg_sys::ItemPointerData {
-        // SAFETY: the tuple is valid while `self` is borrowed from find().
+        // SAFETY: the tuple is valid while `self` is: find_once() lends it out, and then ends the scan.
         unsafe { (*self.tuple).t_self }
     }
 
@@ -151,11 +153,11 @@ impl Found {
     /// The value of column number `column`, counted from 1; `None` where it is NULL.
     ///
     /// # Safety
-    /// The column is of a type that `T` reads.
+    /// The relation has the column, of a type that `T` reads; and `T` is a copy, which borrows nothing of the
+    /// row.
     pub unsafe fn get<T: FromDatum + IntoDatum>(&self, column: usize) -> Option<T> {
         let column = std::num::NonZeroUsize::new(column)?;
-        // SAFETY: tuple and descriptor are valid while `self` is borrowed from find(); the caller
-        // vouches for the type.
+        // SAFETY: tuple and descriptor are valid as in tid(); the caller vouches for the column and the type.
         unsafe {
             let datum = heap_getattr_raw(self.tuple, column, self.descriptor)?;
             T::from_datum(datum, false)

@@ -80,14 +80,19 @@ fn read_event<'a>(row: &Row<'_>) -> Result<Option<Event<'a>>, TryFromDatumError>
 ///
 /// Reads no more of the message than an event can carry: it may be hundreds of megabytes long.
 fn message_start(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Option<(String, bool)> {
-    let (number, _) = row.get_attribute_by_name("error_message")?;
+    let (number, attribute) = row.get_attribute_by_name("error_message")?;
+    // The trigger may have been created on a table of another make.
+    if attribute.type_oid().value() != pg_sys::TEXTOID {
+        return None;
+    }
     let data = trigger.trigger_data();
     let tuple =
         if trigger.event().fired_by_insert() { data.tg_trigtuple } else { data.tg_newtuple };
     let slice_bytes = i32::try_from(MAX_PAYLOAD_BYTES).unwrap_or(i32::MAX);
     // SAFETY: PostgreSQL fired this row trigger, so the tuple (the same that `row` was made from) and
-    // the relation's descriptor are valid until it returns. The column is a text, stored in the
-    // database's encoding, which CREATE EXTENSION has checked to be UTF-8; the slice is a fresh copy.
+    // the relation's descriptor are valid until it returns. The column is a text, as was just checked,
+    // in the database's encoding; that is UTF-8, or CREATE EXTENSION would have refused. The slice is a
+    // fresh copy.
     let (bytes, whole_size) = unsafe {
         let datum = heap_getattr_raw(tuple, number, (*data.tg_relation).rd_att)?;
         let slice = pg_sys::pg_detoast_datum_slice(datum.cast_mut_ptr(), 0, slice_bytes);

@@ -264,7 +264,7 @@ fn hinting_at_unknown_loaders<R>(statement: impl FnOnce() -> R) -> R {
 
     unsafe extern "C-unwind" fn add_hint(_argument: *mut c_void) {
         // SAFETY: PostgreSQL calls this from errfinish(), while an error is being reported, which
-        // is where geterrcode() and errhint() may be called.
+        // is where geterrcode() and errhint() may be called; the hint has no place for arguments.
         unsafe {
             if pg_sys::geterrcode() == PgSqlErrorCode::ERRCODE_FOREIGN_KEY_VIOLATION as i32 {
                 errhint(

@@ -17,6 +17,7 @@ extension_sql_file!("../sql/30_views.sql", name = "views", requires = ["recordin
 extension_sql_file!("../sql/40_history.sql", name = "history", requires = ["views"]);
 extension_sql_file!("../sql/50_events.sql", name = "events", requires = ["history"]);
 extension_sql_file!("../sql/60_loader_key.sql", name = "loader_key", requires = ["events"]);
-extension_sql_file!("../sql/70_status.sql", name = "status", requires = ["loader_key"]);
+extension_sql_file!("../sql/65_triggers.sql", name = "triggers", requires = ["loader_key"]);
+extension_sql_file!("../sql/70_status.sql", name = "status", requires = ["triggers"]);
 extension_sql_file!("../sql/80_grants.sql", name = "grants", requires = ["status"]);
 extension_sql_file!("../sql/90_finalize.sql", name = "finalize", finalize);

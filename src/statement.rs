@@ -74,6 +74,14 @@ impl KeptPlan {
         sight: Sight,
         arguments: &[DatumWithOid<'_>],
     ) -> spi::Result<Rows<'conn>> {
+        let fits =
+            |(argument, oid): (&DatumWithOid<'_>, &BuiltinOid)| argument.oid() == oid.value();
+        if arguments.len() != types.len() || !arguments.iter().zip(types).all(fits) {
+            return Err(spi::Error::PreparedStatementArgumentMismatch {
+                expected: types.len(),
+                got: arguments.len(),
+            });
+        }
         if self.0.get().is_null() {
             let types: Vec<_> = types.iter().map(|oid| oid.value()).collect();
             let plan = prepare(client, &sql(), &types)?;
@@ -81,7 +89,8 @@ impl KeptPlan {
             unsafe { pg_sys::SPI_keepplan(plan) };
             self.0.set(plan);
         }
-        // SAFETY: a kept plan lives as long as the session.
+        // SAFETY: a kept plan lives as long as the session; the arguments are of its types, as was just
+        // checked.
         unsafe { execute(client, self.0.get(), sight, arguments) }
     }
 }
@@ -114,7 +123,7 @@ fn prepare(
 /// What SPI says of the call.
 ///
 /// # Safety
-/// `plan` is a plan that SPI returned and that has not been freed, for arguments of these types.
+/// `plan` is a plan that SPI returned and that has not been freed, for as many arguments, of these types.
 unsafe fn execute<'conn>(
     _client: &SpiClient<'conn>,
     plan: pg_sys::SPIPlanPtr,

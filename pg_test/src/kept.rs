@@ -55,7 +55,7 @@ pub fn state(client: &mut Client) -> Vec<String> {
            LEFT JOIN pg_proc AS p ON p.oid = d.oid AND d.classid = 'pg_proc'::regclass
            LEFT JOIN pg_class AS c ON c.oid = d.oid AND d.classid = 'pg_class'::regclass",
         "SELECT nspacl::text FROM pg_namespace WHERE nspname = 'loader'",
-        "SELECT evtenabled::text FROM pg_event_trigger",
+        "SELECT string_agg(format('%s %s', evtname, evtenabled), ', ' ORDER BY evtname) FROM pg_event_trigger",
         "SELECT extversion FROM pg_extension WHERE extname = 'loader_history'",
         "SELECT (foreign_key, detail)::text FROM loader.recorder_status()",
         // Last, since it moves the sequence on.

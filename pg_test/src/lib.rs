@@ -14,6 +14,7 @@ mod reads;
 mod report;
 mod seed;
 pub mod story;
+mod trap;
 pub mod version;
 mod wait;
 mod warnings;
@@ -32,6 +33,7 @@ pub use preloaded::{
 pub use reads::{HISTORY, assert_same_reads, rows};
 pub use report::{print_table, say_left_out, size};
 pub use seed::seed;
+pub use trap::{caught, forget, nothing_ran, nothing_ran_as_superuser, set_trap};
 pub use wait::{TIMEOUT, catch_up, wait_for, wait_for_equal};
 pub use warnings::Warnings;
 pub use workers::{

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::thread;
 
 use pg_test::{
-    APPLICATION_SQL, Client, Cluster, HasError, cluster_with_extension, sqlstate, wait_for,
+    APPLICATION_SQL, Client, Cluster, HasError, caught, cluster_with_extension, forget,
+    nothing_ran, nothing_ran_as_superuser, set_trap, sqlstate, wait_for,
 };
 
 /// The functions that each kind of role may call. Whatever else the extension has is the owner's.
@@ -524,89 +525,7 @@ fn events(client: &mut Client) -> usize {
     client.notifications().iter().count().unwrap()
 }
 
-// From here on: attackers. A role `attacker`, with all that an application's role may have, plants
-// functions that note whether they ran, and whether as a superuser. They note it in sequences, which
-// no rollback takes back.
-
-/// Makes the role `attacker` the database's owner, with the functions that note who runs them.
-fn set_trap(cluster: &Cluster) -> Client {
-    cluster
-        .connect()
-        .batch_execute(
-            "CREATE ROLE attacker LOGIN;
-             CREATE ROLE victim LOGIN;
-             ALTER DATABASE postgres OWNER TO attacker",
-        )
-        .unwrap();
-    let mut attacker = cluster.connect_to("postgres", "attacker");
-    attacker
-        .batch_execute(
-            "CREATE SCHEMA trap;
-             GRANT USAGE ON SCHEMA trap TO PUBLIC;
-             CREATE SEQUENCE trap.ran;
-             CREATE SEQUENCE trap.ran_as_superuser;
-             GRANT ALL ON ALL SEQUENCES IN SCHEMA trap TO PUBLIC;
-             -- SECURITY INVOKER: it is whoever was caught.
-             CREATE FUNCTION trap.spring() RETURNS bigint LANGUAGE plpgsql
-                 SET search_path = pg_catalog
-             AS $$
-             BEGIN
-                 PERFORM nextval('trap.ran');
-                 IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
-                     PERFORM nextval('trap.ran_as_superuser');
-                     RAISE WARNING 'pwned: runs as %', current_user;
-                 END IF;
-                 RETURN 0;
-             END
-             $$;
-             -- What PostgreSQL works out at planning, and wherever it takes only such functions.
-             CREATE FUNCTION trap.immutable(bigint) RETURNS bigint LANGUAGE plpgsql IMMUTABLE
-             AS $$ BEGIN RETURN trap.spring(); END $$;
-             CREATE FUNCTION trap.trigger() RETURNS trigger LANGUAGE plpgsql
-             AS $$ BEGIN PERFORM trap.spring(); RETURN coalesce(NEW, OLD); END $$;",
-        )
-        .unwrap();
-
-    // The trap works.
-    attacker.batch_execute("SELECT trap.spring()").unwrap();
-    assert_eq!(caught(cluster), (true, false));
-    cluster.connect().batch_execute("SELECT trap.immutable(1)").unwrap();
-    assert_eq!(caught(cluster), (true, true));
-    forget(cluster);
-    attacker
-}
-
-/// Whether a function of the attacker's ran, and whether as a superuser.
-fn caught(cluster: &Cluster) -> (bool, bool) {
-    let row = cluster
-        .connect()
-        .query_one(
-            "SELECT (SELECT is_called FROM trap.ran), (SELECT is_called FROM trap.ran_as_superuser)",
-            &[],
-        )
-        .unwrap();
-    (row.get(0), row.get(1))
-}
-
-/// Makes the trap ready again.
-fn forget(cluster: &Cluster) {
-    cluster
-        .connect()
-        .batch_execute(
-            "SELECT setval('trap.ran', 1, false), setval('trap.ran_as_superuser', 1, false)",
-        )
-        .unwrap();
-}
-
-#[track_caller]
-fn nothing_ran(cluster: &Cluster) {
-    assert_eq!(caught(cluster), (false, false), "code of the attacker's ran");
-}
-
-#[track_caller]
-fn nothing_ran_as_superuser(cluster: &Cluster) {
-    assert!(!caught(cluster).1, "code of the attacker's ran as a superuser");
-}
+// From here on: attackers, as `pg_test::set_trap` makes them.
 
 /// Fills schema `schema` with what could be taken for PostgreSQL's own: functions, aggregates,
 /// operators, types and relations, all of which spring the trap.

@@ -279,6 +279,38 @@ fn an_update_keeps_the_data_the_grants_and_what_a_dba_changed() {
     }
 }
 
+/// Triggers run with a superuser's rights. Before version 1.4.0 whoever had the right could create them.
+#[test]
+fn an_update_warns_of_triggers_that_run_others_code() {
+    for version in released_versions().into_iter().filter(|version| version.as_str() < "1.4.0") {
+        let cluster = Cluster::start();
+        let mut session = Session::new(&cluster, "postgres");
+        session.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
+        session.run(
+            "CREATE ROLE app LOGIN;
+             CREATE SCHEMA app AUTHORIZATION app;
+             GRANT USAGE ON SCHEMA loader TO app;
+             GRANT ALL ON loader.execution_history TO app;
+             CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+        );
+        cluster
+            .connect_to("postgres", "app")
+            .batch_execute(
+                "CREATE FUNCTION app.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+                 CREATE TRIGGER apps AFTER UPDATE ON loader.execution_history
+                     FOR EACH ROW EXECUTE FUNCTION app.note();
+                 CREATE TRIGGER superusers AFTER UPDATE ON loader.execution_history
+                     FOR EACH ROW EXECUTE FUNCTION public.note()",
+            )
+            .unwrap();
+        let _earlier = session.warnings();
+        session.run("ALTER EXTENSION loader_history UPDATE");
+        let warnings = session.warnings();
+        let [warning] = warnings.as_slice() else { panic!("{version}: {warnings:?}") };
+        assert!(warning.contains("apps") && warning.contains("app.note()"), "{warning}");
+    }
+}
+
 #[test]
 fn an_update_survives_a_dump_and_an_update_is_possible_after_one() {
     let cluster = Cluster::start();

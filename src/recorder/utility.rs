@@ -42,6 +42,7 @@ unsafe extern "C-unwind" fn on_command(
 ) {
     // SAFETY: PostgreSQL passes a utility statement that is valid during the call, and what is passed
     // on is what came. The statement may be freed by the command (COMMIT does), so it is read before.
+    // NEXT_HOOK was set by the postmaster, before any other process was there.
     unsafe {
         let command = Command::of((*statement).utilityStmt);
         if let (Some(command), Some(shared)) = (&command, shared()) {

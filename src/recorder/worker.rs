@@ -298,7 +298,8 @@ impl Worker {
             if busy.contains(&true) {
                 continue;
             }
-            // SAFETY: outside of a transaction; otherwise autovacuum would not learn of the rows.
+            // Autovacuum learns of the rows by this.
+            // SAFETY: called outside of a transaction, in a process that is connected to a database.
             unsafe { pg_sys::pgstat_report_stat(self.bindings.is_empty()) };
             report_activity(None);
             sleep(Some(self.next_duty().saturating_duration_since(Instant::now())));

@@ -128,7 +128,7 @@ pub fn reserve() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn request_memory() {
-    // SAFETY: called by the postmaster when memory may be requested.
+    // SAFETY: called by the postmaster, which has one thread, when memory may be requested.
     unsafe {
         if let Some(next) = NEXT_REQUEST_HOOK {
             pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next());
@@ -140,8 +140,8 @@ unsafe extern "C-unwind" fn request_memory() {
 #[pg_guard]
 unsafe extern "C-unwind" fn lay_out() {
     // SAFETY: called by the postmaster when shared memory is new and no other process has it; the
-    // memory is as large as was requested. All-zero bytes are valid for every part of it: atomics and
-    // numbers.
+    // memory is as large as was requested, and begins at a cache line. All-zero bytes are valid for every
+    // part of it: atomics and numbers.
     unsafe {
         if let Some(next) = NEXT_STARTUP_HOOK {
             pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next());
@@ -174,6 +174,7 @@ impl Shared {
         EventQueue { pool: &self.0.events, slots, bytes }
     }
 
+    /// Where a part begins: at a multiple of 64 bytes, so that it is aligned for whatever is in it.
     fn part(self, offset: usize) -> *const u8 {
         ptr::from_ref(self.0).cast::<u8>().wrapping_add(offset)
     }

@@ -1,0 +1,49 @@
+-- Whoever writes the history does so with a superuser's rights: the functions that loaders call, and the
+-- background worker. Triggers run with the rights of whoever writes. So the right TRIGGER, which comes
+-- with GRANT ALL ON loader.execution_history, would be as good as a superuser's. Only a superuser
+-- creates triggers here, and of functions of superusers alone.
+
+CREATE FUNCTION loader.refuse_foreign_trigger() RETURNS event_trigger
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    refused record;
+BEGIN
+    SELECT t.tgname AS name, t.tgrelid::regclass AS target, foreign_code.description AS code INTO refused
+      FROM pg_event_trigger_ddl_commands() AS command
+      JOIN pg_trigger AS t ON command.classid = 'pg_trigger'::regclass AND t.oid = command.objid
+      JOIN pg_depend AS member ON member.classid = 'pg_class'::regclass AND member.objid = t.tgrelid
+                              AND member.refclassid = 'pg_extension'::regclass AND member.deptype = 'e'
+      JOIN pg_extension AS e ON e.oid = member.refobjid AND e.extname = 'loader_history'
+      -- Its function, and what its condition calls.
+      LEFT JOIN LATERAL (
+               SELECT pg_describe_object(d.refclassid, d.refobjid, 0) AS description
+                 FROM pg_depend AS d
+                 LEFT JOIN pg_proc AS p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+                 LEFT JOIN pg_operator AS o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+                 LEFT JOIN pg_type AS y ON d.refclassid = 'pg_type'::regclass AND y.oid = d.refobjid
+                WHERE d.classid = 'pg_trigger'::regclass AND d.objid = t.oid
+                  AND coalesce(p.proowner, o.oprowner, y.typowner) IN (SELECT oid FROM pg_roles WHERE NOT rolsuper)
+                LIMIT 1
+           ) AS foreign_code ON true
+     WHERE foreign_code.description IS NOT NULL
+        OR NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'trigger % on % would run with a superuser''s rights', quote_ident(refused.name), refused.target
+            USING ERRCODE = 'insufficient_privilege',
+                  DETAIL = coalesce(format('It calls %s, which belongs to no superuser.', refused.code),
+                                    'Only a superuser may create it.'),
+                  HINT = 'A superuser who trusts its function may take that over with ALTER FUNCTION ... OWNER TO, and create the trigger.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION loader.refuse_foreign_trigger() IS
+    'Internal: event trigger that refuses triggers by which others would run code as a superuser';
+
+CREATE EVENT TRIGGER loader_history_triggers ON ddl_command_end
+    WHEN TAG IN ('CREATE TRIGGER')
+    EXECUTE FUNCTION loader.refuse_foreign_trigger();
+COMMENT ON EVENT TRIGGER loader_history_triggers IS
+    'Refuses triggers on the tables of loader_history by which others would run code as a superuser';
