@@ -1,5 +1,6 @@
 //! Throwaway clusters: a private directory, a private socket, gone when the test ends.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -36,6 +37,46 @@ pub struct Cluster {
     bindir: PathBuf,
     directory: PathBuf,
     server: Option<Child>,
+    remains: Remains,
+}
+
+/// The shared memory that the kernel keeps of a killed server. The server itself removes it when it starts again.
+#[derive(Default)]
+struct Remains {
+    files: BTreeSet<PathBuf>,
+    /// Ids of System V segments.
+    segments: BTreeSet<String>,
+}
+
+impl Remains {
+    /// What there will be of a server whose processes are these.
+    fn of(processes: impl Iterator<Item = Pid>) -> Self {
+        let mut remains = Self::default();
+        for pid in processes {
+            let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+            for line in maps.lines() {
+                // Of a System V segment the kernel shows the id as the inode.
+                let mut fields = line.split_whitespace().skip(4);
+                if let (Some(inode), Some(name)) = (fields.next(), fields.next()) {
+                    if name.starts_with("/dev/shm/PostgreSQL.") {
+                        remains.files.insert(name.into());
+                    } else if name.starts_with("/SYSV") {
+                        remains.segments.insert(inode.to_owned());
+                    }
+                }
+            }
+        }
+        remains
+    }
+
+    fn remove(&self) {
+        for file in &self.files {
+            let _ = fs::remove_file(file);
+        }
+        for segment in &self.segments {
+            let _ = Command::new("ipcrm").arg("-m").arg(segment).output();
+        }
+    }
 }
 
 impl Cluster {
@@ -60,7 +101,7 @@ impl Cluster {
         let directory = new_directory();
         let template = template(&bindir);
         run(Command::new("cp").arg("-a").arg(&template).arg(directory.join("data")));
-        let mut cluster = Self { bindir, directory, server: None };
+        let mut cluster = Self { bindir, directory, server: None, remains: Remains::default() };
         cluster.configure(&format!("{SETTINGS}{settings}"));
         cluster.start_server();
         cluster
@@ -76,12 +117,18 @@ impl Cluster {
         standby
     }
 
+    /// A cluster of the same programs without a data directory.
+    fn empty(&self) -> Self {
+        let (bindir, remains) = (self.bindir.clone(), Remains::default());
+        Self { bindir, directory: new_directory(), server: None, remains }
+    }
+
     /// A copy of this cluster, by `pg_basebackup` with some more arguments. Its server is not started.
     ///
     /// # Panics
     /// When it cannot be made.
     pub fn base_backup(&self, arguments: &[&str]) -> Self {
-        let copy = Self { bindir: self.bindir.clone(), directory: new_directory(), server: None };
+        let copy = self.empty();
         let mut backup = as_server_user(self.bindir.join("pg_basebackup"));
         backup.env("PGHOST", &self.directory).env("PGUSER", SUPERUSER);
         run(backup.args(["--checkpoint=fast", "--no-sync", "-D"]).arg(copy.data()).args(arguments));
@@ -94,7 +141,7 @@ impl Cluster {
     /// # Panics
     /// When it cannot be made.
     pub fn to_restore(&self, archive: &Path, target: &str) -> Self {
-        let copy = Self { bindir: self.bindir.clone(), directory: new_directory(), server: None };
+        let copy = self.empty();
         run(Command::new("cp").arg("-a").arg(self.data()).arg(copy.data()));
         copy.configure(&format!(
             "archive_mode = off
@@ -172,6 +219,7 @@ impl Cluster {
             }
             self.config("postgres", SUPERUSER).connect(NoTls).is_ok()
         });
+        self.remains = Remains::default();
     }
 
     /// Stops the server as `pg_ctl stop -m fast` does.
@@ -200,6 +248,7 @@ impl Cluster {
         // It starts no others meanwhile.
         kill(postmaster, Signal::SIGSTOP).expect("the server is there");
         let children = children(postmaster);
+        self.remains = Remains::of([postmaster].into_iter().chain(children.iter().copied()));
         for &pid in &children {
             // One that has ended by itself is gone when its parent is.
             let _ = kill(pid, Signal::SIGKILL);
@@ -302,6 +351,7 @@ impl Drop for Cluster {
         } else {
             self.stop_server();
         }
+        self.remains.remove();
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
