@@ -1,5 +1,6 @@
 //! Throwaway clusters: a private directory, a private socket, gone when the test ends.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::net::TcpListener;
@@ -38,6 +39,46 @@ pub struct Cluster {
     directory: PathBuf,
     server: Option<Child>,
     port: u16,
+    remains: Remains,
+}
+
+/// The shared memory that the kernel keeps of a killed server. The server itself removes it when it starts again.
+#[derive(Default)]
+struct Remains {
+    files: BTreeSet<PathBuf>,
+    /// Ids of System V segments.
+    segments: BTreeSet<String>,
+}
+
+impl Remains {
+    /// What there will be of a server whose processes are these.
+    fn of(processes: impl Iterator<Item = Pid>) -> Self {
+        let mut remains = Self::default();
+        for pid in processes {
+            let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+            for line in maps.lines() {
+                // Of a System V segment the kernel shows the id as the inode.
+                let mut fields = line.split_whitespace().skip(4);
+                if let (Some(inode), Some(name)) = (fields.next(), fields.next()) {
+                    if name.starts_with("/dev/shm/PostgreSQL.") {
+                        remains.files.insert(name.into());
+                    } else if name.starts_with("/SYSV") {
+                        remains.segments.insert(inode.to_owned());
+                    }
+                }
+            }
+        }
+        remains
+    }
+
+    fn remove(&self) {
+        for file in &self.files {
+            let _ = fs::remove_file(file);
+        }
+        for segment in &self.segments {
+            let _ = Command::new("ipcrm").arg("-m").arg(segment).output();
+        }
+    }
 }
 
 /// The port of clusters that listen on their socket alone.
@@ -79,7 +120,8 @@ impl Cluster {
         let directory = new_directory();
         let template = template(&bindir);
         run(Command::new("cp").arg("-a").arg(&template).arg(directory.join("data")));
-        let mut cluster = Self { bindir, directory, server: None, port };
+        let remains = Remains::default();
+        let mut cluster = Self { bindir, directory, server: None, port, remains };
         cluster.configure(&format!("{SETTINGS}{settings}"));
         cluster.start_server();
         cluster
@@ -95,10 +137,10 @@ impl Cluster {
         standby
     }
 
-    /// A cluster that is like this one but has no data yet.
-    fn another(&self) -> Self {
-        let (bindir, directory) = (self.bindir.clone(), new_directory());
-        Self { bindir, directory, server: None, port: self.port }
+    /// A cluster of the same programs without a data directory.
+    fn empty(&self) -> Self {
+        let (bindir, remains) = (self.bindir.clone(), Remains::default());
+        Self { bindir, directory: new_directory(), server: None, port: self.port, remains }
     }
 
     /// A copy of this cluster, by `pg_basebackup` with some more arguments. Its server is not started.
@@ -106,7 +148,7 @@ impl Cluster {
     /// # Panics
     /// When it cannot be made.
     pub fn base_backup(&self, arguments: &[&str]) -> Self {
-        let copy = self.another();
+        let copy = self.empty();
         let mut backup = as_server_user(self.bindir.join("pg_basebackup"));
         backup.env("PGHOST", &self.directory).env("PGUSER", SUPERUSER);
         backup.env("PGPORT", self.port.to_string());
@@ -120,7 +162,7 @@ impl Cluster {
     /// # Panics
     /// When it cannot be made.
     pub fn to_restore(&self, archive: &Path, target: &str) -> Self {
-        let copy = self.another();
+        let copy = self.empty();
         run(Command::new("cp").arg("-a").arg(self.data()).arg(copy.data()));
         copy.configure(&format!(
             "archive_mode = off
@@ -198,6 +240,7 @@ impl Cluster {
             }
             self.config("postgres", SUPERUSER).connect(NoTls).is_ok()
         });
+        self.remains = Remains::default();
     }
 
     /// Stops the server as `pg_ctl stop -m fast` does.
@@ -226,6 +269,7 @@ impl Cluster {
         // It starts no others meanwhile.
         kill(postmaster, Signal::SIGSTOP).expect("the server is there");
         let children = children(postmaster);
+        self.remains = Remains::of([postmaster].into_iter().chain(children.iter().copied()));
         for &pid in &children {
             // One that has ended by itself is gone when its parent is.
             let _ = kill(pid, Signal::SIGKILL);
@@ -334,6 +378,7 @@ impl Drop for Cluster {
         } else {
             self.stop_server();
         }
+        self.remains.remove();
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
