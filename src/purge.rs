@@ -12,6 +12,8 @@ use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::{IntoDatum, Spi, direct_function_call, pg_extern};
 
 use crate::error::Error;
+use crate::lookup::{OpenRelation, relation};
+use crate::rights::Restricted;
 use crate::statement::{KeptStatement, Sight, require_writable};
 use crate::time::FIRST_TIMESTAMP;
 
@@ -165,6 +167,9 @@ fn purge_execution_history(
     }
     require_writable()?;
     let Some(cutoff) = cutoff(older_than) else { return Ok(0) };
+    let Some(history) = relation(c"execution_history") else { return Ok(0) };
+    let history = OpenRelation::table(history, pg_sys::RowExclusiveLock);
+    let _restricted = Restricted::for_deleting(&history)?;
     let mut deleted = 0;
     let mut after = Place::FIRST;
     while deleted < max_rows {
