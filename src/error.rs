@@ -56,6 +56,8 @@ pub enum Error {
     TableLocked,
     /// A trigger of the user's kept the row from being written.
     Suppressed,
+    /// What a superuser is about to delete would run the triggers of this table, which is no superuser's.
+    ForeignAction(String),
     /// The page could not be written as JSON.
     Json(serde_json::Error),
     /// A row was not what the table's definition says.
@@ -102,6 +104,7 @@ impl Error {
                 PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION
             }
             Self::MessageTooLong(_) => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Self::ForeignAction(_) => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             Self::Suppressed => PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
             Self::Json(_) | Self::Row(_) | Self::Spi(_) => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
         }
@@ -137,6 +140,11 @@ impl Error {
             Self::Suppressed => {
                 "a trigger on loader.execution_history suppressed the change".to_owned()
             }
+            Self::ForeignAction(table) => {
+                format!(
+                    "table {table}, whose foreign key refers to loader.execution_history, does not belong to a superuser"
+                )
+            }
             Self::Json(error) => format!("could not write the page as JSON: {error}"),
             Self::Row(error) => format!("could not read a row of the history: {error}"),
             Self::Spi(error) => format!("could not run a statement: {error}"),
@@ -155,6 +163,10 @@ impl Error {
             Self::MessageTooLong(_) => {
                 Some(format!("The limit is {} bytes.", crate::record::MAX_ERROR_MESSAGE_BYTES))
             }
+            Self::ForeignAction(_) => Some(
+                "Its foreign key is deferrable or changes the table, whose triggers would run with a superuser's rights."
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -210,6 +222,9 @@ impl Error {
             }
             Self::Standby => "Connect to the primary server.".to_owned(),
             Self::MessageTooLong(_) => "Pass the beginning of the message.".to_owned(),
+            Self::ForeignAction(_) => {
+                "Purge as a role that is no superuser and may delete, with EXECUTE on this function.".to_owned()
+            }
             Self::Suppressed => "Look at the BEFORE triggers of the table.".to_owned(),
             Self::Json(_) | Self::Row(_) | Self::Spi(_) => {
                 "This is a defect of loader_history; please report it.".to_owned()

@@ -96,10 +96,27 @@ impl OpenRelation {
     /// A table whose foreign key refers to this one and that is no superuser's: deleting here runs what
     /// its owner has made of it.
     pub fn foreign_referrer(&self) -> Option<String> {
+        self.foreign_referrer_by(|_| true)
+    }
+
+    /// The same where deleting here changes that table, or may wait for the end of the transaction: its
+    /// triggers then run with the rights of whoever deletes.
+    pub fn foreign_actor(&self) -> Option<String> {
+        let actions = [
+            pg_sys::F_RI_FKEY_CASCADE_DEL,
+            pg_sys::F_RI_FKEY_SETNULL_DEL,
+            pg_sys::F_RI_FKEY_SETDEFAULT_DEL,
+        ];
+        self.foreign_referrer_by(|trigger| {
+            trigger.tgdeferrable || actions.contains(&trigger.tgfoid.to_u32())
+        })
+    }
+
+    fn foreign_referrer_by(&self, counts: impl Fn(&pg_sys::Trigger) -> bool) -> Option<String> {
         let kinds = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE];
         // Copied before anything is looked up: that may rebuild the relation's cache entry.
         let referrers: Vec<_> =
-            self.triggers_on_delete().map(|trigger| trigger.tgconstrrelid).collect();
+            self.triggers_on_delete().filter(|t| counts(t)).map(|t| t.tgconstrrelid).collect();
         let foreign = referrers
             .into_iter()
             .find(|&oid| oid != pg_sys::InvalidOid && !is_a_superusers(oid, &kinds))?;

@@ -11,6 +11,8 @@ use pgrx::{IntoDatum, Spi, direct_function_call, pg_extern};
 
 use crate::error::Error;
 use crate::local_settings::{LocalSettings, Setting};
+use crate::lookup::{OpenRelation, relation};
+use crate::rights::Restricted;
 use crate::statement::{KeptStatement, Sight, require_writable, timestamptz};
 use crate::time::FIRST_TIMESTAMP;
 
@@ -159,6 +161,9 @@ fn purge_execution_history(
     }
     require_writable()?;
     let Some(cutoff) = cutoff(older_than) else { return Ok(0) };
+    let Some(history) = relation(c"execution_history") else { return Ok(0) };
+    let history = OpenRelation::table(history, pg_sys::RowExclusiveLock);
+    let _restricted = Restricted::for_deleting(&history)?;
     let mut deleted = 0;
     let mut after = Place::FIRST;
     while deleted < max_rows {

@@ -4,6 +4,7 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use crate::error::Error;
 use crate::local_settings::LocalSettings;
 use crate::lookup::OpenRelation;
 
@@ -38,6 +39,22 @@ impl Restricted {
     /// own triggers, or checks put off to the end of the transaction, need them all.
     pub fn for_writing(history: &OpenRelation) -> Option<Self> {
         (!history.has_other_triggers(&TRIGGERS)).then(Self::new)
+    }
+
+    /// Restricts the rights of a superuser's session for deleting from the history, where a foreign key of a
+    /// table that is no superuser's refers to it: planning its check calls functions of that table's owner.
+    ///
+    /// # Errors
+    /// [`Error::ForeignAction`], where it would fire that table's triggers too.
+    pub fn for_deleting(history: &OpenRelation) -> Result<Option<Self>, Error> {
+        // SAFETY: asks who the current user is, in a transaction.
+        if !unsafe { pg_sys::superuser() } {
+            return Ok(None);
+        }
+        if let Some(table) = history.foreign_actor() {
+            return Err(Error::ForeignAction(table));
+        }
+        Ok(history.foreign_referrer().map(|_| Self::new()))
     }
 
     fn new() -> Self {

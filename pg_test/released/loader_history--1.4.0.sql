@@ -1135,7 +1135,7 @@ $$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/purge.rs:148
+-- src/purge.rs:150
 -- loader_history::purge::purge_execution_history
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */

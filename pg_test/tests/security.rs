@@ -851,3 +851,74 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
     exercise(&cluster);
     assert_eq!(pg_test::caught(&cluster), (true, true));
 }
+
+/// What the right REFERENCES allows, which comes with GRANT ALL too: a superuser's purge deletes from the
+/// attacker's table, or looks into it.
+#[test]
+fn a_superusers_purge_runs_nothing_of_tables_that_refer_to_the_history() {
+    let cluster = cluster_with_extension();
+    let mut attacker = set_trap(&cluster);
+    let mut dba = cluster.connect();
+    dba.batch_execute(
+        "GRANT ALL ON loader.execution_history TO attacker;
+         GRANT USAGE ON SCHEMA loader TO attacker;
+         INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+             SELECT 1, now() - make_interval(days => n), now() - make_interval(days => n), 'SUCCESS'
+               FROM generate_series(1, 5) AS n",
+    )
+    .unwrap();
+    attacker
+        .batch_execute(
+            "CREATE TABLE trap.later (id integer);
+             CREATE CONSTRAINT TRIGGER later AFTER INSERT ON trap.later DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION trap.trigger();
+             -- Run where a query of the table is planned, and leaves something for the end of the transaction.
+             CREATE FUNCTION trap.planned(bigint) RETURNS bigint LANGUAGE plpgsql IMMUTABLE AS $$
+             BEGIN
+                 INSERT INTO trap.later VALUES (1);
+                 RETURN 0;
+             EXCEPTION WHEN OTHERS THEN RETURN 0;
+             END
+             $$",
+        )
+        .unwrap();
+    let purge = "SELECT loader.purge_execution_history('2 days 12 hours')";
+    for (action, sqlstates) in [
+        ("ON DELETE CASCADE", &["42501"][..]),
+        ("ON DELETE SET NULL", &["42501"]),
+        ("ON DELETE SET DEFAULT", &["42501"]),
+        ("DEFERRABLE INITIALLY DEFERRED", &["42501"]),
+        ("", &["00000"]),
+    ] {
+        attacker
+            .batch_execute(&format!(
+                "CREATE TABLE trap.note (id bigint REFERENCES loader.execution_history {action});
+                 CREATE INDEX ON trap.note ((id + trap.planned(0)));
+                 CREATE INDEX ON trap.note (id);
+                 CREATE TRIGGER a AFTER UPDATE OR DELETE ON trap.note FOR EACH ROW EXECUTE FUNCTION trap.trigger();
+                 INSERT INTO trap.note SELECT id FROM loader.execution_history
+                  WHERE '{action}' <> '' AND execution_end < now() - interval '3 days'"
+            ))
+            .unwrap();
+        forget(&cluster);
+        refused(&mut cluster.connect(), purge, sqlstates);
+        nothing_ran_as_superuser(&cluster);
+        attacker.batch_execute("DROP TABLE trap.note").unwrap();
+    }
+    // Another role's purge is its own affair.
+    dba.batch_execute(
+        "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+             SELECT 1, now() - make_interval(days => n), now() - make_interval(days => n), 'SUCCESS'
+               FROM generate_series(3, 5) AS n;
+         GRANT SELECT, DELETE ON loader.derived_failure TO attacker;
+         GRANT EXECUTE ON FUNCTION loader.purge_execution_history(interval, bigint) TO attacker",
+    )
+    .unwrap();
+    attacker
+        .batch_execute(
+            "CREATE TABLE trap.note (id bigint REFERENCES loader.execution_history ON DELETE CASCADE);
+             INSERT INTO trap.note SELECT id FROM loader.execution_history",
+        )
+        .unwrap();
+    assert_eq!(column::<i64>(&mut attacker, purge), [3]);
+}
