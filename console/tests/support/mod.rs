@@ -1,0 +1,159 @@
+//! A console over a throwaway cluster, and requests to it.
+
+#![allow(dead_code, reason = "each file of tests uses a part")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use pg_test::{Client, Cluster, Session, Signal, preloaded_cluster};
+
+/// A preloaded cluster with the extension, loaders 1 to 10, and a login `dashboard` that has only `grant_reader`.
+pub fn cluster() -> Cluster {
+    let cluster = preloaded_cluster();
+    cluster
+        .connect()
+        .batch_execute("CREATE ROLE dashboard LOGIN; SELECT loader.grant_reader('dashboard')")
+        .unwrap();
+    cluster
+}
+
+/// A running console. Dropping it stops it.
+pub struct Console {
+    process: Child,
+    /// Its address, such as `http://127.0.0.1:12345`.
+    pub url: String,
+    log: Arc<Mutex<String>>,
+}
+
+impl Console {
+    /// Starts a console over `cluster`, as the login that has only `grant_reader`.
+    pub fn start(cluster: &Cluster) -> Self {
+        Self::start_with(cluster, &[])
+    }
+
+    /// The same with some arguments more.
+    pub fn start_with(cluster: &Cluster, arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loader-history-console"));
+        command
+            .args(["--listen", "127.0.0.1:0"])
+            .args(arguments)
+            .env("PGHOST", cluster.directory())
+            .env("PGUSER", "dashboard")
+            .env("PGDATABASE", "postgres")
+            .env_remove("DATABASE_URL")
+            .stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(String::new()));
+        let url = loop {
+            let mut line = String::new();
+            assert!(lines.read_line(&mut line).unwrap() > 0, "{}", log.lock().unwrap());
+            log.lock().unwrap().push_str(&line);
+            if let Some((_, url)) = line.trim_end().split_once("listening on ") {
+                break url.to_owned();
+            }
+        };
+        let kept = log.clone();
+        thread::spawn(move || {
+            let mut line = String::new();
+            while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
+                kept.lock().unwrap().push_str(&line);
+                line.clear();
+            }
+        });
+        Self { process, url, log }
+    }
+
+    /// What it has written to its log.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// The id of its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Stops it as the system does; returns whether it ended as it should.
+    pub fn stop(mut self) -> bool {
+        pg_test::send_signal(self.process.id().cast_signed(), Signal::SIGTERM);
+        self.process.wait().unwrap().success()
+    }
+
+    /// The answer to a GET of `path`: status, headers in lower case, body.
+    pub fn get(&self, path: &str) -> Answer {
+        let mut request = ureq::get(format!("{}{path}", self.url))
+            .config()
+            .http_status_as_error(false)
+            .build()
+            .call()
+            .unwrap();
+        let headers = request
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+            .collect();
+        let status = request.status().as_u16();
+        let mut body = String::new();
+        request.body_mut().as_reader().read_to_string(&mut body).unwrap();
+        Answer { status, headers, body }
+    }
+
+    /// The JSON at `path`, which is there.
+    pub fn json(&self, path: &str) -> serde_json::Value {
+        let answer = self.get(path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        serde_json::from_str(&answer.body).unwrap()
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// An answer of the console's.
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Answer {
+    /// A header's value, or nothing.
+    pub fn header(&self, name: &str) -> &str {
+        let header = self.headers.iter().find(|(header, _)| header == name);
+        header.map_or("", |(_, value)| value)
+    }
+}
+
+/// A load of `loader` that succeeds; returns the execution's id.
+pub fn succeed(session: &mut Session, loader: i64, records: i64) -> i64 {
+    let id = start(session, loader);
+    session.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', {records})"));
+    id
+}
+
+/// A load of `loader` that fails with `error`; returns the execution's id.
+pub fn fail(session: &mut Session, loader: i64, error: &str) -> i64 {
+    let id = start(session, loader);
+    let end = "SELECT loader.record_execution_end($1, 'FAILED', NULL, $2)";
+    session.client.execute(end, &[&id, &error]).unwrap();
+    id
+}
+
+/// Starts an execution of `loader`; returns its id.
+pub fn start(session: &mut Session, loader: i64) -> i64 {
+    let start = "SELECT loader.record_execution_start($1)";
+    session.client.query_one(start, &[&loader]).unwrap().get(0)
+}
+
+/// What the views say, as text.
+pub fn one(client: &mut Client, query: &str) -> String {
+    let query = format!("SELECT ({query})::text");
+    client.query_one(&query, &[]).unwrap().get::<_, Option<String>>(0).unwrap_or_default()
+}
