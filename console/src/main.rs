@@ -3,6 +3,8 @@
 //!
 //! Every number comes from a view or a function of the extension; see [`database`].
 
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
