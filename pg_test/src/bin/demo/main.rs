@@ -1,9 +1,11 @@
 //! Runs real loads of real public data through loader_history, and shows what it recorded.
 //!
-//! `make demo` sets `PG_TEST_BINDIR`, the server's programs, and `DEMO_DATA`, the folder of the data.
+//! `make demo` sets `PG_TEST_BINDIR`, the server's programs, `DEMO_DATA`, the folder of the data, and
+//! `DEMO_CONSOLE`, the console's program.
 
 mod application;
 mod backend;
+mod console;
 mod screen;
 
 use std::env;
@@ -111,7 +113,13 @@ fn demo() -> Result<()> {
     let outcome = outcome?;
     done(started, &summary(&outcome))?;
     check(load, &outcome)?;
-    show_healed(&mut owner, &mut backend, &mut screen, load.code)
+    show_healed(&mut owner, &mut backend, &mut screen, load.code)?;
+
+    let repeat = |client: &mut Client, load: &Load| -> Result<()> {
+        let (loader, mut file) = open(&backend, load)?;
+        check(load, &application::run(client, loader.id, load, &mut file)?)
+    };
+    console::show(&cluster, &mut screen, 0, repeat, connect(&cluster, LOADER_LOGIN)?)
 }
 
 /// Runs a load that starts and dies in one transaction, of its data's fault or, where that has none,
