@@ -3,6 +3,7 @@
 # make test-all   runs it on every major that is supported and to be had: 15, 16, 17 and 18
 # make install   installs into the PostgreSQL of PG_CONFIG
 # make deb   builds a Debian package
+# make console   builds the web console: target/release/loader-history-console
 #
 # PG picks the major version of PostgreSQL (15), as in make test PG=18: Debian's or, where that is not
 # installed, one that scripts/postgresql brings into target. PG_CONFIG is the pg_config of another.
@@ -13,7 +14,7 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo test test-all lint audit install deb dist setup setup-deb schema seal clean chaos failover soak latency bench
+.PHONY: all demo console test test-all lint audit install deb dist setup setup-deb schema seal clean chaos failover soak latency bench
 
 .DEFAULT_GOAL := demo
 
@@ -66,6 +67,9 @@ audit: setup
 
 install: setup
 	@scripts/install
+
+console: setup
+	@scripts/console
 
 # A Debian package of the major version PG, in target/deb.
 deb: setup-deb

@@ -19,7 +19,7 @@ const DATABASE: &str = "app";
 
 /// Every fenced block of the README.
 fn blocks() -> Vec<Example> {
-    examples(README, &["sql", "sql error", "sh", "conf", "python", "java", "console"])
+    examples(README, &["sql", "sql error", "sh", "conf", "python", "java", "console", "js"])
 }
 
 /// Adds settings to postgresql.conf, and restarts the server with its workers.
