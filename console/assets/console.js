@@ -31,11 +31,18 @@ function tick() {
   }
 }
 
-function showLive(isLive) {
+function showLive(isLive, reason = "shown anew every 15 seconds") {
   const live = document.getElementById("live");
-  if (live.dataset.live === String(isLive)) return;
+  const text = isLive ? "Live" : `Not live: ${reason}`;
+  // A screen reader says again what is written again.
+  if (!live || live.textContent === text) return;
   live.dataset.live = isLive;
-  live.textContent = isLive ? "Live" : "Not live: shown anew every 15 seconds";
+  live.textContent = text;
+}
+
+// What the page of an error says.
+function problem(response) {
+  return new DOMParser().parseFromString(response, "text/html").getElementById("problem")?.textContent;
 }
 
 let plot, plotted;
@@ -56,7 +63,6 @@ function draw() {
   const points = JSON.parse(plotted);
   const of = (status) => points.map((p) => (p.status === status ? p.duration : null));
   const data = [points.map((p) => p.start), of("SUCCESS"), of("FAILED")];
-  chart.setAttribute("aria-label", `${points.length} executions, ${data[2].filter((d) => d !== null).length} of them failed`);
   if (plot) {
     plot.setData(data);
     return;
@@ -96,7 +102,7 @@ function refresh() {
 
 document.body.addEventListener("htmx:afterSettle", refresh);
 document.body.addEventListener("htmx:sseError", () => showLive(false));
-document.body.addEventListener("htmx:sendError", () => showLive(false));
-document.body.addEventListener("htmx:responseError", () => showLive(false));
+document.body.addEventListener("htmx:sendError", () => showLive(false, "the console does not answer"));
+document.body.addEventListener("htmx:responseError", (event) => showLive(false, problem(event.detail.xhr.responseText)));
 refresh();
 setInterval(tick, 1000);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use pg_test::wait_for_equal;
+use pg_test::{wait_for, wait_for_equal};
 use serde_json::{Value, json};
 use thirtyfour::{
     By, ChromiumLikeCapabilities, DesiredCapabilities, LoggingPrefsLogLevel, WebDriver, WebElement,
@@ -211,6 +211,23 @@ impl Browser {
         };
         let feature = json!({ "name": "prefers-color-scheme", "value": value });
         self.command("Emulation.setEmulatedMedia", json!({ "features": [feature] }));
+    }
+
+    /// Clicks what `css` selects and returns the file that this downloads.
+    #[track_caller]
+    pub fn download(&self, css: &str) -> String {
+        let folder = self.profile.join("downloads");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        let behavior = json!({ "behavior": "allow", "downloadPath": folder });
+        self.command("Browser.setDownloadBehavior", behavior);
+        self.click(css);
+        let mut file = None;
+        wait_for("the download", || {
+            file = fs::read_dir(&folder).unwrap().next().map(|entry| entry.unwrap().path());
+            file.as_ref().is_some_and(|file| file.extension().is_some_and(|end| end == "csv"))
+        });
+        fs::read_to_string(file.unwrap()).unwrap()
     }
 
     /// The page as PNG.
