@@ -47,6 +47,17 @@ function problem(response) {
 
 let plot, plotted;
 
+// Labels of the time axis: seconds between two, the label, and what a new year, month, day, hour and minute add.
+const DAY = "{YYYY}-{MM}-{DD}", MINUTE = "{HH}:{mm}";
+const TIMES = [
+  [31536000, "{YYYY}", null, null, null, null, null, null, 1],
+  [2419200, "{YYYY}-{MM}", null, null, null, null, null, null, 1],
+  [86400, DAY, null, null, null, null, null, null, 1],
+  [60, MINUTE, `\n${DAY}`, null, `\n${DAY}`, null, null, null, 1],
+  [1, `${MINUTE}:{ss}`, `\n${DAY}`, null, `\n${DAY}`, null, null, null, 1],
+  [0.001, "{ss}.{fff} s", `\n${DAY} ${MINUTE}`, null, `\n${DAY} ${MINUTE}`, null, `\n${MINUTE}`, null, 1],
+];
+
 // A canvas knows no variables: the color as the browser works it out.
 function color(name) {
   const probe = document.body.appendChild(document.createElement("span"));
@@ -68,18 +79,21 @@ function draw() {
     return;
   }
   const target = document.getElementById("plot");
-  const series = (label, stroke, paths) => ({
+  const series = (label, stroke, points) => ({
     label, stroke, width: 0, paths: () => null,
-    points: { show: true, size: 7, fill: stroke, stroke },
+    points: { show: true, stroke, ...points },
     value: (_, value) => (value === null ? "–" : `${value.toFixed(1)} s`),
   });
+  const good = color("--good"), bad = color("--bad");
   const axis = { stroke: color("--text"), grid: { stroke: color("--line"), width: 1 }, ticks: { stroke: color("--line") } };
   plot = new uPlot({
     width: target.clientWidth, height: 180,
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
     scales: { y: { range: (_, __, max) => [0, Math.max(max, 0.1) * 1.1] } },
-    axes: [axis, { ...axis, size: 60, values: (_, values) => values.map((value) => `${value} s`) }],
-    series: [{ value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" }, series("Succeeded after", color("--good")), series("Failed after", color("--bad"))],
+    axes: [{ ...axis, values: TIMES }, { ...axis, size: 60, values: (_, values) => values.map((value) => `${value} s`) }],
+    series: [{ value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" }, series("Succeeded after", good, { size: 7, fill: good }),
+      // Rings and dots: not everybody sees the colors.
+      series("Failed after", bad, { size: 11, width: 3, fill: color("--card") })],
   }, data, target);
   new ResizeObserver(() => plot.setSize({ width: target.clientWidth, height: 180 })).observe(target);
 }

@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use super::Console;
 
 /// Arguments of Chromium that have it run as root and ask nothing of any other host.
-const ARGUMENTS: [&str; 8] = [
+const ARGUMENTS: [&str; 9] = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -25,6 +25,7 @@ const ARGUMENTS: [&str; 8] = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--hide-scrollbars",
 ];
 
 /// The accessibility rules, which `scripts/browser` fetches.
