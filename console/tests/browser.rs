@@ -84,6 +84,11 @@ fn the_overview_moves_by_itself() {
     browser.wait("!document.querySelector('#failed-4')");
     browser.wait_for_text("#failed-loaders", "1");
     assert_eq!(browser.text("#failed-loaders-24h").as_deref(), Some("2"), "it did fail");
+
+    browser.go("/loaders");
+    browser.wait("document.querySelectorAll('#loaders tbody tr').length === 3");
+    fail(&mut loader, 10, "not there before");
+    browser.wait_for_text("#loader-10 .status", "FAILED");
     browser.assert_clean();
 }
 
@@ -467,6 +472,23 @@ fn pages_say_that_the_database_is_away_and_go_on_when_it_is_back() {
         let scripts = browser.log().into_iter().filter(|entry| !entry.contains("503"));
         assert_eq!(scripts.collect::<Vec<_>>(), [""; 0], "nothing but that");
     }
+}
+
+#[test]
+fn pages_say_that_the_console_is_away_and_go_on_when_it_is_back() {
+    let cluster = cluster();
+    let address = format!("127.0.0.1:{}", pg_test::free_port());
+    let arguments = ["--listen", address.as_str()];
+    let console = Console::start_with(&cluster, &arguments);
+    let browser = Browser::open(&console);
+    browser.go("/");
+    browser.wait_for_text("#live", "Live");
+    assert!(console.stop());
+    browser.wait_for_text("#live", "Not live: the console does not answer");
+    let _console = Console::start_with(&cluster, &arguments);
+    browser.wait_for_text("#live", "Live");
+    let id = start(&mut Session::new(&cluster, "postgres"), 1);
+    browser.wait(&format!("document.querySelector('#running-{id}')"));
 }
 
 #[test]

@@ -15,8 +15,8 @@ use tokio::runtime::Runtime;
 
 use super::Console;
 
-/// Arguments of Chromium that have it run as root and ask nothing of any other host.
-const ARGUMENTS: [&str; 9] = [
+/// Arguments of Chromium that have it run as root, in a container too, and ask nothing of any other host.
+const ARGUMENTS: [&str; 10] = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -25,6 +25,7 @@ const ARGUMENTS: [&str; 9] = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-dev-shm-usage",
     "--hide-scrollbars",
 ];
 
