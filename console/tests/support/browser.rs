@@ -84,11 +84,12 @@ impl Browser {
         wanted.add_arg(&format!("--user-data-dir={}", profile.display())).unwrap();
         wanted.set_browser_log_level(LoggingPrefsLogLevel::All).unwrap();
         let runtime = Runtime::new().unwrap();
-        let driver = runtime
-            .block_on(WebDriver::new(format!("http://127.0.0.1:{port}"), wanted))
-            .expect("Chromium (run scripts/browser)");
-        let browser =
-            Self { runtime, driver: Some(driver), chromedriver, profile, url: console.url.clone() };
+        let url = console.url.clone();
+        // Where Chromium does not start, dropping this stops chromedriver.
+        let mut browser = Self { runtime, driver: None, chromedriver, profile, url };
+        let started = WebDriver::new(format!("http://127.0.0.1:{port}"), wanted);
+        let driver = browser.runtime.block_on(started);
+        browser.driver = Some(driver.expect("Chromium (run scripts/browser)"));
         browser.resize(1280, 900);
         browser
     }
