@@ -14,7 +14,7 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo console test test-all lint audit install deb dist setup setup-deb schema seal clean chaos failover soak latency bench
+.PHONY: all demo console test test-all lint audit install deb dist setup setup-deb schema seal clean chaos failover soak latency bench screenshots
 
 .DEFAULT_GOAL := demo
 
@@ -56,6 +56,10 @@ latency: setup
 # docs/bench.md and its charts. BENCH_ROWS=100000000 adds a history of a hundred million executions.
 bench: setup
 	@BENCH_SIZE=full TMPDIR=$${TMPDIR:-/var/tmp} scripts/measure bench
+
+# The README's pictures of the console, in docs/screenshots.
+screenshots: setup
+	@scripts/screenshots
 
 # Versions that agree, dependencies, unsafe blocks, formatting and clippy, part of make test.
 lint: setup

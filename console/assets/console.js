@@ -31,14 +31,32 @@ function tick() {
   }
 }
 
-function showLive(isLive) {
+function showLive(isLive, reason = "shown anew every 15 seconds") {
   const live = document.getElementById("live");
-  if (live.dataset.live === String(isLive)) return;
+  const text = isLive ? "Live" : `Not live: ${reason}`;
+  // A screen reader says again what is written again.
+  if (!live || live.textContent === text) return;
   live.dataset.live = isLive;
-  live.textContent = isLive ? "Live" : "Not live: shown anew every 15 seconds";
+  live.textContent = text;
+}
+
+// What the page of an error says.
+function problem(response) {
+  return new DOMParser().parseFromString(response, "text/html").getElementById("problem")?.textContent;
 }
 
 let plot, plotted;
+
+// Labels of the time axis: seconds between two, the label, and what a new year, month, day, hour and minute add.
+const DAY = "{YYYY}-{MM}-{DD}", MINUTE = "{HH}:{mm}";
+const TIMES = [
+  [31536000, "{YYYY}", null, null, null, null, null, null, 1],
+  [2419200, "{YYYY}-{MM}", null, null, null, null, null, null, 1],
+  [86400, DAY, null, null, null, null, null, null, 1],
+  [60, MINUTE, `\n${DAY}`, null, `\n${DAY}`, null, null, null, 1],
+  [1, `${MINUTE}:{ss}`, `\n${DAY}`, null, `\n${DAY}`, null, null, null, 1],
+  [0.001, "{ss}.{fff} s", `\n${DAY} ${MINUTE}`, null, `\n${DAY} ${MINUTE}`, null, `\n${MINUTE}`, null, 1],
+];
 
 // A canvas knows no variables: the color as the browser works it out.
 function color(name) {
@@ -56,24 +74,26 @@ function draw() {
   const points = JSON.parse(plotted);
   const of = (status) => points.map((p) => (p.status === status ? p.duration : null));
   const data = [points.map((p) => p.start), of("SUCCESS"), of("FAILED")];
-  chart.setAttribute("aria-label", `${points.length} executions, ${data[2].filter((d) => d !== null).length} of them failed`);
   if (plot) {
     plot.setData(data);
     return;
   }
   const target = document.getElementById("plot");
-  const series = (label, stroke, paths) => ({
+  const series = (label, stroke, points) => ({
     label, stroke, width: 0, paths: () => null,
-    points: { show: true, size: 7, fill: stroke, stroke },
+    points: { show: true, stroke, ...points },
     value: (_, value) => (value === null ? "–" : `${value.toFixed(1)} s`),
   });
+  const good = color("--good"), bad = color("--bad");
   const axis = { stroke: color("--text"), grid: { stroke: color("--line"), width: 1 }, ticks: { stroke: color("--line") } };
   plot = new uPlot({
     width: target.clientWidth, height: 180,
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
     scales: { y: { range: (_, __, max) => [0, Math.max(max, 0.1) * 1.1] } },
-    axes: [axis, { ...axis, size: 60, values: (_, values) => values.map((value) => `${value} s`) }],
-    series: [{ value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" }, series("Succeeded after", color("--good")), series("Failed after", color("--bad"))],
+    axes: [{ ...axis, values: TIMES }, { ...axis, size: 60, values: (_, values) => values.map((value) => `${value} s`) }],
+    series: [{ value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" }, series("Succeeded after", good, { size: 7, fill: good }),
+      // Rings and dots: not everybody sees the colors.
+      series("Failed after", bad, { size: 11, width: 3, fill: color("--card") })],
   }, data, target);
   new ResizeObserver(() => plot.setSize({ width: target.clientWidth, height: 180 })).observe(target);
 }
@@ -96,7 +116,7 @@ function refresh() {
 
 document.body.addEventListener("htmx:afterSettle", refresh);
 document.body.addEventListener("htmx:sseError", () => showLive(false));
-document.body.addEventListener("htmx:sendError", () => showLive(false));
-document.body.addEventListener("htmx:responseError", () => showLive(false));
+document.body.addEventListener("htmx:sendError", () => showLive(false, "the console does not answer"));
+document.body.addEventListener("htmx:responseError", (event) => showLive(false, problem(event.detail.xhr.responseText)));
 refresh();
 setInterval(tick, 1000);

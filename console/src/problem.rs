@@ -93,6 +93,11 @@ impl From<database::Error> for Problem {
             "57014" => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "The database took too long to answer.")
             }
+            // It stops or starts.
+            "57P01" | "57P02" | "57P03" => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The database does not answer. Try again soon.",
+            ),
             "3F000" | "42P01" | "42883" => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Extension loader_history is not installed in the database.",

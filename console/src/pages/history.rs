@@ -41,10 +41,14 @@ struct History {
     is_filtered: bool,
     is_first: bool,
     executions: Vec<ExecutionRow>,
+    /// Address of the first page.
+    newest: String,
     /// Address of the next page.
     next: Option<String>,
     /// Address of the CSV.
     csv: String,
+    /// What the chart shows, in words.
+    charted: String,
     /// JSON for the chart.
     chart: String,
 }
@@ -105,22 +109,26 @@ async fn make(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Hist
         || "/api/v1/executions.csv".to_owned(),
         |id| format!("/api/v1/loaders/{id}/executions.csv"),
     );
+    let page_at = |cursor: &str| {
+        let parameters = [
+            ("status", wanted.status.as_str()),
+            ("from", &wanted.from),
+            ("before", &wanted.before),
+            ("cursor", cursor),
+        ];
+        address(&path, &parameters)
+    };
+    let failures = points.iter().filter(|point| point.is_failed()).count();
     Ok(History {
-        frame: Frame::new(state, if loader.is_some() { "" } else { "executions" }),
+        frame: Frame::new(state, if loader.is_some() { "" } else { "executions" })
+            .moving(cursor.is_none()),
         loader: loader.map(|id| (id, summary.as_ref().map(LoaderRow::from))),
         statuses: status_options(filter.status),
         is_filtered: filter.is_set(),
         is_first: cursor.is_none(),
         executions: found.executions.iter().map(ExecutionRow::from).collect(),
-        next: found.next_cursor.map(|cursor| {
-            let parameters = [
-                ("status", wanted.status.as_str()),
-                ("from", &wanted.from),
-                ("before", &wanted.before),
-                ("cursor", &cursor),
-            ];
-            address(&path, &parameters)
-        }),
+        newest: page_at(""),
+        next: found.next_cursor.as_deref().map(page_at),
         csv: address(
             &csv_path,
             &[
@@ -129,6 +137,7 @@ async fn make(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Hist
                 ("started_before", &machine(filter.started_before)),
             ],
         ),
+        charted: format!("{} executions, {failures} of them failed", points.len()),
         chart: serde_json::to_string(&points).map_err(crate::database::Error::from)?,
         from: wanted.from,
         before: wanted.before,

@@ -35,6 +35,8 @@ struct Frame {
     made: String,
     /// Whether events arrive.
     live: bool,
+    /// Whether it moves by itself.
+    moves: bool,
     /// Which item of the menu it is.
     menu: &'static str,
 }
@@ -45,8 +47,14 @@ impl Frame {
             version: assets::VERSION,
             made: crate::format::machine_time(chrono::Utc::now()),
             live: state.hub.is_live(),
+            moves: true,
             menu,
         }
+    }
+
+    /// Of a page that stays as it is unless `moves`.
+    fn moving(self, moves: bool) -> Self {
+        Self { moves, ..self }
     }
 }
 
@@ -66,7 +74,7 @@ fn page(state: &State, made: Result<impl Template, Problem>) -> Response {
 }
 
 fn error(state: &State, problem: &Problem) -> Response {
-    let page = ErrorPage { frame: Frame::new(state, ""), problem };
+    let page = ErrorPage { frame: Frame::new(state, "").moving(false), problem };
     render(problem.status(), &page)
 }
 

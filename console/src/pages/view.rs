@@ -148,6 +148,11 @@ pub struct ChartPoint {
 }
 
 impl ChartPoint {
+    /// Whether it failed.
+    pub fn is_failed(&self) -> bool {
+        self.status == Status::Failed.as_str()
+    }
+
     /// What the chart shows of `execution`; nothing of one that runs.
     pub fn of(execution: &Execution) -> Option<Self> {
         let end = execution.execution_end?;

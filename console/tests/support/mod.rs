@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each file of tests uses a part")]
 
+pub mod browser;
+
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -36,8 +38,10 @@ impl Console {
     /// The same with some arguments more.
     pub fn start_with(cluster: &Cluster, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loader-history-console"));
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         command
-            .args(["--listen", "127.0.0.1:0"])
             .args(arguments)
             .env("PGHOST", cluster.directory())
             .env("PGUSER", "dashboard")

@@ -1,0 +1,644 @@
+//! Promise: in a real browser pages show what the views say, move by themselves while loaders record, and
+//! can be used by everybody: with a keyboard alone, a screen reader, a phone, in the dark.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use pg_test::{Client, Cluster, Session, column};
+use serde_json::{Value, json};
+use support::browser::{Browser, Colors};
+use support::{Console, cluster, fail, one, start, succeed};
+
+/// Keys, as WebDriver names them.
+const TAB: &str = "\u{e004}";
+const ENTER: &str = "\u{e007}";
+
+/// What there is to look at: ended executions of four loaders over two days, durations of all lengths.
+const PAST: &str = "
+    INSERT INTO loader.execution_history
+        (loader_id, execution_start, execution_end, status, record_count, error_message, duration_seconds)
+    SELECT loader, start, start + took, CASE WHEN failed THEN 'FAILED' ELSE 'SUCCESS' END,
+        CASE WHEN failed THEN 0 ELSE 1000 * n + loader END, CASE WHEN failed THEN 'timeout of run ' || n END,
+        extract(epoch FROM took)
+    FROM generate_series(1, 4) AS loader, generate_series(1, 60) AS n,
+        LATERAL (SELECT now() - n * interval '50 min' - loader * interval '1 min' AS start,
+            interval '1.234 s' * (n % 7 + loader) AS took, n % (loader + 3) = 1 AND loader < 4 AS failed) AS run;
+    ";
+
+fn fill(cluster: &Cluster) {
+    cluster.connect().batch_execute(PAST).unwrap();
+}
+
+/// What the login of the console sees.
+fn reader(cluster: &Cluster) -> Client {
+    cluster.connect_to("postgres", "dashboard")
+}
+
+#[test]
+fn the_overview_moves_by_itself() {
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    browser.go("/");
+    browser.wait_for_text("#live", "Live");
+    assert!(!browser.has("#running"), "nothing runs yet");
+
+    let mut loader = Session::new(&cluster, "postgres");
+    let id = start(&mut loader, 3);
+    let row = format!("#running-{id}");
+    browser.wait(&format!("document.querySelector('{row}')"));
+    browser.wait_for_text(&format!("{row} th"), "Loader 3");
+    browser.wait_for_text(
+        &format!("#event-{id}-EXECUTION_STARTED .message"),
+        "Execution 1 of loader 3 started",
+    );
+
+    // Its duration ticks, though nothing happens.
+    let duration = format!("document.querySelector('{row} [data-running-since]').innerText");
+    let shown = browser.string(&duration);
+    browser.wait(&format!("{duration} !== '{shown}'"));
+    browser.wait(&format!("/^[2-9] s$/.test({duration})"));
+
+    loader.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 1245)"));
+    browser.wait(&format!("!document.querySelector('{row}')"));
+    let ended = format!("#event-{id}-EXECUTION_SUCCESS .message");
+    browser.wait(&format!("document.querySelector('{ended}')"));
+    let ended = browser.text(&ended).unwrap();
+    assert!(ended.contains("Execution 1 of loader 3 succeeded: 1,245 records in"), "{ended}");
+
+    // A load that dies of an error, and nobody reports it.
+    loader.run("BEGIN");
+    start(&mut loader, 4);
+    loader.client.batch_execute("SELECT 1 / 0").unwrap_err();
+    loader.run("ROLLBACK");
+    browser.wait("document.querySelector('#failed-4')");
+    let error = browser.text("#failed-4 .wide").unwrap();
+    assert!(error.contains("division by zero"), "{error}");
+    browser.wait_for_text("#failed-loaders", "1");
+    fail(&mut loader, 5, "no such file");
+    browser.wait_for_text("#failed-5 .error", "no such file");
+    browser.wait_for_text("#failed-loaders", "2");
+
+    succeed(&mut loader, 4, 1);
+    browser.wait("!document.querySelector('#failed-4')");
+    browser.wait_for_text("#failed-loaders", "1");
+    assert_eq!(browser.text("#failed-loaders-24h").as_deref(), Some("2"), "it did fail");
+
+    browser.go("/loaders");
+    browser.wait("document.querySelectorAll('#loaders tbody tr').length === 3");
+    fail(&mut loader, 10, "not there before");
+    browser.wait_for_text("#loader-10 .status", "FAILED");
+    browser.assert_clean();
+}
+
+#[test]
+fn the_details_of_a_loader_move_by_themselves() {
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    let mut loader = Session::new(&cluster, "postgres");
+    succeed(&mut loader, 7, 10);
+    browser.go("/loaders/7");
+    browser.wait_for_text("#live", "Live");
+    browser.wait_for_text("#state", "Good");
+
+    let id = start(&mut loader, 7);
+    let row = format!("#execution-{id}");
+    browser.wait(&format!("document.querySelector('{row}')"));
+    browser.wait_for_text(&format!("{row} .status"), "RUNNING");
+    browser.wait_for_text("#running-now", "1");
+
+    let error = "column \"price\" is of type numeric\nLINE 3: VALUES ('twelve')";
+    let end = "SELECT loader.record_execution_end($1, 'FAILED', NULL, $2)";
+    loader.client.execute(end, &[&id, &error]).unwrap();
+    browser.wait_for_text(&format!("{row} .status"), "FAILED");
+    browser.wait_for_text("#state", "Failed");
+    assert!(!browser.has(&format!("{row} details[open]")));
+    browser.click(&format!("{row} summary"));
+    browser.wait_for_text(&format!("{row} details[open] pre"), error);
+
+    // It stays open, and the keyboard where it is, while the page moves.
+    browser.wait(&format!("document.activeElement === document.querySelector('{row} summary')"));
+    let next = succeed(&mut loader, 7, 20);
+    browser.wait_for_text(&format!("#execution-{next} .status"), "SUCCESS");
+    browser.wait_for_text("#state", "Good");
+    browser.wait_for_text(&format!("{row} details[open] pre"), error);
+    browser.wait(&format!("document.activeElement === document.querySelector('{row} summary')"));
+
+    // What other loaders do is not shown.
+    fail(&mut loader, 8, "another loader's");
+    let last = succeed(&mut loader, 7, 30);
+    browser.wait_for_text(&format!("#execution-{last} .status"), "SUCCESS");
+    assert_eq!(browser.texts("#history tbody tr").len(), 4);
+    browser.assert_clean();
+}
+
+#[test]
+fn a_change_while_the_page_is_asked_for_is_not_missed() {
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    browser.go("/");
+    browser.wait_for_text("#live", "Live");
+    browser.value("document.body.addEventListener('htmx:sseMessage', () => { window.ticks = (window.ticks ?? 0) + 1; })");
+    let ticks = || browser.value("window.ticks ?? 0").as_i64().unwrap();
+
+    // A lock that pages wait for, and no loader.
+    let mut blocker = cluster.connect();
+    let mut lock = blocker.transaction().unwrap();
+    lock.batch_execute("ALTER VIEW loader.failed_loader_counts OWNER TO postgres").unwrap();
+    let mut loader = Session::new(&cluster, "postgres");
+    let first = start(&mut loader, 1);
+    pg_test::wait_for("a request that waits", || {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+        column::<i64>(&mut loader.client, waiting) == [1]
+    });
+    let before = ticks();
+    let second = start(&mut loader, 2);
+    pg_test::wait_for("the browser to be told", || ticks() > before);
+    lock.rollback().unwrap();
+    let freed = Instant::now();
+    for id in [first, second] {
+        browser.wait(&format!("document.querySelector('#running-{id}')"));
+    }
+    assert!(freed.elapsed() < Duration::from_secs(8), "only the page's clock, of 15 s, found it");
+    browser.assert_clean();
+}
+
+#[test]
+fn executions_are_filtered_paged_and_exported() {
+    let cluster = cluster();
+    fill(&cluster);
+    let mut reader = reader(&cluster);
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    let ids = |browser: &Browser| browser.texts("#history tbody td:last-child");
+    let mut expected = |condition: &str| -> Vec<String> {
+        let query = format!(
+            "SELECT id::text FROM loader.execution_details WHERE loader_id = 2 AND {condition} \
+             ORDER BY execution_start DESC, id DESC"
+        );
+        column(&mut reader, &query)
+    };
+
+    browser.go("/loaders/2");
+    let all = expected("true");
+    assert_eq!(all.len(), 60);
+    assert_eq!(ids(&browser), all[..50]);
+    browser.click("a[rel=next]");
+    browser.wait("location.search.includes('cursor=')");
+    assert_eq!(ids(&browser), all[50..]);
+    assert!(!browser.has("a[rel=next]"), "that was the last page");
+    browser.click("a[rel=first]");
+    browser.wait("!location.search.includes('cursor=')");
+    assert_eq!(ids(&browser), all[..50]);
+
+    browser.fill("status", "FAILED");
+    browser.click(".filter button");
+    browser.wait("location.search.includes('status=FAILED')");
+    let failed = expected("status = 'FAILED'");
+    assert!(!failed.is_empty());
+    assert_eq!(ids(&browser), failed);
+    assert_eq!(browser.value("document.querySelector('[name=status]').value"), "FAILED");
+    let file = browser.download(".csv");
+    assert_eq!(file, console.get("/api/v1/loaders/2/executions.csv?status=FAILED").body);
+    assert_eq!(file.lines().count(), failed.len() + 1, "a header and the rows");
+
+    let hour = |hours: i32| {
+        one(
+            &mut cluster.connect(),
+            &format!(
+                "SELECT to_char((now() - interval '{hours} hours') AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS')"
+            ),
+        )
+    };
+    let (from, before) = (hour(30), hour(10));
+    browser.fill("from", &from);
+    browser.fill("before", &before);
+    browser.click(".filter button");
+    browser.wait("location.search.includes('from=2')");
+    let between = expected(&format!(
+        "status = 'FAILED' AND execution_start >= '{from}Z' AND execution_start < '{before}Z'"
+    ));
+    assert!(!between.is_empty() && between.len() < failed.len());
+    assert_eq!(ids(&browser), between);
+    assert_eq!(browser.download(".csv").lines().count(), between.len() + 1);
+
+    browser.click("form a[href='?']");
+    browser.wait("location.search === ''");
+    assert_eq!(ids(&browser), all[..50]);
+
+    // Pages of what is filtered, and back.
+    browser.go("/executions?status=SUCCESS");
+    let newest = ids(&browser);
+    assert_eq!(newest.len(), 50);
+    browser.click("a[rel=next]");
+    browser.wait("location.search.includes('cursor=')");
+    assert_ne!(ids(&browser), newest);
+    assert!(browser.texts("#history .status").iter().all(|status| status == "SUCCESS"));
+    browser.click("a[rel=first]");
+    browser.wait("!location.search.includes('cursor=')");
+    assert_eq!(ids(&browser), newest);
+
+    browser.go("/loaders/2?status=RUNNING");
+    assert_eq!(browser.text("main .empty").as_deref(), Some("No execution matches the filter."));
+    browser.assert_clean();
+}
+
+#[test]
+fn numbers_are_those_of_the_views() {
+    let cluster = cluster();
+    fill(&cluster);
+    let mut loader = Session::new(&cluster, "postgres");
+    fail(&mut loader, 1, "one");
+    fail(&mut loader, 1, "two");
+    fail(&mut loader, 5, "never good");
+    start(&mut loader, 3);
+    start(&mut loader, 6);
+    let mut reader = reader(&cluster);
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    let time = |column: &str| {
+        format!("coalesce(to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), 'never')")
+    };
+    let cells = |table: &str, columns: &[usize]| -> Vec<String> {
+        let cells = columns.iter().map(|column| format!(".children[{column}].innerText.trim()"));
+        let cells: Vec<_> = cells.map(|cell| format!("row{cell}")).collect();
+        let rows = browser.value(&format!(
+            "[...document.querySelectorAll('{table} tbody tr')].map((row) => [{}].join('|'))",
+            cells.join(",")
+        ));
+        serde_json::from_value(rows).unwrap()
+    };
+
+    browser.go("/");
+    for (tile, count) in [
+        ("#failed-loaders", "failed_loaders"),
+        ("#failed-loaders-24h", "failed_loaders_24h"),
+        ("#failed-executions-24h", "failed_executions_24h"),
+    ] {
+        let expected =
+            one(&mut reader, &format!("SELECT {count} FROM loader.failed_loader_counts"));
+        assert_ne!(expected, "0");
+        assert_eq!(browser.text(tile), Some(expected), "{tile}");
+    }
+    let trend = one(
+        &mut reader,
+        "SELECT failed_loaders_24h - failed_loaders_previous_24h FROM loader.failed_loader_counts",
+    );
+    assert_eq!(
+        browser.text(".tile .hint"),
+        Some(format!("{trend} more than in the 24 hours before"))
+    );
+    let failed = format!(
+        "SELECT concat_ws('|', 'Loader ' || loader_id, {}, consecutive_failures, {}, last_error_message)
+         FROM loader.loader_summary WHERE is_failed ORDER BY last_failure_at DESC",
+        time("last_failure_at"),
+        time("last_success_at")
+    );
+    let expected: Vec<String> = column(&mut reader, &failed);
+    assert!(expected.len() >= 2);
+    assert_eq!(cells("#failed", &[0, 1, 2, 3, 4]), expected);
+    let running = format!(
+        "SELECT concat_ws('|', 'Loader ' || loader_id, id, {}) FROM loader.execution_details
+         WHERE is_running ORDER BY execution_start DESC",
+        time("execution_start")
+    );
+    assert_eq!(cells("#running", &[0, 1, 2]), column::<String>(&mut reader, &running));
+    let feed = format!(
+        "SELECT {} || ' ' || message FROM loader.activity_feed
+         ORDER BY event_time DESC, execution_id DESC LIMIT 50",
+        time("event_time")
+    );
+    let events: Vec<_> =
+        browser.texts("#activity li").iter().map(|event| event.replace('\n', " ")).collect();
+    assert_eq!(events, column::<String>(&mut reader, &feed));
+
+    browser.go("/loaders");
+    let summary = format!(
+        "SELECT concat_ws('|', 'Loader ' || loader_id, CASE WHEN is_failed THEN 'FAILED' ELSE last_status END, {}, {}, {},
+             running_executions)
+         FROM loader.loader_summary ORDER BY loader_id",
+        time("last_execution_start"),
+        time("last_success_at"),
+        time("last_failure_at")
+    );
+    assert_eq!(cells("#loaders", &[0, 1, 2, 3, 4, 5]), column::<String>(&mut reader, &summary));
+
+    for id in [1, 3] {
+        browser.go(&format!("/loaders/{id}"));
+        let history = format!(
+            "SELECT concat_ws('|', {}, status, CASE WHEN is_running THEN '' ELSE to_char(record_count, 'FM999,999,999') END,
+                 coalesce(error_message, ''), id)
+             FROM loader.execution_details WHERE loader_id = {id} ORDER BY execution_start DESC, id DESC LIMIT 50",
+            time("execution_start")
+        );
+        let rows = cells("#history", &[0, 1, 2, 4, 5]);
+        assert_eq!(rows, column::<String>(&mut reader, &history));
+        // None of these lasts a minute.
+        let durations = format!(
+            "SELECT to_char(round(extract(epoch FROM duration), 1), 'FM990.0') || ' s'
+             FROM loader.execution_details WHERE loader_id = {id} AND NOT is_running
+             ORDER BY execution_start DESC, id DESC LIMIT 49"
+        );
+        let shown: Vec<_> = cells("#history", &[1, 3])
+            .iter()
+            .filter_map(|row| row.split_once('|'))
+            .filter(|(status, _)| *status != "RUNNING")
+            .map(|(_, duration)| duration.to_owned())
+            .take(49)
+            .collect();
+        assert_eq!(shown, column::<String>(&mut reader, &durations));
+        let tiles = format!(
+            "SELECT concat_ws('|', running_executions, consecutive_failures) FROM loader.loader_summary
+             WHERE loader_id = {id}"
+        );
+        let shown = browser.texts("#running-now, #failures").join("|");
+        assert_eq!(shown, one(&mut reader, &tiles));
+        let ended = format!(
+            "SELECT count(*) FROM loader.execution_details WHERE loader_id = {id} AND NOT is_running"
+        );
+        let points =
+            browser.value("JSON.parse(document.querySelector('#chart').dataset.points).length");
+        assert_eq!(points.to_string(), one(&mut reader, &ended));
+    }
+    browser.assert_clean();
+}
+
+#[test]
+fn the_chart_is_drawn_in_both_colors_and_moves() {
+    let cluster = cluster();
+    fill(&cluster);
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    // Pixels of the chart that have the color of a style's variable.
+    let pixels = |variable: &str| {
+        let count = browser.value(&format!(
+            "(() => {{
+                const probe = document.body.appendChild(document.createElement('span'));
+                probe.style.color = 'var({variable})';
+                const [red, green, blue] = getComputedStyle(probe).color.match(/\\d+/g).map(Number);
+                probe.remove();
+                const canvas = document.querySelector('#plot canvas');
+                const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d');
+                copy.drawImage(canvas, 0, 0);
+                const {{ data }} = copy.getImageData(0, 0, canvas.width, canvas.height);
+                let count = 0;
+                for (let i = 0; i < data.length; i += 4)
+                    if (data[i] === red && data[i + 1] === green && data[i + 2] === blue && data[i + 3] === 255) count++;
+                return count;
+            }})()"
+        ));
+        count.as_u64().unwrap()
+    };
+    browser.set_colors(Colors::Light);
+    browser.go("/loaders/1");
+    browser.wait("document.querySelector('#plot canvas')");
+    pg_test::wait_for("a chart", || pixels("--good") > 100 && pixels("--bad") > 100);
+    browser.set_colors(Colors::Dark);
+    pg_test::wait_for("a dark chart", || pixels("--good") > 100 && pixels("--bad") > 100);
+
+    let described = "document.querySelector('#chart').getAttribute('aria-label')";
+    let before = browser.string(described);
+    fail(&mut Session::new(&cluster, "postgres"), 1, "once more");
+    browser.wait(&format!("{described} !== '{before}'"));
+    assert_eq!(before, "60 executions, 15 of them failed");
+    assert_eq!(browser.string(described), "61 executions, 16 of them failed");
+    assert!(pixels("--good") > 100 && pixels("--bad") > 100);
+    browser.assert_clean();
+}
+
+#[test]
+fn pages_say_that_there_is_nothing() {
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    browser.go("/");
+    let empty = browser.texts(".empty");
+    assert_eq!(empty.len(), 3, "{empty:?}");
+    assert_eq!(empty[..2], ["No loader fails.", "No loader runs."]);
+    assert!(empty[2].starts_with("Nothing has happened yet."), "{empty:?}");
+    assert_eq!(browser.text("#failed-loaders").as_deref(), Some("0"));
+    for path in ["/loaders", "/executions"] {
+        browser.go(path);
+        assert_eq!(browser.texts(".empty"), ["No loader has been recorded yet."], "{path}");
+    }
+    browser.go("/loaders?failed=true");
+    assert_eq!(browser.texts(".empty"), ["No loader fails."]);
+    browser.assert_clean();
+
+    for (path, says) in [
+        ("/loaders/1", "Loader 1 has no history."),
+        ("/loaders/one", "A loader's id is a whole number of 64 bits."),
+        ("/nothing", "There is no page /nothing."),
+        ("/executions?status=GOOD", "status is RUNNING, SUCCESS or FAILED."),
+    ] {
+        browser.go(path);
+        assert_eq!(browser.text("#problem").as_deref(), Some(says), "{path}");
+        assert!(!browser.has("#live"), "{path} does not move");
+    }
+}
+
+#[test]
+fn pages_say_that_the_database_is_away_and_go_on_when_it_is_back() {
+    let mut cluster = cluster();
+    succeed(&mut Session::new(&cluster, "postgres"), 1, 5);
+    let console = Console::start(&cluster);
+    let open = Browser::open(&console);
+    let late = Browser::open(&console);
+    open.go("/");
+    open.wait_for_text("#live", "Live");
+    open.assert_clean();
+
+    cluster.stop_server();
+    open.wait_for_text("#live", "Not live: The database does not answer. Try again soon.");
+    assert!(open.has("#activity li"), "what is known stays");
+    late.go("/loaders/1");
+    late.wait_for_text("#problem", "The database does not answer. Try again soon.");
+
+    cluster.start_server();
+    open.wait_for_text("#live", "Live");
+    late.wait_for_text("h1", "Loader 1");
+    late.wait_for_text("#live", "Live");
+    assert!(late.string("document.title").starts_with("Loader 1"));
+    pg_test::wait_for_worker(&mut cluster.connect());
+    let mut loader = Session::new(&cluster, "postgres");
+    let id = start(&mut loader, 1);
+    open.wait(&format!("document.querySelector('#running-{id}')"));
+    late.wait(&format!("document.querySelector('#execution-{id}')"));
+    late.wait("document.querySelector('#plot canvas')");
+    for browser in [open, late] {
+        let scripts = browser.log().into_iter().filter(|entry| !entry.contains("503"));
+        assert_eq!(scripts.collect::<Vec<_>>(), [""; 0], "nothing but that");
+    }
+}
+
+#[test]
+fn pages_say_that_the_console_is_away_and_go_on_when_it_is_back() {
+    let cluster = cluster();
+    let address = format!("127.0.0.1:{}", pg_test::free_port());
+    let arguments = ["--listen", address.as_str()];
+    let console = Console::start_with(&cluster, &arguments);
+    let browser = Browser::open(&console);
+    browser.go("/");
+    browser.wait_for_text("#live", "Live");
+    assert!(console.stop());
+    browser.wait_for_text("#live", "Not live: the console does not answer");
+    let _console = Console::start_with(&cluster, &arguments);
+    browser.wait_for_text("#live", "Live");
+    let id = start(&mut Session::new(&cluster, "postgres"), 1);
+    browser.wait(&format!("document.querySelector('#running-{id}')"));
+}
+
+#[test]
+fn the_keyboard_is_enough() {
+    let cluster = cluster();
+    fill(&cluster);
+    fail(&mut Session::new(&cluster, "postgres"), 9, "a long story\nof two lines");
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    browser.go("/");
+    browser.press(TAB);
+    browser.wait("document.activeElement.matches('.skip') && document.activeElement.getBoundingClientRect().left >= 0");
+    browser.press(ENTER);
+    browser.wait("document.activeElement.id === 'content'");
+
+    let tab_to = |css: &str| {
+        for _ in 0..60 {
+            browser.press(TAB);
+            if browser.value(&format!("document.activeElement.matches('{css}')")) == json!(true) {
+                let outline =
+                    browser.string("getComputedStyle(document.activeElement).outlineStyle");
+                assert_eq!(outline, "solid", "{css} shows that it has the focus");
+                return;
+            }
+        }
+        panic!("no way to {css}");
+    };
+    tab_to("#failed-9 summary");
+    browser.press(ENTER);
+    browser.wait_for_text("#failed-9 details[open] pre", "a long story\nof two lines");
+    tab_to("#failed-9 pre");
+    tab_to("#activity a");
+    browser.press(ENTER);
+    browser.wait("location.pathname === '/loaders/9'");
+
+    tab_to("header a[href=\"/executions\"]");
+    browser.press(ENTER);
+    browser.wait("location.pathname === '/executions'");
+    tab_to("select");
+    browser.press("FAILED");
+    tab_to(".filter button");
+    browser.press(ENTER);
+    browser.wait("location.search.includes('status=FAILED')");
+    browser.assert_clean();
+}
+
+#[test]
+fn hostile_errors_are_text() {
+    let control: String = (1..32)
+        .filter(|&code| code != 13)
+        .chain([0x7f, 0x85, 0x9f])
+        .filter_map(char::from_u32)
+        .collect();
+    let messages = [
+        "<script>window.ran = 1; alert(1)</script>".to_owned(),
+        "<img src=x onerror=\"window.ran = 2; alert(2)\"><svg onload='alert(2)'>".to_owned(),
+        "\" autofocus onfocus=\"alert(3)\" x='y' ' onmouseover='alert(3)' `".to_owned(),
+        "</textarea></pre></details></table></body><script>alert(4)</script><!-- ]]>".to_owned(),
+        "{{ 7*7 }} {% include \"x\" %} ${7*7} <%= 7*7 %> #{7*7} &lt;b&gt; &amp;amp;".to_owned(),
+        "\u{202e}gpj.exe \u{2066}\u{2067}\u{200f}\u{feff}".to_owned(),
+        "<b>".repeat(50_000),
+        format!("control{control}end"),
+        "<div hx-get=\"/nothing\" hx-trigger=\"load\" hx-on:load=\"alert(9)\">\n<a href=\"javascript:alert(9)\">".to_owned(),
+        "<base href=\"https://example.com/\"><meta http-equiv=refresh content=0><style>*{display:none}".to_owned(),
+    ];
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    browser.go("/");
+    browser.wait_for_text("#live", "Live");
+    let mut session = Session::new(&cluster, "postgres");
+    for (loader, message) in (1..).zip(&messages) {
+        fail(&mut session, loader, message);
+    }
+    let harmless = || {
+        assert_eq!(browser.value("window.ran ?? null"), Value::Null);
+        let elements = "main :is(script, img, svg, textarea, b, style, base, [onfocus], [onmouseover], [hx-on\\\\:load])";
+        assert_eq!(browser.value(&format!("document.querySelectorAll('{elements}').length")), 0);
+        browser.assert_clean();
+    };
+    // As they come, and as a page has them.
+    let all = "document.querySelectorAll('#failed tbody tr').length === 10";
+    browser.wait(all);
+    harmless();
+    browser.go("/");
+    browser.wait(all);
+    for (loader, message) in (1..).zip(&messages) {
+        let shown: String = message.chars().take(8192).collect();
+        let cell = format!("document.querySelector('#failed-{loader} :is(pre, .error)')");
+        assert_eq!(browser.string(&format!("{cell}.textContent")), shown);
+    }
+    // Whatever a text says about direction ends with it.
+    assert_eq!(
+        browser.string("getComputedStyle(document.querySelector('#failed-6 .error')).unicodeBidi"),
+        "isolate"
+    );
+    harmless();
+    for path in ["/executions", "/loaders?failed=true", "/loaders/7", "/loaders/8", "/loaders/10"] {
+        browser.go(path);
+        harmless();
+    }
+    browser.go("/loaders/%3Cscript%3Ealert(1)%3C%2Fscript%3E");
+    assert!(browser.has("#problem"));
+}
+
+#[test]
+fn everybody_can_read_the_pages() {
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    let check = |paths: &[&str]| {
+        for path in paths {
+            for colors in [Colors::Light, Colors::Dark] {
+                browser.set_colors(colors);
+                browser.go(path);
+                assert_eq!(browser.violations(), [""; 0], "{path} {colors:?}");
+            }
+        }
+    };
+    let check_phone = |paths: &[&str]| {
+        browser.resize(390, 844);
+        for path in paths {
+            browser.go(path);
+            let width = "document.documentElement.scrollWidth";
+            assert_eq!(browser.value(width), 390, "{path} fits the width of a phone");
+            assert_eq!(browser.violations(), [""; 0], "{path} on a phone");
+        }
+        browser.resize(1280, 900);
+    };
+    let empty = ["/", "/loaders", "/executions"];
+    check(&empty);
+    check_phone(&empty);
+
+    fill(&cluster);
+    let mut session = Session::new(&cluster, "postgres");
+    fail(&mut session, 5, &format!("unbreakable {} text\nof two lines", "x".repeat(300)));
+    fail(&mut session, 6, &"0123456789".repeat(11));
+    start(&mut session, 7);
+    let pages = [
+        "/",
+        "/loaders",
+        "/loaders?failed=true",
+        "/loaders/1",
+        "/loaders/5",
+        "/loaders/7",
+        "/executions",
+        "/executions?status=FAILED",
+        "/loaders/1?status=RUNNING",
+        "/nothing",
+    ];
+    check(&pages);
+    check_phone(&pages);
+}
