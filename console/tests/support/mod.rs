@@ -7,7 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use pg_test::{Client, Cluster, Session, Signal, preloaded_cluster};
+use pg_test::{Client, Cluster, Session, Signal, preloaded_cluster, wait_for};
+
+pub mod sse;
 
 /// A preloaded cluster with the extension, loaders 1 to 10, and a login `dashboard` that has only `grant_reader`.
 pub fn cluster() -> Cluster {
@@ -72,6 +74,26 @@ impl Console {
             }
         });
         Self { process, url, log }
+    }
+
+    /// Starts one over `cluster`, and returns when events arrive there.
+    pub fn start_live(cluster: &Cluster, arguments: &[&str]) -> Self {
+        let console = Self::start_with(cluster, arguments);
+        console.wait_until_live();
+        console
+    }
+
+    /// Waits until events arrive.
+    pub fn wait_until_live(&self) {
+        wait_for("live events", || {
+            let health = self.get("/api/v1/health");
+            health.status == 200 && health.body.contains("\"live_events\":true")
+        });
+    }
+
+    /// Host and port.
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
     }
 
     /// What it has written to its log.
