@@ -1,9 +1,13 @@
 //! Every statement that the console runs. They select from the extension's views and call its one
 //! reading function: what something means is decided there.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgPool};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::QueryAs;
+use sqlx::{FromRow, PgPool, Postgres};
 
 use crate::filter::ExecutionFilter;
 
@@ -79,6 +83,9 @@ pub enum Error {
     Form(#[from] serde_json::Error),
 }
 
+/// The longest wait for an answer: longer than the database's own limit, `config::STATEMENT_TIMEOUT`.
+const ANSWER: Duration = Duration::from_secs(15);
+
 /// Columns of [`LoaderSummary`], as bounded as the rows of a list should be.
 const SUMMARY: &str = "SELECT loader_id, last_execution_id, last_status::text, last_execution_start, last_execution_end, \
      last_success_at, last_failure_at, left(last_error_message, 8192) AS last_error_message, is_failed, \
@@ -94,7 +101,7 @@ impl Database {
     pub async fn failed_loader_counts(&self) -> Result<FailedLoaderCounts, Error> {
         let query = "SELECT failed_loaders, failed_loaders_24h, failed_loaders_previous_24h, failed_executions_24h \
                      FROM loader.failed_loader_counts";
-        Ok(sqlx::query_as(query).fetch_one(&self.0).await?)
+        self.row(sqlx::query_as(query)).await?.ok_or(Error::Database(sqlx::Error::RowNotFound))
     }
 
     /// The newest `limit` events, of those later than `since` where it is given.
@@ -115,7 +122,7 @@ impl Database {
         if let Some(since) = since {
             query = query.bind(since);
         }
-        Ok(query.fetch_all(&self.0).await?)
+        self.rows(query).await
     }
 
     /// At most `limit` loaders with an id above `after`, by id; only those that fail, or that do not.
@@ -132,20 +139,20 @@ impl Database {
         };
         let query =
             format!("{SUMMARY} WHERE loader_id > $1 {condition} ORDER BY loader_id LIMIT $2");
-        Ok(sqlx::query_as(&query).bind(after).bind(limit).fetch_all(&self.0).await?)
+        self.rows(sqlx::query_as(&query).bind(after).bind(limit)).await
     }
 
     /// The `limit` loaders that fail and whose failure is the newest.
     pub async fn failed_loaders(&self, limit: i64) -> Result<Vec<LoaderSummary>, Error> {
         let query =
             format!("{SUMMARY} WHERE is_failed ORDER BY last_failure_at DESC, loader_id LIMIT $1");
-        Ok(sqlx::query_as(&query).bind(limit).fetch_all(&self.0).await?)
+        self.rows(sqlx::query_as(&query).bind(limit)).await
     }
 
     /// One loader; `None` where it has no history.
     pub async fn loader(&self, id: i64) -> Result<Option<LoaderSummary>, Error> {
         let query = format!("{SUMMARY} WHERE loader_id = $1");
-        Ok(sqlx::query_as(&query).bind(id).fetch_optional(&self.0).await?)
+        self.row(sqlx::query_as(&query).bind(id)).await
     }
 
     /// A page of the history, as the JSON that the extension makes.
@@ -158,15 +165,15 @@ impl Database {
     ) -> Result<String, Error> {
         let query = "SELECT loader.get_execution_history(loader_id => $1, page_size => $2, \"cursor\" => $3, \
                      status => $4, started_from => $5, started_before => $6)::text";
-        Ok(sqlx::query_scalar(query)
+        let query = sqlx::query_as(query)
             .bind(loader)
             .bind(page_size)
             .bind(cursor)
             .bind(filter.status.map(|status| status.as_str()))
             .bind(filter.started_from)
-            .bind(filter.started_before)
-            .fetch_one(&self.0)
-            .await?)
+            .bind(filter.started_before);
+        let (json,) = self.row(query).await?.ok_or(sqlx::Error::RowNotFound)?;
+        Ok(json)
     }
 
     /// A page of the history.
@@ -183,7 +190,30 @@ impl Database {
 
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), Error> {
-        sqlx::query("SELECT FROM loader.recorder_status()").execute(&self.0).await?;
+        let query = "SELECT preloaded FROM loader.recorder_status()";
+        let _: Option<(bool,)> = self.row(sqlx::query_as(query)).await?;
         Ok(())
+    }
+
+    async fn row<T: for<'r> FromRow<'r, PgRow> + Send + Unpin>(
+        &self,
+        query: QueryAs<'_, Postgres, T, PgArguments>,
+    ) -> Result<Option<T>, Error> {
+        Ok(self.rows(query).await?.pop())
+    }
+
+    async fn rows<T: for<'r> FromRow<'r, PgRow> + Send + Unpin>(
+        &self,
+        query: QueryAs<'_, Postgres, T, PgArguments>,
+    ) -> Result<Vec<T>, Error> {
+        let mut connection = self.0.acquire().await?;
+        match tokio::time::timeout(ANSWER, query.fetch_all(&mut *connection)).await {
+            Ok(rows) => Ok(rows?),
+            Err(_) => {
+                // The network is cut: it would keep its place in the pool for long.
+                drop(connection.detach());
+                Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into())
+            }
+        }
     }
 }

@@ -3,14 +3,20 @@
 //! An event is a hint. Whoever was away, or too slow, is told of a gap, and reads the views again.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use sqlx::Executor;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::{Notify, broadcast};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::filter::Status;
 
 /// The channel of the extension's events.
 const CHANNEL: &str = "loader_execution";
@@ -23,6 +29,12 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// The waits between attempts to reach the database, the first and the longest.
 const RETRY: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+
+/// After so long without an event the database is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// The longest that it may take to answer then, and when events are asked for.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Loaders that a tick names, at most; with more it stands for all.
 const NAMED_LOADERS: usize = 1000;
@@ -74,10 +86,33 @@ pub struct Hub {
     changes: Notify,
 }
 
-/// What the console reads of a payload.
+/// What every event of the extension has.
 #[derive(Deserialize)]
+#[expect(dead_code, reason = "what is not read is checked")]
 struct Payload {
+    event: Kind,
+    execution_id: i64,
     loader_id: i64,
+    status: Status,
+    event_time: DateTime<Utc>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+enum Kind {
+    ExecutionStarted,
+    ExecutionSuccess,
+    ExecutionFailed,
+}
+
+fn lost() -> sqlx::Error {
+    sqlx::Error::Io(io::ErrorKind::ConnectionAborted.into())
+}
+
+/// The database's answer, or that there was none.
+async fn in_time<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let answer = timeout(ANSWER, answer).await;
+    answer.unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())))
 }
 
 impl Hub {
@@ -115,54 +150,71 @@ impl Hub {
 
     /// Listens for ever, over a connection of its own, and connects again when it is lost.
     pub async fn listen(&self, options: PgConnectOptions) {
-        let pool = PgPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(RETRY[1])
-            .connect_lazy_with(options);
+        let connect = || {
+            PgPoolOptions::new()
+                .max_connections(1)
+                .acquire_timeout(ANSWER)
+                .connect_lazy_with(options.clone())
+        };
+        let mut pool = connect();
         let mut wait = RETRY[0];
         let mut said = false;
         let mut number = 0;
         loop {
-            let lost = match self.listen_once(&pool, &mut number).await {
-                Ok(()) => "the connection was lost".to_owned(),
-                Err(error) => error.to_string(),
-            };
+            let error = self.listen_once(&pool, &mut number).await;
             if self.live.swap(false, Ordering::AcqRel) {
                 (wait, said) = (RETRY[0], false);
                 self.change(None);
             }
             // Said once: a database may be away for long.
             if !said {
-                tracing::warn!("no live events until the database answers: {lost}");
+                tracing::warn!("no live events until the database gives them: {error}");
                 said = true;
+            }
+            // A connection that does not answer keeps its place in the pool for long.
+            if error.as_database_error().is_none() {
+                pool = connect();
             }
             sleep(wait).await;
             wait = (wait * 2).min(RETRY[1]);
         }
     }
 
-    /// Listens until the connection is lost.
-    async fn listen_once(&self, pool: &sqlx::PgPool, number: &mut u64) -> sqlx::Result<()> {
+    /// Listens until the connection is lost; returns why.
+    async fn listen_once(&self, pool: &sqlx::PgPool, number: &mut u64) -> sqlx::Error {
+        match self.receive(pool, number).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn receive(&self, pool: &sqlx::PgPool, number: &mut u64) -> sqlx::Result<Infallible> {
         let mut listener = PgListener::connect_with(pool).await?;
         listener.eager_reconnect(false);
-        listener.listen(CHANNEL).await?;
+        in_time(listener.listen(CHANNEL)).await?;
         tracing::info!("live events arrive");
         self.live.store(true, Ordering::Release);
         // What was committed before the LISTEN was told to nobody.
         let _ = self.events.send(Event::Gap);
         self.change(None);
-        while let Some(notification) = listener.try_recv().await? {
+        loop {
+            let Ok(received) = timeout(SILENCE, listener.try_recv()).await else {
+                // A network that is cut does not say so.
+                in_time(listener.execute("SELECT")).await?;
+                continue;
+            };
+            let notification = received?.ok_or_else(lost)?;
             // Anyone may NOTIFY on a channel; what is no event of the extension's is no event.
-            let Ok(Payload { loader_id }) = serde_json::from_str(notification.payload()) else {
+            let Ok(Payload { loader_id, .. }) = serde_json::from_str(notification.payload()) else {
                 tracing::debug!("a notification that is no event of an execution");
                 continue;
             };
             *number += 1;
-            let payload = notification.payload().into();
+            // On one line, whatever whitespace somebody else has put between: inside JSON's strings there is none.
+            let payload = notification.payload().replace(['\r', '\n'], " ").into();
             let _ = self.events.send(Event::Execution { number: *number, loader_id, payload });
             self.change(Some(loader_id));
         }
-        Ok(())
     }
 
     /// Notes that something of `loader`, or of all, has changed.
@@ -184,11 +236,15 @@ impl Hub {
         loop {
             self.changes.notified().await;
             sleep_until(next).await;
-            next = Instant::now() + TICK;
             let mut changed =
                 self.changed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let loaders = changed.replace(HashSet::new()).map(Arc::new);
             drop(changed);
+            // Changes that the last tick told of already.
+            if loaders.as_ref().is_some_and(|loaders| loaders.is_empty()) {
+                continue;
+            }
+            next = Instant::now() + TICK;
             self.generation.fetch_add(1, Ordering::AcqRel);
             let _ = self.ticks.send(Tick { loaders });
         }

@@ -1,9 +1,12 @@
 //! Errors as RFC 9457 problem details.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use sqlx::postgres::PgDatabaseError;
 
 use crate::database;
 
@@ -59,25 +62,40 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = self.status;
-        let mut response = (status, Json(self)).into_response();
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
-        }
+        let mut response = (self.status, Json(self)).into_response();
+        let kind = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
         response
+    }
+}
+
+impl From<Arc<database::Error>> for Problem {
+    fn from(error: Arc<database::Error>) -> Self {
+        Self::from(&*error)
     }
 }
 
 impl From<database::Error> for Problem {
     fn from(error: database::Error) -> Self {
-        let database::Error::Database(error) = error else {
-            tracing::error!("{error}");
-            return Self::new(
-                StatusCode::BAD_GATEWAY,
-                "The database's answer is not understood: the extension and the console may be of different versions.",
-            );
+        Self::from(&error)
+    }
+}
+
+impl From<&database::Error> for Problem {
+    fn from(error: &database::Error) -> Self {
+        use sqlx::Error::{ColumnDecode, ColumnNotFound, Decode, TypeNotFound};
+        let error = match error {
+            database::Error::Database(
+                ColumnDecode { .. } | ColumnNotFound(_) | Decode(_) | TypeNotFound { .. },
+            )
+            | database::Error::Form(_) => {
+                tracing::error!("{error}");
+                return Self::new(
+                    StatusCode::BAD_GATEWAY,
+                    "The database's answer is not understood: the extension and the console may be of different versions.",
+                );
+            }
+            database::Error::Database(error) => error,
         };
         let Some(of_database) = error.as_database_error() else {
             tracing::warn!("the database does not answer: {error}");
@@ -89,7 +107,15 @@ impl From<database::Error> for Problem {
         let code = of_database.code().unwrap_or_default();
         match &*code {
             // Bad input is the client's: malformed cursors, times out of range.
-            code if code.starts_with("22") => Self::bad_request(of_database.message()),
+            code if code.starts_with("22") => {
+                let message = of_database.message();
+                let hint = of_database
+                    .try_downcast_ref::<PgDatabaseError>()
+                    .and_then(PgDatabaseError::hint);
+                Self::bad_request(
+                    hint.map_or_else(|| message.to_owned(), |hint| format!("{message}: {hint}")),
+                )
+            }
             "57014" => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "The database took too long to answer.")
             }

@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
+use axum::routing::any;
 use axum::serve::ListenerExt;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,7 +17,6 @@ use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
-use tower_http::timeout::TimeoutLayer;
 
 use crate::config::{Config, NotAUrl};
 use crate::database::Database;
@@ -132,17 +134,34 @@ fn router(state: State) -> Router {
     let answers = Router::new()
         .merge(pages::router())
         .nest("/api/v1", api::router())
-        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, REQUEST_TIMEOUT))
+        // Which nest() leaves out.
+        .route("/api/v1/", any(api::no_such_path))
+        .layer(from_fn(in_time))
         .with_state(state);
     let mut router = answers
         .merge(assets::router())
         .layer(CatchPanicLayer::custom(|_| panicked()))
+        .layer(SetResponseHeaderLayer::if_not_present(header::RETRY_AFTER, retry_after))
         // Leaves streams of events as they are.
         .layer(CompressionLayer::new());
     for (name, value) in HEADERS {
         router = router.layer(SetResponseHeaderLayer::if_not_present(name, value));
     }
     router
+}
+
+/// The response, which may take longer once it has begun: a stream of events goes on for ever.
+async fn in_time(request: Request, next: Next) -> Response {
+    let response = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
+    response.unwrap_or_else(|_| {
+        let detail = "The console took too long to answer.";
+        Problem::new(StatusCode::GATEWAY_TIMEOUT, detail).into_response()
+    })
+}
+
+fn retry_after(response: &Response) -> Option<HeaderValue> {
+    let is_unavailable = response.status() == StatusCode::SERVICE_UNAVAILABLE;
+    is_unavailable.then(|| HeaderValue::from_static("5"))
 }
 
 fn panicked() -> Response {

@@ -26,10 +26,10 @@ pub struct Shared {
     pub streams: Arc<Semaphore>,
     /// Becomes true when the console stops.
     pub stopping: watch::Receiver<bool>,
-    counts: Cached<FailedLoaderCounts>,
-    failed: Cached<Vec<LoaderSummary>>,
-    running: Cached<HistoryPage>,
-    feed: Cached<Vec<FeedEvent>>,
+    counts: Cached<FailedLoaderCounts, Error>,
+    failed: Cached<Vec<LoaderSummary>, Error>,
+    running: Cached<HistoryPage, Error>,
+    feed: Cached<Vec<FeedEvent>, Error>,
 }
 
 impl State {
@@ -63,18 +63,18 @@ impl std::ops::Deref for State {
 
 impl Shared {
     /// How many loaders fail. It looks at every loader, so all readers share it.
-    pub async fn failed_loader_counts(&self) -> Result<Arc<FailedLoaderCounts>, Error> {
+    pub async fn failed_loader_counts(&self) -> Result<Arc<FailedLoaderCounts>, Arc<Error>> {
         self.counts.get(self.hub.generation(), self.database.failed_loader_counts()).await
     }
 
     /// The loaders of the overview that fail.
-    pub async fn failed_loaders(&self) -> Result<Arc<Vec<LoaderSummary>>, Error> {
+    pub async fn failed_loaders(&self) -> Result<Arc<Vec<LoaderSummary>>, Arc<Error>> {
         let ask = self.database.failed_loaders(OVERVIEW_ROWS.into());
         self.failed.get(self.hub.generation(), ask).await
     }
 
     /// The newest executions that run.
-    pub async fn running(&self) -> Result<Arc<HistoryPage>, Error> {
+    pub async fn running(&self) -> Result<Arc<HistoryPage>, Arc<Error>> {
         let running =
             ExecutionFilter { status: Some(Status::Running), ..ExecutionFilter::default() };
         let ask = self.database.history(None, &running, OVERVIEW_ROWS.into(), None);
@@ -82,7 +82,7 @@ impl Shared {
     }
 
     /// The newest events.
-    pub async fn newest_events(&self) -> Result<Arc<Vec<FeedEvent>>, Error> {
+    pub async fn newest_events(&self) -> Result<Arc<Vec<FeedEvent>>, Arc<Error>> {
         let ask = self.database.activity_feed(OVERVIEW_ROWS.into(), None);
         self.feed.get(self.hub.generation(), ask).await
     }

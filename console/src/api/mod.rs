@@ -57,7 +57,8 @@ async fn health(
     Ok(axum::Json(serde_json::json!({ "database": "ok", "live_events": state.hub.is_live() })))
 }
 
-async fn no_such_path(OriginalUri(uri): OriginalUri) -> Problem {
+/// Nothing is there.
+pub async fn no_such_path(OriginalUri(uri): OriginalUri) -> Problem {
     Problem::not_found(format!("There is no {}.", uri.path()))
 }
 

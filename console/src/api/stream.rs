@@ -54,7 +54,8 @@ pub async fn events(
     });
     // Whoever was connected before has missed what came meanwhile.
     let returns = headers.contains_key("last-event-id");
-    let first = sse::Event::default().retry(RETRY).comment("connected");
+    // With an id, so that a client that got no event says too that it was here.
+    let first = sse::Event::default().retry(RETRY).id("0").comment("connected");
     let first = stream::iter([Some(first), returns.then(gap)].into_iter().flatten());
     Ok(respond(&state, permit, first.chain(events)))
 }

@@ -9,7 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use pg_test::{Client, Cluster, Session, Signal, preloaded_cluster};
+use pg_test::{Client, Cluster, Session, Signal, preloaded_cluster, wait_for};
+
+pub mod sse;
 
 /// A preloaded cluster with the extension, loaders 1 to 10, and a login `dashboard` that has only `grant_reader`.
 pub fn cluster() -> Cluster {
@@ -37,18 +39,24 @@ impl Console {
 
     /// The same with some arguments more.
     pub fn start_with(cluster: &Cluster, arguments: &[&str]) -> Self {
+        Self::spawn(Self::command(cluster).args(arguments))
+    }
+
+    /// What starts a console over `cluster`, as the login that has only `grant_reader`.
+    pub fn command(cluster: &Cluster) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loader-history-console"));
-        if !arguments.contains(&"--listen") {
-            command.args(["--listen", "127.0.0.1:0"]);
-        }
         command
-            .args(arguments)
+            .env("CONSOLE_LISTEN", "127.0.0.1:0")
             .env("PGHOST", cluster.directory())
             .env("PGUSER", "dashboard")
             .env("PGDATABASE", "postgres")
-            .env_remove("DATABASE_URL")
-            .stderr(Stdio::piped());
-        let mut process = command.spawn().unwrap();
+            .env_remove("DATABASE_URL");
+        command
+    }
+
+    /// Starts what `command` says, and returns when it listens.
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(String::new()));
         let url = loop {
@@ -70,6 +78,26 @@ impl Console {
         Self { process, url, log }
     }
 
+    /// Starts one over `cluster`, and returns when events arrive there.
+    pub fn start_live(cluster: &Cluster, arguments: &[&str]) -> Self {
+        let console = Self::start_with(cluster, arguments);
+        console.wait_until_live();
+        console
+    }
+
+    /// Waits until events arrive.
+    pub fn wait_until_live(&self) {
+        wait_for("live events", || {
+            let health = self.get("/api/v1/health");
+            health.status == 200 && health.body.contains("\"live_events\":true")
+        });
+    }
+
+    /// Host and port.
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
     /// What it has written to its log.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
@@ -88,20 +116,34 @@ impl Console {
 
     /// The answer to a GET of `path`: status, headers in lower case, body.
     pub fn get(&self, path: &str) -> Answer {
-        let mut request = ureq::get(format!("{}{path}", self.url))
-            .config()
-            .http_status_as_error(false)
-            .build()
-            .call()
+        self.request("GET", path, &[])
+    }
+
+    /// The answer to a request of `path` by `method` with some more headers.
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.url))
+            .body(())
             .unwrap();
-        let headers = request
+        for &(name, value) in headers {
+            let name: ureq::http::HeaderName = name.parse().unwrap();
+            request.headers_mut().insert(name, value.parse().unwrap());
+        }
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .allow_non_standard_methods(true)
+            .build()
+            .new_agent();
+        let mut answer = agent.run(request).unwrap();
+        let headers = answer
             .headers()
             .iter()
             .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
             .collect();
-        let status = request.status().as_u16();
+        let status = answer.status().as_u16();
         let mut body = String::new();
-        request.body_mut().as_reader().read_to_string(&mut body).unwrap();
+        answer.body_mut().as_reader().read_to_string(&mut body).unwrap();
         Answer { status, headers, body }
     }
 
@@ -160,4 +202,26 @@ pub fn start(session: &mut Session, loader: i64) -> i64 {
 pub fn one(client: &mut Client, query: &str) -> String {
     let query = format!("SELECT ({query})::text");
     client.query_one(&query, &[]).unwrap().get::<_, Option<String>>(0).unwrap_or_default()
+}
+
+/// The rows of `query`, as the JSON that PostgreSQL makes of them.
+pub fn rows_as_json(client: &mut Client, query: &str) -> serde_json::Value {
+    let json = format!("SELECT coalesce(jsonb_agg(to_jsonb(q)), '[]') FROM ({query}) AS q");
+    normal(serde_json::from_str(&one(client, &json)).unwrap())
+}
+
+/// JSON with its times written in one way: the API ends them with Z, PostgreSQL with +00:00.
+pub fn normal(json: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match json {
+        Value::String(text) => match chrono::DateTime::parse_from_rfc3339(&text) {
+            Ok(time) => Value::String(time.to_utc().to_string()),
+            Err(_) => Value::String(text),
+        },
+        Value::Array(items) => items.into_iter().map(normal).collect(),
+        Value::Object(entries) => {
+            entries.into_iter().map(|(key, value)| (key, normal(value))).collect()
+        }
+        other => other,
+    }
 }

@@ -1,0 +1,281 @@
+//! Promise: what cannot be answered is a problem that says why, and every answer has its security headers.
+
+mod support;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pg_test::{APPLICATION_SQL, Session, wait_for_equal};
+use serde_json::Value;
+use support::{Answer, Console, cluster, fail, succeed};
+
+/// Asserts that `answer` is a problem of `status`; returns its detail.
+#[track_caller]
+fn problem(answer: &Answer, status: u16) -> String {
+    assert_eq!(answer.status, status, "{}", answer.body);
+    assert_eq!(answer.header("content-type"), "application/problem+json");
+    assert_secure(answer);
+    let problem: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(problem["status"], status);
+    assert_eq!(problem["type"], "about:blank");
+    assert!(!problem["title"].as_str().unwrap().is_empty());
+    if status == 503 {
+        assert_eq!(answer.header("retry-after"), "5");
+    }
+    problem["detail"].as_str().unwrap().to_owned()
+}
+
+#[track_caller]
+fn assert_secure(answer: &Answer) {
+    let policy = answer.header("content-security-policy");
+    for part in
+        ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"]
+    {
+        assert!(policy.contains(part), "{policy:?} lacks {part}");
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
+    assert_eq!(answer.header("x-content-type-options"), "nosniff");
+    assert_eq!(answer.header("referrer-policy"), "same-origin");
+    assert_eq!(answer.header("x-frame-options"), "DENY");
+}
+
+/// Every kind of request that asks the database, of the API and of the pages.
+const API: [&str; 8] = [
+    "/api/v1/activity",
+    "/api/v1/failed-loaders/counts",
+    "/api/v1/loaders",
+    "/api/v1/loaders/1",
+    "/api/v1/loaders/1/executions",
+    "/api/v1/executions",
+    "/api/v1/executions.csv",
+    "/api/v1/health",
+];
+const PAGES: [&str; 4] = ["/", "/loaders", "/loaders/1", "/executions"];
+
+/// Asserts that nothing can be read, for the reason `says`.
+#[track_caller]
+fn assert_unavailable(console: &Console, says: &str) {
+    for path in API {
+        let detail = problem(&console.get(path), 503);
+        assert!(detail.contains(says), "{path}: {detail}");
+    }
+    for path in PAGES {
+        let answer = console.get(path);
+        assert_eq!(answer.status, 503, "{path}");
+        assert_eq!(answer.header("retry-after"), "5", "{path}");
+        assert!(answer.body.contains("<html") && answer.body.contains(says), "{path}");
+        assert_secure(&answer);
+    }
+}
+
+#[test]
+fn a_bad_parameter_is_named() {
+    let cluster = cluster();
+    let mut session = Session::new(&cluster, "postgres");
+    succeed(&mut session, 1, 1);
+    let console = Console::start(&cluster);
+    let executions = ["/executions", "/loaders/1/executions"];
+    let all = ["/executions", "/loaders/1/executions", "/loaders", "/activity"];
+    let csv = ["/executions.csv", "/loaders/1/executions.csv"];
+    let mut bad = Vec::new();
+    for value in ["0", "1001", "-1", "70000", "many", "", "1.5", "1&limit=2"] {
+        bad.extend(all.map(|path| (path, "limit", value)));
+    }
+    for value in ["done", "failed", "FAILED,RUNNING", ""] {
+        bad.extend(executions.map(|path| (path, "status", value)));
+        bad.extend(csv.map(|path| (path, "status", value)));
+    }
+    for value in
+        ["yesterday", "2026-01-01", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00+01:00", ""]
+    {
+        for name in ["started_from", "started_before"] {
+            bad.extend(executions.map(|path| (path, name, value)));
+            bad.extend(csv.map(|path| (path, name, value)));
+        }
+        bad.push(("/activity", "since", value));
+    }
+    for value in ["x", "1", "1_2_3", "9223372036854775808_1", "'; DROP TABLE x; --", ""] {
+        bad.extend(executions.map(|path| (path, "cursor", value)));
+    }
+    for value in ["x", "9223372036854775808", ""] {
+        bad.push(("/loaders", "after", value));
+        bad.push(("/events", "loader_id", value));
+    }
+    bad.extend(["maybe", "1", ""].map(|value| ("/loaders", "is_failed", value)));
+    // What nobody knows is a slip of the pen, which would otherwise be no filter.
+    let every = ["/activity", "/loaders", "/executions", "/executions.csv", "/events"];
+    bad.extend(every.map(|path| (path, "statsu", "FAILED")));
+    for (path, name, value) in bad {
+        // All but a plus is written as browsers do.
+        let value = value.replace(' ', "%20").replace('\'', "%27");
+        let answer = console.get(&format!("/api/v1{path}?{name}={value}"));
+        let detail = problem(&answer, 400);
+        assert!(detail.contains(name), "{path}?{name}={value}: {detail}");
+        assert!(!detail.contains("_rust"), "{detail}");
+    }
+    for path in [
+        "/executions?cursor=%00",
+        "/executions?cursor=%FF",
+        "/activity?since=-262143-01-01T00:00:00Z",
+    ] {
+        problem(&console.get(&format!("/api/v1{path}")), 400);
+    }
+    for id in ["x", "1.5", "9223372036854775808", "%20"] {
+        for path in ["", "/executions", "/executions.csv"] {
+            let detail = problem(&console.get(&format!("/api/v1/loaders/{id}{path}")), 400);
+            assert!(detail.contains("loader's id"), "{detail}");
+        }
+        let page = console.get(&format!("/loaders/{id}"));
+        assert_eq!(page.status, 400);
+        assert_secure(&page);
+    }
+    for page in [
+        "/executions?status=done",
+        "/executions?from=x",
+        "/executions?cursor=x",
+        "/loaders?after=x",
+    ] {
+        let answer = console.get(page);
+        assert_eq!(answer.status, 400, "{page}");
+        assert!(answer.body.contains("<html"), "{page}");
+        assert_secure(&answer);
+    }
+    // The greatest and least that there are.
+    for id in [i64::MIN, -1, 0, i64::MAX] {
+        assert_eq!(
+            console.json(&format!("/api/v1/loaders?after={}", i64::MAX))["next_after"],
+            Value::Null
+        );
+        assert_eq!(console.get(&format!("/api/v1/loaders/{id}/executions")).status, 200);
+    }
+}
+
+#[test]
+fn what_is_not_there_is_not_found_and_what_is_not_read_is_not_allowed() {
+    let cluster = cluster();
+    let mut session = Session::new(&cluster, "postgres");
+    succeed(&mut session, 1, 1);
+    let console = Console::start(&cluster);
+    for path in
+        ["/api/v1/loaders/4711", "/api/v1/nothing", "/api/v1", "/api/v1/", "/api/v1/loaders/1/"]
+    {
+        let detail = problem(&console.get(path), 404);
+        assert!(detail.contains("4711") || detail.contains(path), "{path}: {detail}");
+    }
+    for path in
+        ["/nothing", "/loaders/4711", "/api", "/api/v2/loaders", "/assets/0/x.js", "/../etc/passwd"]
+    {
+        let answer = console.get(path);
+        assert_eq!(answer.status, 404, "{path}");
+        assert_secure(&answer);
+    }
+    for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY"] {
+        for path in API {
+            let answer = console.request(method, path, &[]);
+            problem(&answer, 405);
+            assert_eq!(answer.header("allow"), "GET,HEAD", "{method} {path}");
+        }
+        for path in PAGES {
+            let answer = console.request(method, path, &[]);
+            assert_eq!(answer.status, 405, "{method} {path}");
+            assert_eq!(answer.header("allow"), "GET,HEAD", "{method} {path}");
+            assert_secure(&answer);
+        }
+    }
+}
+
+#[test]
+fn head_has_the_headers_of_get() {
+    let cluster = cluster();
+    let mut session = Session::new(&cluster, "postgres");
+    fail(&mut session, 1, "x");
+    let console = Console::start(&cluster);
+    let of_documents =
+        ["/api/v1/openapi.yaml", "/api/v1/nothing", "/api/v1/loaders?limit=0", "/nothing"];
+    for path in API.into_iter().chain(PAGES).chain(of_documents) {
+        let get = console.get(path);
+        let head = console.request("HEAD", path, &[]);
+        assert_eq!((head.status, head.body.as_str()), (get.status, ""), "{path}");
+        for name in ["content-type", "cache-control", "content-disposition"] {
+            assert_eq!(head.header(name), get.header(name), "{path}: {name}");
+        }
+        assert_secure(&get);
+        assert_secure(&head);
+    }
+    let head = console.request("HEAD", "/api/v1/events", &[]);
+    assert_eq!((head.status, head.header("content-type")), (200, "text/event-stream"));
+    assert_secure(&head);
+    // What is large is compressed for those who say that they can.
+    let page = console.request("HEAD", "/", &[("accept-encoding", "gzip")]);
+    assert_eq!(page.header("content-encoding"), "gzip");
+    let stream = console.request("HEAD", "/api/v1/events", &[("accept-encoding", "gzip")]);
+    assert_eq!(stream.header("content-encoding"), "", "a stream is not held back");
+}
+
+#[test]
+fn a_database_that_stops_is_unavailable_until_it_is_back() {
+    let mut cluster = cluster();
+    succeed(&mut Session::new(&cluster, "postgres"), 1, 1);
+    let console = Console::start(&cluster);
+    assert_eq!(console.get("/").status, 200);
+    cluster.stop_server();
+    // What all share is kept for a moment.
+    wait_for_equal("the outage", &503, || console.get("/").status);
+    assert_unavailable(&console, "The database does not answer");
+    assert_eq!(console.get("/api/v1/openapi.yaml").status, 200, "needs no database");
+    cluster.start_server();
+    for path in API.into_iter().chain(PAGES) {
+        wait_for_equal(path, &200, || console.get(path).status);
+    }
+}
+
+#[test]
+fn a_database_without_the_extension_and_a_login_without_grants_say_what_to_do() {
+    let cluster = cluster();
+    let mut session = Session::new(&cluster, "postgres");
+    succeed(&mut session, 1, 1);
+    session.run("CREATE DATABASE bare");
+    session.run("CREATE ROLE nobody LOGIN");
+    let console = Console::spawn(Console::command(&cluster).env("PGDATABASE", "bare"));
+    assert_unavailable(&console, "loader_history is not installed");
+    let mut bare = Session::new(&cluster, "bare");
+    bare.run(APPLICATION_SQL);
+    bare.run("CREATE EXTENSION loader_history; SELECT loader.grant_reader('dashboard')");
+    wait_for_equal("the extension", &200, || console.get("/").status);
+
+    let console = Console::spawn(Console::command(&cluster).env("PGUSER", "nobody"));
+    assert_unavailable(&console, "loader.grant_reader()");
+    session.run("SELECT loader.grant_reader('nobody')");
+    wait_for_equal("the grants", &200, || console.get("/").status);
+}
+
+#[test]
+fn a_database_that_is_too_slow_costs_each_request_its_time_once() {
+    let cluster = cluster();
+    let mut session = Session::new(&cluster, "postgres");
+    succeed(&mut session, 1, 1);
+    let console = Console::start_with(&cluster, &["--connections", "20"]);
+    session.run("BEGIN; LOCK TABLE loader.execution_history");
+    let began = Instant::now();
+    thread::scope(|scope| {
+        // Many who share an answer wait for it together, not one after the other.
+        for path in API.iter().take(7).chain(&["/api/v1/failed-loaders/counts"; 10]) {
+            let console = &console;
+            scope.spawn(move || {
+                let detail = problem(&console.get(path), 504);
+                assert!(detail.contains("too long"), "{path}: {detail}");
+            });
+        }
+        for path in ["/"; 5] {
+            scope.spawn(|| {
+                let answer = console.get(path);
+                assert_eq!(answer.status, 504);
+                assert!(answer.body.contains("<html"));
+                assert_secure(&answer);
+            });
+        }
+    });
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    session.run("COMMIT");
+    wait_for_equal("the answer", &200, || console.get("/").status);
+}

@@ -1,0 +1,338 @@
+//! Promise: every event reaches every stream as it was notified and in its order, or the stream says that some may
+//! be missing; nothing that happens to the database, and nothing that others notify, ends it.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pg_test::{Cluster, Listener, Session, column, wait_for, wait_for_equal};
+use serde_json::{Value, json};
+use support::sse::{Event, Stream};
+use support::{Console, cluster, fail, succeed};
+
+/// The data of the events, all of which are of executions.
+#[track_caller]
+fn payloads(events: &[Event]) -> Vec<Value> {
+    assert!(events.iter().all(|event| event.kind == "execution"), "{events:?}");
+    events.iter().map(|event| event.data.clone()).collect()
+}
+
+/// Asserts that events recorded from now on arrive.
+#[track_caller]
+fn assert_arrive(cluster: &Cluster, stream: &mut Stream) -> Vec<Event> {
+    let id = succeed(&mut Session::new(cluster, "postgres"), 1, 7);
+    stream.read_until(|event| event.is_end_of(id))
+}
+
+#[test]
+fn every_client_gets_every_event_as_notified_and_in_order() {
+    let cluster = cluster();
+    let console = Console::start_live(&cluster, &[]);
+    let mut listener = Listener::new(&cluster);
+    let mut streams: Vec<_> = (0..5).map(|_| Stream::open(&console, "/api/v1/events")).collect();
+    let mut of_two = Stream::open(&console, "/api/v1/events?loader_id=2");
+    let mut of_none = Stream::open(&console, "/api/v1/events?loader_id=4711");
+    thread::scope(|scope| {
+        for loader in 1..=4 {
+            let mut session = Session::new(&cluster, "postgres");
+            scope.spawn(move || {
+                for n in 0..25 {
+                    if n % 5 == 0 {
+                        fail(
+                            &mut session,
+                            loader,
+                            "line one\nline two\r\n\tdata: \"x\" 🦀 \u{2028}",
+                        );
+                    } else {
+                        succeed(&mut session, loader, n);
+                    }
+                }
+            });
+        }
+    });
+    let last = succeed(&mut Session::new(&cluster, "postgres"), 2, 0);
+    let is_last = |event: &Event| event.is_end_of(last);
+    listener.receive_until("the last", |event| {
+        event["execution_id"] == last && event["event"] == "EXECUTION_SUCCESS"
+    });
+    assert_eq!(listener.events.len(), 202);
+    for stream in &mut streams {
+        assert_eq!(payloads(&stream.read_until(is_last)), listener.events);
+    }
+    let mut expected = listener.events.clone();
+    expected.retain(|event| event["loader_id"] == 2);
+    assert_eq!(payloads(&of_two.read_until(is_last)), expected);
+    // Of a loader without events nothing comes, until the stream ends.
+    console.stop();
+    assert_eq!(of_none.next_event(), None);
+}
+
+#[test]
+fn a_restart_of_the_database_is_a_gap_and_then_events_again() {
+    let mut cluster = cluster();
+    let console = Console::start_live(&cluster, &[]);
+    let mut stream = Stream::open(&console, "/api/v1/events");
+    let mut page = Stream::open(&console, "/changes?loader_id=1");
+    page.next_event();
+    for crash in [false, true, false] {
+        assert!(!assert_arrive(&cluster, &mut stream).iter().any(Event::is_gap));
+        if crash {
+            cluster.crash_server();
+        } else {
+            cluster.stop_server();
+        }
+        wait_for("the outage", || console.get("/api/v1/health").status == 503);
+        assert!(
+            console.get("/").body.contains("data-live=\"false\"") || console.get("/").status == 503
+        );
+        cluster.start_server();
+        // Nobody listened to this one.
+        let missed = succeed(&mut Session::new(&cluster, "postgres"), 1, 1);
+        let events = stream.read_until(Event::is_gap);
+        assert!(
+            !events.iter().any(|event| event.is_end_of(missed)) || events.len() <= 3,
+            "{events:?}"
+        );
+        assert_eq!(page.next_event().unwrap().kind, "change");
+        console.wait_until_live();
+    }
+    assert_arrive(&cluster, &mut stream);
+}
+
+#[test]
+fn whoever_comes_back_is_told_of_a_gap_first() {
+    let cluster = cluster();
+    let console = Console::start_live(&cluster, &[]);
+    // One that got no event before it was cut off too.
+    for path in ["/api/v1/events", "/api/v1/events?loader_id=4711"] {
+        let mut stream = Stream::open(&console, path);
+        if path.ends_with("events") {
+            let events = assert_arrive(&cluster, &mut stream);
+            assert!(!events.iter().any(Event::is_gap), "a new client has missed nothing");
+        } else {
+            stream.read_greeting();
+        }
+        let header = format!("Last-Event-ID: {}\r\n", stream.last_id);
+        assert_ne!(stream.last_id, "", "browsers send no empty id");
+        let mut again = Stream::open_with(&console, "/api/v1/events", &header);
+        assert!(again.next_event().unwrap().is_gap());
+        assert!(!assert_arrive(&cluster, &mut again).iter().any(Event::is_gap));
+    }
+}
+
+#[test]
+fn what_others_notify_breaks_nothing() {
+    let cluster = cluster();
+    let console = Console::start_live(&cluster, &[]);
+    let mut stream = Stream::open(&console, "/api/v1/events");
+    let mut anyone = cluster.connect_to("postgres", "dashboard");
+    let event = json!({
+        "event": "EXECUTION_SUCCESS", "execution_id": 4711, "loader_id": 9, "status": "SUCCESS",
+        "event_time": "2026-11-23T20:52:27.123456Z", "record_count": 1, "duration_seconds": 1,
+        "error_message": null, "truncated": false,
+    });
+    let with = |key: &str, value: Value| {
+        let mut event = event.clone();
+        event[key] = value;
+        event.to_string()
+    };
+    let mut forged = vec![
+        String::new(),
+        "x".to_owned(),
+        "null".to_owned(),
+        "17".to_owned(),
+        "[]".to_owned(),
+        "{}".to_owned(),
+        r#"{"loader_id": 1}"#.to_owned(),
+        r#"{"loader_id": 1, "loader_id": 2}"#.to_owned(),
+        "\n\ndata: {}\n\nevent: gap\ndata: {}\n\n".to_owned(),
+        "\r\rretry: 1\r\r".to_owned(),
+        "[".repeat(7_990),
+        format!("\"{}\"", "🦀".repeat(1_900)),
+        with("loader_id", json!("1")),
+        with("loader_id", json!(1.5)),
+        with("loader_id", json!(u64::MAX)),
+        with("execution_id", json!([1])),
+        with("event", json!("EXECUTION_EXPLODED")),
+        with("event_time", json!("yesterday")),
+        with("status", json!(null)),
+    ];
+    // What is JSON though it has line ends is one event.
+    let lines = serde_json::to_string_pretty(&event).unwrap();
+    forged.extend([lines.replace('\n', "\r"), lines.replace('\n', "\r\n"), lines.clone()]);
+    for payload in &forged {
+        anyone.execute("SELECT pg_notify('loader_execution', $1)", &[payload]).unwrap();
+    }
+    let id = succeed(&mut Session::new(&cluster, "postgres"), 1, 7);
+    let events = stream.read_until(|event| event.is_end_of(id));
+    let events = payloads(&events);
+    assert_eq!(events[..3], [event.clone(), event.clone(), event]);
+    assert_eq!(events.len(), 5);
+    assert!(events[3..].iter().all(|event| event["execution_id"] == id));
+    for path in ["/", "/loaders", "/executions", "/api/v1/failed-loaders/counts"] {
+        assert_eq!(console.get(path).status, 200);
+    }
+}
+
+#[test]
+fn more_streams_than_allowed_are_refused_until_one_closes() {
+    let cluster = cluster();
+    let console = Console::start_live(&cluster, &["--max-streams", "3"]);
+    let mut streams = vec![
+        Stream::open(&console, "/api/v1/events"),
+        Stream::open(&console, "/changes"),
+        Stream::open(&console, "/api/v1/events?loader_id=1"),
+    ];
+    for path in ["/api/v1/events", "/changes"] {
+        let refused = console.get(path);
+        assert_eq!(refused.status, 503);
+        assert_eq!(refused.header("retry-after"), "5");
+        assert!(refused.body.contains("Too many streams"), "{}", refused.body);
+    }
+    assert_eq!(console.get("/").status, 200);
+    // HEAD and bad requests take no place.
+    streams.pop();
+    wait_for("the place", || console.request("HEAD", "/api/v1/events", &[]).status == 200);
+    assert_eq!(console.get("/api/v1/events?loader_id=x").status, 400);
+    wait_for("the place", || Stream::open_with(&console, "/api/v1/events", "").status == 200);
+}
+
+#[test]
+fn sigterm_ends_the_streams_and_the_console() {
+    let cluster = cluster();
+    let console = Console::start_live(&cluster, &[]);
+    let mut streams =
+        vec![Stream::open(&console, "/api/v1/events"), Stream::open(&console, "/changes")];
+    // One that reads nothing, and one that has asked for nothing yet.
+    let _mute = Stream::open(&console, "/api/v1/events");
+    let _idle = TcpStream::connect(console.address()).unwrap();
+    let began = Instant::now();
+    assert!(console.stop(), "it ends well");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    for stream in &mut streams {
+        while stream.next_event().is_some() {}
+    }
+}
+
+#[test]
+fn a_console_that_starts_before_its_database_recovers() {
+    let mut cluster = cluster();
+    cluster.stop_server();
+    let console = Console::start(&cluster);
+    assert_eq!(console.get("/api/v1/health").status, 503);
+    let mut stream = Stream::open(&console, "/api/v1/events");
+    cluster.start_server();
+    assert!(stream.next_event().unwrap().is_gap());
+    assert_arrive(&cluster, &mut stream);
+    assert_eq!(console.get("/").status, 200);
+}
+
+#[test]
+fn over_a_standby_pages_are_read_and_say_that_they_are_not_live() {
+    let primary = cluster();
+    let standby = primary.start_standby();
+    let console = Console::start(&standby);
+    let not_live = json!({ "database": "ok", "live_events": false });
+    wait_for_equal("the refusal", &1, || console.log().matches("no live events").count());
+    let mut stream = Stream::open(&console, "/api/v1/events");
+    let id = fail(&mut Session::new(&primary, "postgres"), 3, "seen on the standby");
+    wait_for("the failure", || console.get("/").body.contains("seen on the standby"));
+    let page = console.get("/loaders/3");
+    assert!(page.body.contains("data-live=\"false\""), "{}", page.body);
+    assert_eq!(console.json("/api/v1/executions")["executions"][0]["id"], id);
+    assert_eq!(console.json("/api/v1/health"), not_live);
+    assert_eq!(console.log().matches("no live events").count(), 1, "said once: {}", console.log());
+    // Promoted, it gives events.
+    standby.promote();
+    assert!(stream.read_until(Event::is_gap).len() == 1);
+    console.wait_until_live();
+    assert_arrive(&standby, &mut stream);
+}
+
+/// A way to the database that can be cut as a network is: nobody hears of it.
+struct Network {
+    port: u16,
+    is_cut: Arc<AtomicBool>,
+}
+
+impl Network {
+    fn to(cluster: &Cluster) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let is_cut = Arc::new(AtomicBool::new(false));
+        let (cut, socket) = (is_cut.clone(), cluster.directory().join(".s.PGSQL.5432"));
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = UnixStream::connect(&socket) else { continue };
+                // Connections that the cut has hit stay dead when it is mended.
+                let dead = Arc::new(AtomicBool::new(false));
+                let ways: [(Box<dyn Read + Send>, Box<dyn Write + Send>); 2] = [
+                    (Box::new(client.try_clone().unwrap()), Box::new(server.try_clone().unwrap())),
+                    (Box::new(server), Box::new(client)),
+                ];
+                for (from, to) in ways {
+                    let (cut, dead) = (cut.clone(), dead.clone());
+                    thread::spawn(move || pass(from, to, &cut, &dead));
+                }
+            }
+        });
+        Self { port, is_cut }
+    }
+}
+
+fn pass(mut from: impl Read, mut to: impl Write, is_cut: &AtomicBool, is_dead: &AtomicBool) {
+    let mut bytes = [0; 8192];
+    while let Ok(read @ 1..) = from.read(&mut bytes) {
+        if is_cut.load(Ordering::SeqCst) {
+            is_dead.store(true, Ordering::SeqCst);
+        }
+        while is_dead.load(Ordering::SeqCst) {
+            thread::park();
+        }
+        if to.write_all(&bytes[..read]).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_network_that_is_cut_silently_is_noticed_and_left_behind() {
+    let cluster = cluster();
+    let network = Network::to(&cluster);
+    let console = Console::spawn(
+        Console::command(&cluster)
+            .env("PGHOST", "127.0.0.1")
+            .env("PGPORT", network.port.to_string())
+            .env("PGSSLMODE", "disable"),
+    );
+    console.wait_until_live();
+    let mut stream = Stream::open(&console, "/api/v1/events");
+    assert_arrive(&cluster, &mut stream);
+    let mut session = Session::new(&cluster, "postgres");
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'dashboard' AND wait_event_type = 'Lock'";
+    session.run("BEGIN; LOCK TABLE loader.execution_history");
+    thread::scope(|scope| {
+        // All connections of the pool are in the middle of a statement.
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(console.get("/api/v1/executions").status, 503));
+        }
+        wait_for_equal("statements", &vec![4], || column::<i64>(&mut cluster.connect(), waiting));
+        network.is_cut.store(true, Ordering::SeqCst);
+        session.run("COMMIT");
+    });
+    wait_for("the silence", || console.log().contains("no live events"));
+    network.is_cut.store(false, Ordering::SeqCst);
+    wait_for_equal("pages", &200, || console.get("/executions").status);
+    assert!(stream.read_until(Event::is_gap).len() == 1);
+    assert_arrive(&cluster, &mut stream);
+    let mut client = cluster.connect();
+    let sessions =
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = 'dashboard' AND state IS NOT NULL";
+    assert!(column::<i64>(&mut client, sessions)[0] > 0);
+}
