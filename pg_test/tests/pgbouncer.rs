@@ -238,7 +238,8 @@ fn loads(program: ClientProgram) {
     wait_for("the failure", || pool.site.newest() != "RUNNING");
     let found = pool.site.newest();
     println!("{program:?}: {found}");
-    assert!(found.starts_with("FAILED 08006: "), "{found}");
+    // Of class 08: PgBouncer closes the server's connection, and may say so first.
+    assert!(found.starts_with("FAILED 08006: ") || found.starts_with("FAILED 08P01: "), "{found}");
     assert_eq!(pool.site.planes(), 0);
 }
 
