@@ -98,11 +98,13 @@ struct Payload {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 enum Kind {
-    ExecutionStarted,
-    ExecutionSuccess,
-    ExecutionFailed,
+    #[serde(rename = "EXECUTION_STARTED")]
+    Started,
+    #[serde(rename = "EXECUTION_SUCCESS")]
+    Success,
+    #[serde(rename = "EXECUTION_FAILED")]
+    Failed,
 }
 
 fn lost() -> sqlx::Error {
