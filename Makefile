@@ -14,7 +14,7 @@ ifdef PG_CONFIG
 export PG_CONFIG
 endif
 
-.PHONY: all demo console test test-all lint audit install deb dist setup setup-deb schema seal clean chaos failover soak latency bench screenshots
+.PHONY: all demo console console-load test test-all lint audit install deb dist setup setup-deb schema seal clean chaos failover soak latency bench screenshots
 
 .DEFAULT_GOAL := demo
 
@@ -47,6 +47,11 @@ failover: setup
 
 soak: setup
 	@SOAK_ROUNDS=$${SOAK_ROUNDS:-1000000} SOAK_SESSIONS=$${SOAK_SESSIONS:-10000} scripts/measure soak
+
+console-load: setup
+	@CONSOLE_LOAD_SECONDS=$${CONSOLE_LOAD_SECONDS:-60} CONSOLE_LOAD_STREAMS=$${CONSOLE_LOAD_STREAMS:-200} \
+		CONSOLE_LOAD_PAGES=$${CONSOLE_LOAD_PAGES:-50} \
+		scripts/test-console --test load -- --nocapture --test-threads 1
 
 # On a disk, since it is the disk that a start waits for.
 latency: setup

@@ -43,6 +43,14 @@ impl Config {
     /// Where the URL is none. The error does not repeat it: there may be a password in it.
     pub fn connect_options(&self) -> Result<PgConnectOptions, NotAUrl> {
         let options = match &self.database_url {
+            // Which schemes there are the parser does not check.
+            Some(url)
+                if !["postgres://", "postgresql://"]
+                    .iter()
+                    .any(|scheme| url.starts_with(scheme)) =>
+            {
+                return Err(NotAUrl);
+            }
             Some(url) => PgConnectOptions::from_str(url).map_err(|_| NotAUrl)?,
             None => PgConnectOptions::new(),
         };

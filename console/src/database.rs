@@ -10,6 +10,7 @@ use sqlx::query::QueryAs;
 use sqlx::{FromRow, PgPool, Postgres};
 
 use crate::filter::ExecutionFilter;
+use crate::timestamp::Timestamp;
 
 /// The database, through a pool of connections.
 #[derive(Clone)]
@@ -21,10 +22,10 @@ pub struct LoaderSummary {
     pub loader_id: i64,
     pub last_execution_id: i64,
     pub last_status: String,
-    pub last_execution_start: DateTime<Utc>,
-    pub last_execution_end: Option<DateTime<Utc>>,
-    pub last_success_at: Option<DateTime<Utc>>,
-    pub last_failure_at: Option<DateTime<Utc>>,
+    pub last_execution_start: Timestamp,
+    pub last_execution_end: Option<Timestamp>,
+    pub last_success_at: Option<Timestamp>,
+    pub last_failure_at: Option<Timestamp>,
     pub last_error_message: Option<String>,
     pub is_failed: bool,
     pub consecutive_failures: i64,
@@ -43,7 +44,7 @@ pub struct FailedLoaderCounts {
 /// A row of `loader.activity_feed`, as far as it is shown.
 #[derive(Debug, Clone, FromRow)]
 pub struct FeedEvent {
-    pub event_time: DateTime<Utc>,
+    pub event_time: Timestamp,
     pub event_type: String,
     pub severity: String,
     pub execution_id: i64,

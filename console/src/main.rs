@@ -23,6 +23,7 @@ mod pages;
 mod problem;
 mod server;
 mod state;
+mod timestamp;
 
 #[tokio::main]
 async fn main() -> ExitCode {

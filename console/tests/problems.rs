@@ -279,3 +279,24 @@ fn a_database_that_is_too_slow_costs_each_request_its_time_once() {
     session.run("COMMIT");
     wait_for_equal("the answer", &200, || console.get("/").status);
 }
+
+#[test]
+fn times_beyond_those_of_the_api_break_nothing_else() {
+    let cluster = cluster();
+    let mut session = Session::new(&cluster, "postgres");
+    let id = succeed(&mut session, 1, 1);
+    session.run(
+        "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+         VALUES (2, '4712-01-01 BC', '294276-12-31', 'FAILED'), (3, '294000-01-01', '294000-01-01', 'FAILED'),
+                (4, '20000-01-01', '20000-01-01', 'SUCCESS')",
+    );
+    let console = Console::start(&cluster);
+    for path in API.into_iter().chain(PAGES).chain(["/loaders/2", "/loaders/3", "/loaders/4"]) {
+        let answer = console.get(path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        assert_secure(&answer);
+    }
+    assert_eq!(console.json("/api/v1/loaders/1")["last_execution_id"], id);
+    assert_eq!(console.get("/loaders/1").status, 200);
+    assert!(!console.log().contains("panicked"), "{}", console.log());
+}

@@ -10,12 +10,14 @@ use serde_json::Value;
 const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// What the check reads.
-const FILES: [&str; 8] = [
+const FILES: [&str; 10] = [
     "CHANGELOG.md",
     "Cargo.lock",
     "Cargo.toml",
     "META.json",
     "README.md",
+    "console/Cargo.toml",
+    "console/openapi.yaml",
     "loader_history.control",
     "scripts/environment",
     "scripts/release-check",
@@ -28,7 +30,7 @@ impl Copy {
     fn new(name: &str) -> Self {
         let copy = std::env::temp_dir()
             .join(format!("loader_history_release.{}.{name}", std::process::id()));
-        for folder in ["scripts", "sql", "pg_test/released"] {
+        for folder in ["console", "scripts", "sql", "pg_test/released"] {
             fs::create_dir_all(copy.join(folder)).unwrap();
         }
         let project = Path::new(PROJECT);
@@ -94,6 +96,8 @@ fn a_file_that_names_another_version_is_found() {
         ("README.md", format!("Version {version} is tested")),
         ("META.json", format!("\"version\": \"{version}\"")),
         ("META.json", format!("\"README.md\",\n            \"version\": \"{version}\"")),
+        ("console/Cargo.toml", format!("version = \"{version}\"")),
+        ("console/openapi.yaml", format!("version: {version}")),
         ("loader_history.control", "'@CARGO_VERSION@'".to_owned()),
     ] {
         let copy = Copy::new("version");
@@ -145,9 +149,16 @@ fn a_version_is_sealed_on_the_day_of_its_release() {
     assert!(!copy.check(&["--seal"]).0, "a version is sealed once");
 
     // The version after it.
-    for file in ["Cargo.toml", "Cargo.lock", "META.json", "README.md"] {
+    for file in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "META.json",
+        "README.md",
+        "console/Cargo.toml",
+        "console/openapi.yaml",
+    ] {
         let text = fs::read_to_string(copy.0.join(file)).unwrap();
-        let name = ["version = \"{}\"", "\"version\": \"{}\"", "Version {} is"];
+        let name = ["version = \"{}\"", "\"version\": \"{}\"", "version: {}", "Version {} is"];
         let next = name.into_iter().fold(text, |text, name| {
             text.replace(&name.replace("{}", &version), &name.replace("{}", "9.8.7"))
         });

@@ -9,6 +9,7 @@ use super::{Parameters, limit};
 use crate::database::FeedEvent;
 use crate::problem::Problem;
 use crate::state::State;
+use crate::timestamp::Timestamp;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,7 +22,7 @@ pub struct Wanted {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Item {
-    timestamp: DateTime<Utc>,
+    timestamp: Timestamp,
     #[serde(rename = "type")]
     kind: String,
     /// The loader's id: the extension reads no other column of loaders.

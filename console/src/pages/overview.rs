@@ -29,12 +29,14 @@ pub async fn overview(Shared(state): Shared<State>) -> Response {
 }
 
 async fn make(state: &State) -> Result<Overview, Problem> {
-    let (counts, failed, running, events) = tokio::try_join!(
+    // Each to its end, though one fails: others wait for the same answers.
+    let (counts, failed, running, events) = tokio::join!(
         state.failed_loader_counts(),
         state.failed_loaders(),
         state.running(),
         state.newest_events(),
-    )?;
+    );
+    let (counts, failed, running, events) = (counts?, failed?, running?, events?);
     let trend = match counts.failed_loaders_24h - counts.failed_loaders_previous_24h {
         0 => "as many as in the 24 hours before".to_owned(),
         more @ 1.. => format!("{} more than in the 24 hours before", format::count(more)),

@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::database::{Execution, FeedEvent, LoaderSummary};
 use crate::filter::Status;
 use crate::format;
+use crate::timestamp::Timestamp;
 
 /// A time, for people and for machines.
 pub struct Time {
@@ -18,6 +19,12 @@ pub struct Time {
 impl From<DateTime<Utc>> for Time {
     fn from(time: DateTime<Utc>) -> Self {
         Self { text: format::time(time), machine: format::machine_time(time) }
+    }
+}
+
+impl From<Timestamp> for Time {
+    fn from(time: Timestamp) -> Self {
+        time.0.into()
     }
 }
 
