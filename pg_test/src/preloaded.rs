@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postgres::Client;
 
-use crate::{APPLICATION_SQL, Cluster, wait_for_equal};
+use crate::{APPLICATION_SQL, Cluster, wait_for, wait_for_equal};
 
 /// The settings of a cluster that preloads the library.
 pub const PRELOADED: &str = "
@@ -52,4 +52,30 @@ pub fn wait_for_worker(client: &mut Client) -> i32 {
 /// When the process is gone.
 pub fn send_signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("the process is there");
+}
+
+/// Stops the worker of the database that `client` is connected to, as the system does, between its
+/// transactions; returns its process id. In one it would keep whoever waits for all of them to end.
+///
+/// # Panics
+/// When it has none.
+pub fn freeze_worker(client: &mut Client) -> i32 {
+    let pid = wait_for_worker(client);
+    wait_for("the worker to be at rest", || {
+        send_signal(pid, Signal::SIGSTOP);
+        // The signal may take a moment to arrive.
+        wait_for("the worker to stand still", || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|state| state.trim_start().starts_with('T'))
+        });
+        let at_rest = "SELECT backend_xid IS NULL AND backend_xmin IS NULL
+                         FROM pg_stat_get_activity($1)";
+        let row = client.query_one(at_rest, &[&pid]).expect("the worker's state");
+        let at_rest: bool = row.get(0);
+        if !at_rest {
+            send_signal(pid, Signal::SIGCONT);
+        }
+        at_rest
+    });
+    pid
 }

@@ -2,8 +2,8 @@
 //! subscribers and upgraded clusters tell the truth.
 
 use pg_test::{
-    Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_durable, column, launchers,
-    preloaded_cluster, preloaded_cluster_with, send_signal, served, status_of, wait_for,
+    Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_durable, column, freeze_worker,
+    launchers, preloaded_cluster, preloaded_cluster_with, send_signal, served, status_of, wait_for,
     wait_for_served, wait_for_worker,
 };
 
@@ -134,10 +134,9 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
     loader.run("CREATE PUBLICATION everything FOR ALL TABLES");
     // One that is copied together with its binding: the worker is stopped, and does not find out that
     // the transaction is over. (PostgreSQL makes no replication slot while a transaction is open.)
-    let worker = wait_for_worker(&mut publisher.connect());
     loader.run("BEGIN");
     let copied = loader.start();
-    send_signal(worker, Signal::SIGSTOP);
+    let worker = freeze_worker(&mut publisher.connect());
     loader.run("COMMIT");
     assert_eq!(column::<i64>(&mut loader.client, "SELECT count(*) FROM loader.binding"), [1]);
     let subscriber = subscriber(&publisher);
