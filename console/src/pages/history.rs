@@ -3,13 +3,14 @@
 use askama::Template;
 use axum::extract::State as Shared;
 use axum::response::Response;
-use chrono::{DateTime, NaiveDateTime, SecondsFormat, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::Deserialize;
 
 use super::view::{ChartPoint, ExecutionRow, LoaderRow, StatusOption, status_options};
 use super::{Frame, error, page};
 use crate::api::{LoaderId, Parameters};
 use crate::filter::{ExecutionFilter, Status};
+use crate::format::machine_time;
 use crate::problem::Problem;
 use crate::state::State;
 
@@ -145,7 +146,7 @@ async fn make(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Hist
 }
 
 fn machine(time: Option<DateTime<Utc>>) -> String {
-    time.map_or_else(String::new, |time| time.to_rfc3339_opts(SecondsFormat::Micros, true))
+    time.map_or_else(String::new, machine_time)
 }
 
 /// `path` with those of `parameters` that have a value.
