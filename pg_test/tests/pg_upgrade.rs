@@ -22,7 +22,6 @@ const COLUMN_OPTION: &str = "attoptions::text LIKE '{pg_attver=%}'";
 fn upgrade(old: &Cluster, databases: &[&str], settings: &str) -> Cluster {
     let mut new = Cluster::start_in(new_bindir(), settings);
     let mut client = new.connect();
-    let checksums: Vec<String> = column(&mut client, "SHOW data_checksums");
     let marked = format!("SELECT EXISTS (SELECT FROM pg_attribute WHERE {COLUMN_OPTION})");
     if column::<bool>(&mut client, &marked) == [false] {
         // A new server that is older than that cannot read any table of an old one that is not.
@@ -36,8 +35,8 @@ fn upgrade(old: &Cluster, databases: &[&str], settings: &str) -> Cluster {
     }
     drop(client);
     new.stop_server();
-    if checksums == ["on"] {
-        // From PostgreSQL 18 on. They must be as in the old cluster.
+    if has_checksums(&new) && !has_checksums(old) {
+        // A cluster that PostgreSQL 18 makes has them. They must be as in the old one.
         run(new.server_program("pg_checksums").arg("--disable").arg("-D").arg(new.data()));
     }
     let mut upgrade = new.server_program("pg_upgrade");
@@ -50,6 +49,13 @@ fn upgrade(old: &Cluster, databases: &[&str], settings: &str) -> Cluster {
     assert!(output.status.success(), "{told}\n{}", logs(&new.data().join("pg_upgrade_output.d")));
     new.start_server();
     new
+}
+
+/// Whether the data pages of a cluster whose server is stopped carry checksums.
+fn has_checksums(cluster: &Cluster) -> bool {
+    let control = run(cluster.server_program("pg_controldata").arg("-D").arg(cluster.data()));
+    let (_, version) = control.split_once("Data page checksum version:").unwrap();
+    version.split_whitespace().next() != Some("0")
 }
 
 /// Runs a statement in a cluster whose server is stopped: without a worker.
