@@ -9,6 +9,7 @@ mod execution;
 mod history;
 mod local_settings;
 mod lookup;
+mod lost_ids;
 mod notify;
 mod purge;
 mod record;

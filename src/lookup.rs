@@ -42,9 +42,9 @@ fn is_a_superusers(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
 pub struct OpenRelation(pg_sys::Relation);
 
 impl OpenRelation {
-    /// Opens the table `oid`.
+    /// Opens the table or sequence `oid`.
     pub fn table(oid: pg_sys::Oid, lock: u32) -> Self {
-        // SAFETY: in a transaction; raises PostgreSQL's own error where there is no such table.
+        // SAFETY: in a transaction; raises PostgreSQL's own error where there is no such relation.
         Self(unsafe { pg_sys::table_open(oid, lock.cast_signed()) })
     }
 

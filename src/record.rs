@@ -11,6 +11,7 @@ use pgrx::{PgSqlErrorCode, Spi, pg_extern};
 use crate::error::{Error, warn_of_plain_start, warn_of_saturated_count};
 use crate::execution::{Status, duration_seconds};
 use crate::lookup::{self, Key, Locked, OpenRelation, find, relation};
+use crate::lost_ids::skip_lost_ids;
 use crate::recorder::{self, Declined, Reason, Started, binding};
 use crate::rights::Restricted;
 use crate::statement::{KeptStatement, Sight, require_writable};
@@ -56,6 +57,7 @@ thread_local! {
 fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
     let loader_id = loader_id.ok_or(Error::MissingArgument("loader_id"))?;
     require_writable()?;
+    skip_lost_ids()?;
     let start = now();
     let declined = match recorder::start(loader_id, start) {
         Started::Durably(id) => return Ok(id),

@@ -28,6 +28,7 @@ use super::retention::Retention;
 use super::shared::{Answered, Database, LostStart, News, Request, Serving, Shared, Start, shared};
 use super::start::Reason;
 use crate::lookup::relation;
+use crate::lost_ids::skip_lost_ids;
 use crate::settings;
 
 /// How often the worker looks what became of the open transactions, beside whenever it is told that one
@@ -232,6 +233,10 @@ impl Worker {
 
     /// Takes up the work, in a database that has the extension.
     fn serve(&mut self) {
+        // Sessions that insert rows by themselves take ids too.
+        if let Err(trouble) = transaction(skip_lost_ids) {
+            self.report(&trouble);
+        }
         self.take_over();
         self.shared.take_over_messages(self.oid);
         self.database.set_serving(Serving::Running);
