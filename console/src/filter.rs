@@ -30,7 +30,8 @@ impl Status {
 }
 
 /// Which executions of a history are asked for; by default, all.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExecutionFilter {
     /// Only those that stand so.
     pub status: Option<Status>,

@@ -14,6 +14,7 @@ mod reads;
 mod report;
 mod seed;
 pub mod story;
+pub mod traces;
 mod trap;
 pub mod version;
 mod wait;

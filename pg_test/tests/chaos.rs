@@ -12,15 +12,15 @@ use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
-use pg_test::{Client, Cluster, Signal, TIMEOUT, column, preloaded_cluster_with, wait_for};
+use pg_test::traces::{DATABASES, assert_none, cluster_for_traces};
+use pg_test::{Client, Cluster, Signal, TIMEOUT, column, size, wait_for};
 use postgres::error::Severity;
 use postgres::{Config, NoTls};
 use rand::rngs::StdRng;
@@ -35,19 +35,8 @@ loader_history.worker_timeout = '300ms'
 max_prepared_transactions = 1000
 ";
 
-/// The second has no loader.loader, so no foreign key: its starts lock no row, and write nothing.
-const DATABASES: [&str; 2] = ["postgres", "keyless"];
-
-/// `opened` is written where a start is, `loaded` where a SUCCESS is, `reported` where a load itself
-/// says FAILED: in the same transaction or subtransaction.
-const TABLES: &str = "
-    CREATE TABLE opened (execution_id bigint);
-    CREATE TABLE loaded (execution_id bigint);
-    CREATE TABLE reported (execution_id bigint);
-";
-
 /// A round lasts until the loop has struck so often, and longer where there are many loads.
-const DISTURBANCES: usize = 12;
+const DISTURBANCES: u64 = 12;
 
 /// Starts in transactions of their own that leave no row in `opened`. Their loader has no others.
 const BARE_LOADER: i64 = 10;
@@ -59,21 +48,14 @@ fn the_history_says_what_became_of_every_load() {
     let clients = size("CHAOS_CLIENTS", 20);
     let seed = pg_test::seed();
     let mut random = StdRng::seed_from_u64(seed);
-    let mut cluster = preloaded_cluster_with(SETTINGS);
-    cluster.connect().batch_execute("CREATE DATABASE keyless").unwrap();
-    for database in DATABASES {
-        cluster.connect_to(database, "postgres").batch_execute(TABLES).unwrap();
-    }
-    let mut keyless = cluster.connect_to("keyless", "postgres");
-    keyless.batch_execute("CREATE SCHEMA loader; CREATE EXTENSION loader_history").unwrap();
-    drop(keyless);
+    let mut cluster = cluster_for_traces(SETTINGS);
     wait_until_settled(&cluster, &mut random);
     let relay = Relay::start(&cluster);
     let tally = Mutex::new(Tally::default());
     let mut chaos = Counts::new();
     let mut settling = Duration::ZERO;
     for round in 1..=rounds {
-        let (started, disturbed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (started, disturbed) = (AtomicU64::new(0), AtomicU64::new(0));
         thread::scope(|scope| {
             let loaders: Vec<_> = (0..clients)
                 .map(|number| {
@@ -98,12 +80,7 @@ fn the_history_says_what_became_of_every_load() {
         });
         settling = settling.max(wait_until_settled(&cluster, &mut random));
         let wrong = lock(&tally).violations(&cluster);
-        assert!(
-            wrong.is_empty(),
-            "round {round} of seed {seed}: {} things are wrong\n{}",
-            wrong.len(),
-            wrong.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n")
-        );
+        assert_none(&wrong, &format!("round {round} of seed {seed}"));
         println!("round {round} of {rounds}: {}", Tally::outcomes(&cluster));
     }
     let restarts = check_log(&cluster.log(), &chaos);
@@ -119,17 +96,12 @@ fn the_history_says_what_became_of_every_load() {
 }
 
 /// Has the loaders end where the chaos loop panics: the scope would wait for them for ever.
-struct LetLoadersEnd<'a>(&'a AtomicUsize);
+struct LetLoadersEnd<'a>(&'a AtomicU64);
 
 impl Drop for LetLoadersEnd<'_> {
     fn drop(&mut self) {
         self.0.store(DISTURBANCES, Ordering::Relaxed);
     }
-}
-
-/// A number from the environment.
-fn size(name: &str, otherwise: usize) -> usize {
-    std::env::var(name).map_or(otherwise, |text| usize::from_str(&text).expect("a number"))
 }
 
 /// What is told is still right where a thread has panicked.
@@ -189,7 +161,7 @@ struct Loader<'a> {
     random: StdRng,
     /// How to connect: at once, or through the relay.
     configs: [Config; 2],
-    warnings: Arc<AtomicUsize>,
+    warnings: Arc<AtomicU64>,
     client: Option<Client>,
     /// The database that the client is connected to, by its place among all.
     database: usize,
@@ -219,7 +191,7 @@ type Outcome = Result<(), postgres::Error>;
 
 impl<'a> Loader<'a> {
     fn new(cluster: &Cluster, relay: &Relay, tally: &'a Mutex<Tally>, seed: u64) -> Self {
-        let warnings = Arc::new(AtomicUsize::new(0));
+        let warnings = Arc::new(AtomicU64::new(0));
         let mut configs = [cluster.config("postgres", "postgres"), Config::new()];
         configs[1].host_path(&relay.directory).user("postgres");
         for config in &mut configs {

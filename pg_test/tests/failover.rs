@@ -13,10 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pg_test::traces::{DATABASES, assert_none, cluster_for_traces};
 use pg_test::{
     Client, Cluster, HISTORY, Listener, Session, Signal, assert_durable_in, assert_same_reads,
-    catch_up, column, install_extension, launchers, preloaded_cluster_with, send_signal, size,
-    sqlstate, status_of, wait_for_equal, wait_for_served,
+    catch_up, column, install_extension, launchers, send_signal, size, sqlstate, status_of,
+    wait_for_equal, wait_for_served,
 };
 use postgres::NoTls;
 use rand::rngs::StdRng;
@@ -28,17 +29,6 @@ const SETTINGS: &str = "
 max_prepared_transactions = 1000
 wal_log_hints = on
 wal_keep_size = '1GB'
-";
-
-/// The second has no loader.loader, so no foreign key: its starts lock no row, and write nothing.
-const DATABASES: [&str; 2] = ["postgres", "keyless"];
-
-/// `opened` is written where a start is, `loaded` where a SUCCESS is, `reported` where a load itself
-/// says FAILED: in the same transaction or subtransaction.
-const TABLES: &str = "
-    CREATE TABLE opened (execution_id bigint);
-    CREATE TABLE loaded (execution_id bigint);
-    CREATE TABLE reported (execution_id bigint);
 ";
 
 /// How many executions [`HISTORY`] has.
@@ -60,14 +50,8 @@ const FAILURES: [&str; 4] = [
 
 /// A primary with both databases, in which all is recorded.
 fn primary_with(settings: &str) -> Cluster {
-    let primary = preloaded_cluster_with(&format!("{SETTINGS}{settings}"));
+    let primary = cluster_for_traces(&format!("{SETTINGS}{settings}"));
     primary.connect().batch_execute(HISTORY).unwrap();
-    primary.connect().batch_execute("CREATE DATABASE keyless").unwrap();
-    let mut keyless = primary.connect_to("keyless", "postgres");
-    keyless.batch_execute("CREATE SCHEMA loader; CREATE EXTENSION loader_history").unwrap();
-    for database in DATABASES {
-        primary.connect_to(database, "postgres").batch_execute(TABLES).unwrap();
-    }
     wait_until_settled(&primary);
     primary
 }
@@ -532,16 +516,6 @@ fn judge(cluster: &Cluster, all: &[Known], figures: &mut Figures) -> Vec<String>
         wrong.extend(found.contradictions(&known));
     }
     wrong
-}
-
-#[track_caller]
-fn assert_none(wrong: &[String], when: &str) {
-    assert!(
-        wrong.is_empty(),
-        "{when}: {} things are wrong\n{}",
-        wrong.len(),
-        wrong.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n")
-    );
 }
 
 /// Commits or rolls back what is still prepared, and what was told of it.

@@ -21,14 +21,6 @@ pub struct Wanted {
     started_before: Option<DateTime<Utc>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WantedCsv {
-    status: Option<Status>,
-    started_from: Option<DateTime<Utc>>,
-    started_before: Option<DateTime<Utc>>,
-}
-
 pub async fn of_loader(
     Shared(state): Shared<State>,
     LoaderId(loader): LoaderId,
@@ -60,24 +52,14 @@ async fn page(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Resp
 pub async fn csv_of_loader(
     Shared(state): Shared<State>,
     LoaderId(loader): LoaderId,
-    Parameters(wanted): Parameters<WantedCsv>,
+    Parameters(filter): Parameters<ExecutionFilter>,
 ) -> Result<Response, Problem> {
-    csv::export(state, Some(loader), wanted.into()).await
+    csv::export(state, Some(loader), filter).await
 }
 
 pub async fn csv_of_all(
     Shared(state): Shared<State>,
-    Parameters(wanted): Parameters<WantedCsv>,
+    Parameters(filter): Parameters<ExecutionFilter>,
 ) -> Result<Response, Problem> {
-    csv::export(state, None, wanted.into()).await
-}
-
-impl From<WantedCsv> for ExecutionFilter {
-    fn from(wanted: WantedCsv) -> Self {
-        Self {
-            status: wanted.status,
-            started_from: wanted.started_from,
-            started_before: wanted.started_before,
-        }
-    }
+    csv::export(state, None, filter).await
 }
