@@ -1,26 +1,27 @@
-//! Ids that were given elsewhere and lost.
+//! Ids that were given and lost, which the sequence would give again.
 //!
-//! A standby that is promoted, or a backup that is restored to a point in time, goes on where its log ended. The
-//! sequence would give ids again that the other server had given since, and a load that was cut off by a
-//! failover, and then reports by the id it had, would end another's execution.
+//! A load that was cut off and reports by the id it had would end another's execution.
 
 use std::cell::Cell;
+use std::fs;
 
 use pgrx::{Spi, pg_sys, spi};
 
 use crate::error::Error;
 use crate::lookup::{OpenRelation, relation};
 
-/// How many ids are skipped: more than a server gives in the minutes that a standby may be behind.
+/// How many ids are skipped, times the timeline's number: each timeline has a part of its own, larger than
+/// what a server gives in the minutes that a standby may be behind.
 const SKIPPED: i64 = 1_000_000;
 
 thread_local! {
-    /// Whether this process has seen to it. The timeline of a server that records does not change.
+    /// Whether this process has seen to what the timeline lost. That of a server that records stays.
     static DONE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Skips the ids that may have been given on the timeline that this server's branched off from, unless that
-/// was done. To be called before an id is taken, in a transaction that may write.
+/// was done: a standby that is promoted, and a backup that is restored to a point in time, go on where
+/// their log ended. To be called before an id is taken, in a transaction that may write.
 ///
 /// # Errors
 /// What SPI says of the call; errors of PostgreSQL pass as they are.
@@ -28,64 +29,119 @@ pub fn skip_lost_ids() -> Result<(), Error> {
     if DONE.get() {
         return Ok(());
     }
-    if let Some(oid) = relation(c"execution_history_id_seq") {
-        let sequence = OpenRelation::table(oid, pg_sys::AccessShareLock);
-        let branched_off = branched_off();
-        if last_logged(&sequence) <= branched_off {
-            let mode = pg_sys::ExclusiveLock.cast_signed();
-            // SAFETY: in a transaction, which gives the lock back where an error leaves it. Nobody waits for it
-            // longer than for the statement, whose effect others see at once.
-            unsafe { pg_sys::LockDatabaseObject(pg_sys::RelationRelationId, oid, 0, mode) };
-            if last_logged(&sequence) <= branched_off {
-                skip()?;
+    // SAFETY: the server is not in recovery, or the transaction could not write.
+    let timeline = unsafe { pg_sys::GetWALInsertionTimeLine() };
+    if let Some(branched_off) = branched_off(timeline)
+        && let Some(sequence) = Sequence::open()
+    {
+        // What is not logged has no place in the log.
+        let is_older = |sequence: &Sequence| (1..=branched_off).contains(&sequence.last_logged());
+        if is_older(&sequence) {
+            let _one_at_a_time = Lock::take(sequence.oid);
+            if is_older(&sequence) {
+                skip(i64::from(timeline) * SKIPPED)?;
             }
-            // SAFETY: taken above.
-            unsafe { pg_sys::UnlockDatabaseObject(pg_sys::RelationRelationId, oid, 0, mode) };
         }
     }
     DONE.set(true);
     Ok(())
 }
 
-/// Skips ids, where the sequence can still count that far.
-fn skip() -> Result<(), spi::Error> {
-    let (last, increment, max) = Spi::get_three::<i64, i64, i64>(
-        "SELECT s.last_value, p.seqincrement, p.seqmax
+/// Has the ids that were given up to now survive a crash of the server, though no transaction that took
+/// one has committed. That is a wait for the disk for every 32 of them: a sequence logs so many at once.
+pub fn keep_given_ids() {
+    if let Some(sequence) = Sequence::open() {
+        // SAFETY: what is waited for has been inserted into the log, by whoever wrote the page.
+        unsafe { pg_sys::XLogFlush(sequence.last_logged()) };
+    }
+}
+
+/// Where in the log the timeline branched off from its parent; `None` for the first, and where nothing tells.
+///
+/// The file is that of PostgreSQL's timeline.c: a line for each ancestor, the parent's last. Its own
+/// `readTimeLineHistory()` ends the session where the file can't be read.
+fn branched_off(timeline: pg_sys::TimeLineID) -> Option<pg_sys::XLogRecPtr> {
+    let history = fs::read_to_string(format!("pg_wal/{timeline:08X}.history")).ok()?;
+    let is_ancestor = |line: &&str| !line.trim().is_empty() && !line.starts_with('#');
+    let position = history.lines().rfind(is_ancestor)?.split_whitespace().nth(1)?;
+    let (high, low) = position.split_once('/')?;
+    let half = |digits| u32::from_str_radix(digits, 16).ok().map(u64::from);
+    Some(half(high)? << 32 | half(low)?)
+}
+
+/// Skips so many ids, where the sequence can still count that far.
+fn skip(ids: i64) -> Result<(), spi::Error> {
+    let (last, increment, end) = Spi::get_three::<i64, i64, i64>(
+        "SELECT s.last_value, p.seqincrement,
+                CASE WHEN p.seqincrement OPERATOR(pg_catalog.>) 0 THEN p.seqmax ELSE p.seqmin END
            FROM loader.execution_history_id_seq AS s, pg_catalog.pg_sequence AS p
           WHERE p.seqrelid OPERATOR(pg_catalog.=)
                 'loader.execution_history_id_seq'::pg_catalog.regclass",
     )?;
     // Others may take ids meanwhile, though not as many.
-    let next = last.and_then(|last| last.checked_add(SKIPPED)).filter(|&next| {
-        increment.is_some_and(|increment| increment > 0) && max.is_some_and(|max| next <= max)
-    });
-    let Some(next) = next else { return Ok(()) };
-    Spi::run_with_args(
-        "SELECT pg_catalog.setval('loader.execution_history_id_seq', $1)",
-        &[next.into()],
-    )
+    let next = || {
+        let (last, increment, end) = (last?, increment?, end?);
+        let next = increment.checked_mul(ids)?.checked_add(last)?;
+        (if increment > 0 { next <= end } else { next >= end }).then_some(next)
+    };
+    next().map_or(Ok(()), |next| {
+        Spi::run_with_args(
+            "SELECT pg_catalog.setval('loader.execution_history_id_seq', $1)",
+            &[next.into()],
+        )
+    })
 }
 
-/// Where in the log the server's timeline branched off from another; 0 where it is the cluster's first.
-fn branched_off() -> pg_sys::XLogRecPtr {
-    // SAFETY: in a transaction of a server that is not in recovery. PostgreSQL's list begins with the timeline
-    // that it was asked for, also where the file that tells of it is gone.
-    unsafe {
-        let timelines = pg_sys::readTimeLineHistory(pg_sys::GetWALInsertionTimeLine());
-        let own = pg_sys::list_nth(timelines, 0).cast::<pg_sys::TimeLineHistoryEntry>();
-        let begin = (*own).begin;
-        pg_sys::list_free_deep(timelines);
-        begin
+/// The sequence of the history's ids.
+struct Sequence {
+    oid: pg_sys::Oid,
+    relation: OpenRelation,
+}
+
+impl Sequence {
+    /// Opens it, under the lock that taking an id takes.
+    fn open() -> Option<Self> {
+        let oid = relation(c"execution_history_id_seq")?;
+        Some(Self { oid, relation: OpenRelation::table(oid, pg_sys::RowExclusiveLock) })
+    }
+
+    /// Where in the log its last change that was logged is: the first id taken after a recovery is one. 0
+    /// where it is not logged.
+    fn last_logged(&self) -> pg_sys::XLogRecPtr {
+        // SAFETY: the relation is open, under a lock that keeps its file from being replaced; a sequence has
+        // one page, and the buffer is pinned and locked while it is asked.
+        unsafe {
+            let buffer = pg_sys::ReadBuffer(self.relation.as_ptr(), 0);
+            pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
+            let position = pg_sys::BufferGetLSNAtomic(buffer);
+            pg_sys::UnlockReleaseBuffer(buffer);
+            position
+        }
     }
 }
 
-/// Where in the log the last change of a sequence is that was logged, as the first after a promotion is.
-fn last_logged(sequence: &OpenRelation) -> pg_sys::XLogRecPtr {
-    // SAFETY: the relation is open, and a sequence has one page; the buffer is pinned while it is asked.
-    unsafe {
-        let buffer = pg_sys::ReadBuffer(sequence.as_ptr(), 0);
-        let position = pg_sys::BufferGetLSNAtomic(buffer);
-        pg_sys::ReleaseBuffer(buffer);
-        position
+/// A lock that keeps others from skipping at the same time.
+struct Lock(pg_sys::Oid);
+
+impl Lock {
+    const MODE: pg_sys::LOCKMODE = pg_sys::ExclusiveLock.cast_signed();
+
+    /// Waits for it. Nobody has it longer than for a statement, whose effect others see at once.
+    fn take(oid: pg_sys::Oid) -> Self {
+        // SAFETY: in a transaction.
+        unsafe { pg_sys::LockDatabaseObject(pg_sys::RelationRelationId, oid, 0, Self::MODE) };
+        Self(oid)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While an error unwinds, PostgreSQL gives it back itself.
+        if !std::thread::panicking() {
+            // SAFETY: taken by take(), in this transaction.
+            unsafe {
+                pg_sys::UnlockDatabaseObject(pg_sys::RelationRelationId, self.0, 0, Self::MODE);
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use pgrx::{PgSqlErrorCode, Spi, pg_extern};
 use crate::error::{Error, warn_of_plain_start, warn_of_saturated_count};
 use crate::execution::{Status, duration_seconds};
 use crate::lookup::{self, Key, Locked, OpenRelation, find, relation};
-use crate::lost_ids::skip_lost_ids;
+use crate::lost_ids::{keep_given_ids, skip_lost_ids};
 use crate::recorder::{self, Declined, Reason, Started, binding};
 use crate::rights::Restricted;
 use crate::statement::{KeptStatement, Sight, require_writable};
@@ -65,14 +65,12 @@ fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
         Started::Declined(declined) => Some(declined),
     };
     let id = insert_running(loader_id, start)?;
+    // The worker's commit sees to that, too.
+    keep_given_ids();
     if let Some(Declined { reason, abandoned }) = declined {
         if let Some(abandoned) = abandoned {
             note_abandoned(abandoned)?;
         }
-        // Until its place in the log is on disk, a crash would have the sequence give the same id again, and
-        // whoever reports an end for it would end another's execution. The worker's commit sees to that.
-        // SAFETY: both belong to the current transaction, which has just written.
-        unsafe { pg_sys::XLogFlush(pg_sys::XactLastRecEnd) };
         let new_extension = reason == Reason::ExtensionUncommitted;
         recorder::remember_plain_start(id, loader_id, start, abandoned, new_extension);
         warn_of_plain_start(id, &reason);

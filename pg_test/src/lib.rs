@@ -30,7 +30,7 @@ pub use listener::Listener;
 pub use nix::sys::signal::Signal;
 pub use preloaded::{
     PRELOADED, freeze_worker, preloaded_cluster, preloaded_cluster_with, send_signal,
-    wait_for_worker,
+    stop_replication, wait_for_worker,
 };
 pub use reads::{HISTORY, assert_same_reads, rows};
 pub use report::{print_table, say_left_out, size};

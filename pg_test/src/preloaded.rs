@@ -79,3 +79,13 @@ pub fn freeze_worker(client: &mut Client) -> i32 {
     });
     pid
 }
+
+/// Stops the walsenders of a primary: as the network does when it is gone. Their processes.
+///
+/// # Panics
+/// When there are none to be asked for.
+pub fn stop_replication(primary: &Cluster) -> Vec<i32> {
+    let pids = crate::column(&mut primary.connect(), "SELECT pid FROM pg_stat_replication");
+    pids.iter().for_each(|&pid| send_signal(pid, Signal::SIGSTOP));
+    pids
+}

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use pg_test::traces::{DATABASES, assert_none, cluster_for_traces};
 use pg_test::{
     Client, Cluster, HISTORY, Listener, Session, Signal, assert_durable_in, assert_same_reads,
-    catch_up, column, install_extension, launchers, send_signal, size, sqlstate, status_of,
+    catch_up, column, launchers, send_signal, size, sqlstate, status_of, stop_replication,
     wait_for_equal, wait_for_served,
 };
 use postgres::NoTls;
@@ -713,13 +713,6 @@ fn the_new_primary_says_what_it_has() {
     }
 }
 
-/// Stops the walsenders of a primary: as the network does when it is gone.
-fn stop_replication(primary: &Cluster) -> Vec<i32> {
-    let pids = column(&mut primary.connect(), "SELECT pid FROM pg_stat_replication");
-    pids.iter().for_each(|&pid| send_signal(pid, Signal::SIGSTOP));
-    pids
-}
-
 #[test]
 fn a_start_alone_in_its_transaction_waits_for_a_synchronous_standby() {
     let primary = primary_with("");
@@ -744,59 +737,6 @@ fn a_start_alone_in_its_transaction_waits_for_a_synchronous_standby() {
         let mut there = standby.connect_to(database, "postgres");
         wait_for_equal("it is there", &Some("RUNNING".to_owned()), || status_of(&mut there, id));
     }
-}
-
-#[test]
-fn an_id_that_died_with_the_primary_is_not_given_again() {
-    let mut random = StdRng::seed_from_u64(pg_test::seed());
-    // Neither server preloads the library: what is lost here was committed, and its commit confirmed.
-    let mut primary = Cluster::start_with(SETTINGS);
-    install_extension(&primary, "postgres");
-    let mut last = 0;
-    for _ in 0..2 {
-        let mut standby = primary.start_standby();
-        stop_replication(&primary);
-        let mut session = Session::new(&primary, "postgres");
-        let lost: Vec<_> = (0..random.random_range(1..200)).map(|_| session.start()).collect();
-        drop(session);
-        primary.kill_server();
-        standby.promote();
-        // Many at once find out, and open transactions keep nobody waiting.
-        let mut sessions: Vec<_> = (0..8).map(|_| Session::new(&standby, "postgres")).collect();
-        sessions[0].run("BEGIN");
-        let mut given: Vec<i64> = vec![sessions[0].start()];
-        thread::scope(|scope| {
-            let threads: Vec<_> = sessions[1..]
-                .iter_mut()
-                .map(|session| scope.spawn(|| [(); 5].map(|()| session.start())))
-                .collect();
-            given.extend(threads.into_iter().flat_map(|it| it.join().expect("a session")));
-        });
-        given.sort_unstable();
-        let next: Vec<_> = (given[0]..).take(given.len()).collect();
-        assert_eq!(given, next, "they were skipped once");
-        assert!(given[0] > lost[lost.len() - 1] + 100_000, "{} after {lost:?}", given[0]);
-        for id in lost {
-            let report = format!("SELECT loader.record_execution_end({id}, 'FAILED')");
-            assert_eq!(sqlstate(&sessions[1].client.query(&report, &[])), "P0002", "{report}");
-        }
-        sessions[0].run("COMMIT");
-        drop(sessions);
-        // A crash, or a restart, loses no id that was given.
-        standby.crash_server();
-        standby.start_server();
-        last = Session::new(&standby, "postgres").start();
-        assert!((1..100).contains(&(last - given[given.len() - 1])), "{last}");
-        primary = standby;
-    }
-    // A sequence that ends before goes on to its end.
-    let sequence = "ALTER SEQUENCE loader.execution_history_id_seq";
-    primary.connect().batch_execute(&format!("{sequence} MAXVALUE {}", last + 500_000)).unwrap();
-    let standby = primary.start_standby();
-    primary.kill_server();
-    standby.promote();
-    let id = Session::new(&standby, "postgres").start();
-    assert!((1..100).contains(&(id - last)), "{id} after {last}");
 }
 
 #[test]

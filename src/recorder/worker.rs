@@ -233,14 +233,19 @@ impl Worker {
 
     /// Takes up the work, in a database that has the extension.
     fn serve(&mut self) {
-        // Sessions that insert rows by themselves take ids too.
-        if let Err(trouble) = transaction(skip_lost_ids) {
-            self.report(&trouble);
-        }
+        self.skip_lost_ids();
         self.take_over();
         self.shared.take_over_messages(self.oid);
         self.database.set_serving(Serving::Running);
         self.shared.launcher().wake();
+    }
+
+    /// Sessions that insert rows by themselves take ids, too.
+    fn skip_lost_ids(&mut self) {
+        if let Err(trouble) = transaction(skip_lost_ids) {
+            self.report(&trouble);
+            self.next_extension_check = Instant::now() + EXTENSION_RETRY;
+        }
     }
 
     fn load_bindings(&mut self) -> Result<(), Trouble> {
@@ -355,6 +360,7 @@ impl Worker {
             if self.database.serving() != Serving::Running {
                 self.serve();
             }
+            self.skip_lost_ids();
             if let Err(trouble) = transaction(ledger::tidy_up) {
                 self.report(&trouble);
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
 use pgrx::pg_sys;
 
 use super::process::{Process, my_database};
-use super::{Shared, claim, requests_offset};
+use super::{Shared, claim, requests_offset, shared};
 
 /// What a backend asks a worker to record.
 #[repr(C)]
@@ -106,13 +106,16 @@ impl Request {
         if !self.advance(Progress::Queued, Progress::Taken) {
             return false;
         }
-        let right = self.database() == database;
-        // It was freed and used again for another database just now: its caller may even have given it up
-        // meanwhile.
-        if !right && !self.advance(Progress::Taken, Progress::Queued) {
-            self.decline(0);
+        self.database() == database || {
+            // It was freed and used again for another database just now: its caller may even have given it up
+            // meanwhile, and its own worker have passed it over.
+            if !self.advance(Progress::Taken, Progress::Queued) {
+                self.decline(0);
+            } else if let Some(own) = shared().and_then(|shared| shared.database(self.database())) {
+                own.worker.wake();
+            }
+            false
         }
-        right
     }
 
     /// Answers whoever waits that it is recorded.
@@ -140,13 +143,16 @@ impl Request {
 
     /// Gives it up on behalf of whoever waits: an error ends the wait, and cannot be failed by this.
     pub fn give_up(&self) {
-        let free = |from| self.advance(from, Progress::Free);
-        if !free(Progress::Queued)
-            && !self.advance(Progress::Taken, Progress::Unattended)
-            && !free(Progress::Done)
-        {
-            free(Progress::Declined);
-        }
+        let ways = [
+            (Progress::Queued, Progress::Free),
+            (Progress::Taken, Progress::Unattended),
+            (Progress::Done, Progress::Free),
+            (Progress::Declined, Progress::Free),
+        ];
+        // Whoever takes it by mistake puts it back, so it may stand where it was just not found.
+        while ways.iter().any(|&(from, _)| self.is(from))
+            && !ways.iter().any(|&(from, to)| self.advance(from, to))
+        {}
     }
 }
 
