@@ -31,6 +31,9 @@ function tick() {
   }
 }
 
+// Whether the page's own stream is open; until it is known, as it was when the page was made.
+let connected = true;
+
 function showLive(isLive, reason = "shown anew every 15 seconds") {
   const live = document.getElementById("live");
   const text = isLive ? "Live" : `Not live: ${reason}`;
@@ -111,11 +114,12 @@ function refresh() {
   tick();
   draw();
   const made = document.getElementById("made");
-  if (made) showLive(made.dataset.live === "true");
+  if (made) showLive(connected && made.dataset.live === "true");
 }
 
 document.body.addEventListener("htmx:afterSettle", refresh);
-document.body.addEventListener("htmx:sseError", () => showLive(false));
+document.body.addEventListener("htmx:sseOpen", () => { connected = true; });
+document.body.addEventListener("htmx:sseError", () => { connected = false; showLive(false); });
 document.body.addEventListener("htmx:sendError", () => showLive(false, "the console does not answer"));
 document.body.addEventListener("htmx:responseError", (event) => showLive(false, problem(event.detail.xhr.responseText)));
 refresh();

@@ -1,11 +1,12 @@
 //! What the console is told when it starts.
 
+use std::env;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Parser;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, PgPool};
 
 /// Console of loader_history: executions of loaders as pages, as JSON and as a stream of events.
@@ -29,8 +30,12 @@ pub struct Config {
     pub connections: u32,
 
     /// Streams of events that may be open at the same time.
-    #[arg(long, env = "CONSOLE_MAX_STREAMS", default_value_t = 1000)]
+    #[arg(long, env = "CONSOLE_MAX_STREAMS", default_value_t = 500)]
     pub max_streams: usize,
+
+    /// Names by which it is asked, with commas between them, beside localhost and addresses.
+    #[arg(long, env = "CONSOLE_ALLOWED_HOSTS", value_delimiter = ',')]
+    pub allowed_hosts: Vec<String>,
 }
 
 /// How long a statement of the console may take.
@@ -40,8 +45,15 @@ impl Config {
     /// How the console connects to the database.
     ///
     /// # Errors
-    /// Where the URL is none. The error does not repeat it: there may be a password in it.
-    pub fn connect_options(&self) -> Result<PgConnectOptions, NotAUrl> {
+    /// Where the URL is none, or a variable is wrong. The error does not repeat it: there may be a password in it.
+    pub fn connect_options(&self) -> Result<PgConnectOptions, NoDatabase> {
+        // sqlx would take what is usual in their place: no verification, for one.
+        let is = |name, check: fn(&str) -> bool| match env::var(name) {
+            Ok(value) if !value.is_empty() && !check(&value) => Err(NoDatabase::Variable(name)),
+            _ => Ok(()),
+        };
+        is("PGSSLMODE", |mode| PgSslMode::from_str(mode).is_ok())?;
+        is("PGPORT", |port| port.parse::<u16>().is_ok())?;
         let options = match &self.database_url {
             // Which schemes there are the parser does not check.
             Some(url)
@@ -49,9 +61,9 @@ impl Config {
                     .iter()
                     .any(|scheme| url.starts_with(scheme)) =>
             {
-                return Err(NotAUrl);
+                return Err(NoDatabase::Url);
             }
-            Some(url) => PgConnectOptions::from_str(url).map_err(|_| NotAUrl)?,
+            Some(url) => PgConnectOptions::from_str(url).map_err(|_| NoDatabase::Url)?,
             None => PgConnectOptions::new(),
         };
         let session =
@@ -71,7 +83,13 @@ impl Config {
     }
 }
 
-/// The database's URL is none.
+/// What says where the database is makes no sense.
 #[derive(Debug, thiserror::Error)]
-#[error("the database's URL is not of the form postgresql://user@host:port/database")]
-pub struct NotAUrl;
+pub enum NoDatabase {
+    /// The URL is none.
+    #[error("the database's URL is not of the form postgresql://user@host:port/database")]
+    Url,
+    /// A variable has no value of those that it may have.
+    #[error("{0} has a value that it cannot have")]
+    Variable(&'static str),
+}

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::QueryAs;
-use sqlx::{FromRow, PgPool, Postgres};
+use sqlx::{Execute, FromRow, PgPool, Postgres};
 
 use crate::filter::ExecutionFilter;
 use crate::timestamp::Timestamp;
@@ -57,6 +57,16 @@ pub struct FeedEvent {
 pub struct HistoryPage {
     pub executions: Vec<Execution>,
     pub next_cursor: Option<String>,
+    /// What the database's clock was ahead of this machine's.
+    #[serde(skip)]
+    ahead: TimeDelta,
+}
+
+impl HistoryPage {
+    /// The time, by the database's clock, which its times are of.
+    pub fn now(&self) -> DateTime<Utc> {
+        Utc::now() + self.ahead
+    }
 }
 
 /// An execution of such a page.
@@ -105,25 +115,26 @@ impl Database {
         self.row(sqlx::query_as(query)).await?.ok_or(Error::Database(sqlx::Error::RowNotFound))
     }
 
-    /// The newest `limit` events, of those later than `since` where it is given.
+    /// The newest `limit` events, of those later than `since` and not later than `until` where these are given.
     pub async fn activity_feed(
         &self,
         limit: i64,
         since: Option<DateTime<Utc>>,
+        until: Option<DateTime<Utc>>,
     ) -> Result<Vec<FeedEvent>, Error> {
-        const COLUMNS: &str = "event_time, event_type, severity, execution_id, loader_id, message";
-        const ORDER: &str = "ORDER BY event_time DESC, execution_id DESC LIMIT $1";
-        let query = match since {
-            Some(_) => {
-                format!("SELECT {COLUMNS} FROM loader.activity_feed WHERE event_time > $2 {ORDER}")
-            }
-            None => format!("SELECT {COLUMNS} FROM loader.activity_feed {ORDER}"),
+        // A statement for each: a condition that may be none could not use the indexes.
+        let condition = match (since, until) {
+            (None, None) => "",
+            (Some(_), None) => "WHERE event_time > $2",
+            (None, Some(_)) => "WHERE event_time <= $2",
+            (Some(_), Some(_)) => "WHERE event_time > $2 AND event_time <= $3",
         };
-        let mut query = sqlx::query_as(&query).bind(limit);
-        if let Some(since) = since {
-            query = query.bind(since);
-        }
-        self.rows(query).await
+        let query = format!(
+            "SELECT event_time, event_type, severity, execution_id, loader_id, message FROM loader.activity_feed \
+             {condition} ORDER BY event_time DESC, execution_id DESC LIMIT $1"
+        );
+        let bounds = [since, until].into_iter().flatten();
+        self.rows(bounds.fold(sqlx::query_as(&query).bind(limit), QueryAs::bind)).await
     }
 
     /// At most `limit` loaders with an id above `after`, by id; only those that fail, or that do not.
@@ -156,16 +167,16 @@ impl Database {
         self.row(sqlx::query_as(&query).bind(id)).await
     }
 
-    /// A page of the history, as the JSON that the extension makes.
+    /// A page of the history, as the JSON that the extension makes, and when it was made.
     pub async fn history_json(
         &self,
         loader: Option<i64>,
         filter: &ExecutionFilter,
         page_size: i32,
         cursor: Option<&str>,
-    ) -> Result<String, Error> {
+    ) -> Result<(String, Timestamp), Error> {
         let query = "SELECT loader.get_execution_history(loader_id => $1, page_size => $2, \"cursor\" => $3, \
-                     status => $4, started_from => $5, started_before => $6)::text";
+                     status => $4, started_from => $5, started_before => $6)::text, statement_timestamp()";
         let query = sqlx::query_as(query)
             .bind(loader)
             .bind(page_size)
@@ -173,8 +184,7 @@ impl Database {
             .bind(filter.status.map(|status| status.as_str()))
             .bind(filter.started_from)
             .bind(filter.started_before);
-        let (json,) = self.row(query).await?.ok_or(sqlx::Error::RowNotFound)?;
-        Ok(json)
+        Ok(self.row(query).await?.ok_or(sqlx::Error::RowNotFound)?)
     }
 
     /// A page of the history.
@@ -185,8 +195,9 @@ impl Database {
         page_size: i32,
         cursor: Option<&str>,
     ) -> Result<HistoryPage, Error> {
-        let json = self.history_json(loader, filter, page_size, cursor).await?;
-        Ok(serde_json::from_str(&json)?)
+        let (json, made) = self.history_json(loader, filter, page_size, cursor).await?;
+        let page = serde_json::from_str(&json)?;
+        Ok(HistoryPage { ahead: made.0 - Utc::now(), ..page })
     }
 
     /// Whether the database answers.
@@ -196,25 +207,32 @@ impl Database {
         Ok(())
     }
 
-    async fn row<T: for<'r> FromRow<'r, PgRow> + Send + Unpin>(
+    async fn row<T: for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static>(
         &self,
         query: QueryAs<'_, Postgres, T, PgArguments>,
     ) -> Result<Option<T>, Error> {
         Ok(self.rows(query).await?.pop())
     }
 
-    async fn rows<T: for<'r> FromRow<'r, PgRow> + Send + Unpin>(
+    async fn rows<T: for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static>(
         &self,
-        query: QueryAs<'_, Postgres, T, PgArguments>,
+        mut query: QueryAs<'_, Postgres, T, PgArguments>,
     ) -> Result<Vec<T>, Error> {
+        let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?.unwrap_or_default();
+        let sql = query.sql().to_owned();
         let mut connection = self.0.acquire().await?;
-        match tokio::time::timeout(ANSWER, query.fetch_all(&mut *connection)).await {
-            Ok(rows) => Ok(rows?),
-            Err(_) => {
+        // To its end, though its client may leave: the pool would ask the connection whether it is well, and
+        // wait for as long as the statement or the network takes.
+        let asking = tokio::spawn(async move {
+            let rows = sqlx::query_as_with(&sql, arguments).fetch_all(&mut *connection);
+            let Ok(rows) = tokio::time::timeout(ANSWER, rows).await else {
                 // The network is cut: it would keep its place in the pool for long.
                 drop(connection.detach());
-                Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into())
-            }
-        }
+                return Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
+            };
+            rows
+        });
+        let ended = asking.await;
+        Ok(ended.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))?)
     }
 }

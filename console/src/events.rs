@@ -81,9 +81,20 @@ pub struct Hub {
     ticks: broadcast::Sender<Tick>,
     generation: AtomicU64,
     live: AtomicBool,
-    /// Loaders with events since the last tick; `None` stands for all.
-    changed: std::sync::Mutex<Option<HashSet<i64>>>,
+    changed: std::sync::Mutex<Changed>,
     changes: Notify,
+    /// Whether pages will be told again of the last change.
+    again: AtomicBool,
+}
+
+/// What has changed since the last tick.
+#[derive(Default)]
+struct Changed {
+    /// Whether anything has.
+    any: bool,
+    /// Whether it may concern all loaders, or too many to name.
+    all: bool,
+    loaders: HashSet<i64>,
 }
 
 /// What every event of the extension has.
@@ -125,8 +136,9 @@ impl Hub {
             ticks: broadcast::Sender::new(16),
             generation: AtomicU64::new(1),
             live: AtomicBool::new(false),
-            changed: std::sync::Mutex::new(Some(HashSet::new())),
+            changed: std::sync::Mutex::default(),
             changes: Notify::new(),
+            again: AtomicBool::new(false),
         }
     }
 
@@ -166,7 +178,7 @@ impl Hub {
             let error = self.listen_once(&pool, &mut number).await;
             if self.live.swap(false, Ordering::AcqRel) {
                 (wait, said) = (RETRY[0], false);
-                self.change(None);
+                self.change_all();
             }
             // Said once: a database may be away for long.
             if !said {
@@ -198,7 +210,7 @@ impl Hub {
         self.live.store(true, Ordering::Release);
         // What was committed before the LISTEN was told to nobody.
         let _ = self.events.send(Event::Gap);
-        self.change(None);
+        self.change_all();
         loop {
             let Ok(received) = timeout(SILENCE, listener.try_recv()).await else {
                 // A network that is cut does not say so.
@@ -215,21 +227,48 @@ impl Hub {
             // On one line, whatever whitespace somebody else has put between: inside JSON's strings there is none.
             let payload = notification.payload().replace(['\r', '\n'], " ").into();
             let _ = self.events.send(Event::Execution { number: *number, loader_id, payload });
-            self.change(Some(loader_id));
+            self.change(loader_id);
         }
     }
 
-    /// Notes that something of `loader`, or of all, has changed.
-    fn change(&self, loader: Option<i64>) {
-        let mut changed = self.changed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match (&mut *changed, loader) {
-            (Some(loaders), Some(loader)) if loaders.len() < NAMED_LOADERS => {
-                loaders.insert(loader);
-            }
-            _ => *changed = None,
-        }
+    fn changed(&self) -> std::sync::MutexGuard<'_, Changed> {
+        self.changed.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Changed)) {
+        let mut changed = self.changed();
+        changed.any = true;
+        note(&mut changed);
         drop(changed);
         self.changes.notify_one();
+    }
+
+    /// Notes that something of `loader` has changed.
+    pub fn change(&self, loader: i64) {
+        self.note(|changed| {
+            if changed.loaders.len() < NAMED_LOADERS {
+                changed.loaders.insert(loader);
+            } else {
+                changed.all = true;
+            }
+        });
+    }
+
+    /// Notes that everything may have changed.
+    fn change_all(&self) {
+        self.note(|changed| changed.all = true);
+    }
+
+    /// Tells pages of all loaders again after `wait`: they were given what is older than the last change.
+    pub fn tell_again(self: &Arc<Self>, wait: Duration) {
+        if !self.again.swap(true, Ordering::AcqRel) {
+            let hub = self.clone();
+            tokio::spawn(async move {
+                sleep(wait).await;
+                hub.again.store(false, Ordering::Release);
+                hub.note(|_| ());
+            });
+        }
     }
 
     /// Tells pages of changes, at once where the last time is long ago and otherwise together.
@@ -238,14 +277,12 @@ impl Hub {
         loop {
             self.changes.notified().await;
             sleep_until(next).await;
-            let mut changed =
-                self.changed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let loaders = changed.replace(HashSet::new()).map(Arc::new);
-            drop(changed);
+            let Changed { any, all, loaders } = std::mem::take(&mut *self.changed());
             // Changes that the last tick told of already.
-            if loaders.as_ref().is_some_and(|loaders| loaders.is_empty()) {
+            if !any {
                 continue;
             }
+            let loaders = (!all).then(|| Arc::new(loaders));
             next = Instant::now() + TICK;
             self.generation.fetch_add(1, Ordering::AcqRel);
             let _ = self.ticks.send(Tick { loaders });

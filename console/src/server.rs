@@ -1,12 +1,14 @@
 //! Starting, serving and stopping.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State as Shared};
+use axum::http::uri::Authority;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::serve::ListenerExt;
@@ -18,7 +20,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 
-use crate::config::{Config, NotAUrl};
+use crate::config::{Config, NoDatabase};
 use crate::database::Database;
 use crate::events::Hub;
 use crate::problem::Problem;
@@ -51,9 +53,9 @@ const HEADERS: [(HeaderName, HeaderValue); 4] = [
 /// Why the console cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// See [`NotAUrl`].
+    /// See [`NoDatabase`].
     #[error(transparent)]
-    Url(#[from] NotAUrl),
+    Database(#[from] NoDatabase),
     /// The address is taken, or not this machine's.
     #[error("cannot listen on {address}: {error}")]
     Listen {
@@ -97,8 +99,9 @@ pub async fn run(config: Config) -> Result<(), Error> {
         let _ = stop.send(true);
     });
 
-    let serving = axum::serve(listener.tap_io(watch_connection), router(state))
-        .with_graceful_shutdown(until_stopping(stopping.clone()));
+    let serving =
+        axum::serve(listener.tap_io(watch_connection), router(state, config.allowed_hosts.into()))
+            .with_graceful_shutdown(until_stopping(stopping.clone()));
     let grace = async {
         until_stopping(stopping).await;
         tokio::time::sleep(GRACE).await;
@@ -130,16 +133,21 @@ fn watch_connection(connection: &mut TcpStream) {
     }
 }
 
-fn router(state: State) -> Router {
+fn router(state: State, allowed_hosts: Arc<[String]>) -> Router {
     let answers = Router::new()
         .merge(pages::router())
         .nest("/api/v1", api::router())
         // Which nest() leaves out.
         .route("/api/v1/", any(api::no_such_path))
         .layer(from_fn(in_time))
+        .layer(SetResponseHeaderLayer::if_not_present(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("no-store"),
+        ))
         .with_state(state);
     let mut router = answers
         .merge(assets::router())
+        .layer(from_fn_with_state(allowed_hosts, by_a_known_name))
         .layer(CatchPanicLayer::custom(|_| panicked()))
         .layer(SetResponseHeaderLayer::if_not_present(header::RETRY_AFTER, retry_after))
         // Leaves streams of events as they are.
@@ -148,6 +156,26 @@ fn router(state: State) -> Router {
         router = router.layer(SetResponseHeaderLayer::if_not_present(name, value));
     }
     router
+}
+
+/// The response to who asks by an address, by localhost, or by one of the names `allowed`. By another's name,
+/// which its owner lets stand for this machine, the owner's pages would read what is here (DNS rebinding).
+async fn by_a_known_name(
+    Shared(allowed): Shared<Arc<[String]>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    // Browsers say it.
+    let Some(host) = request.headers().get(header::HOST) else { return next.run(request).await };
+    let authority: Option<Authority> = host.to_str().ok().and_then(|host| host.parse().ok());
+    let host = authority.as_ref().map_or("", Authority::host).trim_matches(['[', ']']);
+    let is = |name: &str| name.eq_ignore_ascii_case(host);
+    if host.parse::<IpAddr>().is_ok() || is("localhost") || allowed.iter().any(|name| is(name)) {
+        return next.run(request).await;
+    }
+    let detail =
+        format!("The console does not answer to the name {host:?}: see its --allowed-hosts.");
+    Problem::new(StatusCode::MISDIRECTED_REQUEST, detail).into_response()
 }
 
 /// The response, which may take longer once it has begun: a stream of events goes on for ever.

@@ -64,26 +64,30 @@ impl std::ops::Deref for State {
 impl Shared {
     /// How many loaders fail. It looks at every loader, so all readers share it.
     pub async fn failed_loader_counts(&self) -> Result<Arc<FailedLoaderCounts>, Arc<Error>> {
-        self.counts.get(self.hub.generation(), self.database.failed_loader_counts()).await
+        let database = self.database.clone();
+        self.counts.get(&self.hub, async move { database.failed_loader_counts().await }).await
     }
 
     /// The loaders of the overview that fail.
     pub async fn failed_loaders(&self) -> Result<Arc<Vec<LoaderSummary>>, Arc<Error>> {
-        let ask = self.database.failed_loaders(OVERVIEW_ROWS.into());
-        self.failed.get(self.hub.generation(), ask).await
+        let database = self.database.clone();
+        let ask = async move { database.failed_loaders(OVERVIEW_ROWS.into()).await };
+        self.failed.get(&self.hub, ask).await
     }
 
     /// The newest executions that run.
     pub async fn running(&self) -> Result<Arc<HistoryPage>, Arc<Error>> {
+        let database = self.database.clone();
         let running =
             ExecutionFilter { status: Some(Status::Running), ..ExecutionFilter::default() };
-        let ask = self.database.history(None, &running, OVERVIEW_ROWS.into(), None);
-        self.running.get(self.hub.generation(), ask).await
+        let ask = async move { database.history(None, &running, OVERVIEW_ROWS.into(), None).await };
+        self.running.get(&self.hub, ask).await
     }
 
     /// The newest events.
     pub async fn newest_events(&self) -> Result<Arc<Vec<FeedEvent>>, Arc<Error>> {
-        let ask = self.database.activity_feed(OVERVIEW_ROWS.into(), None);
-        self.feed.get(self.hub.generation(), ask).await
+        let database = self.database.clone();
+        let ask = async move { database.activity_feed(OVERVIEW_ROWS.into(), None, None).await };
+        self.feed.get(&self.hub, ask).await
     }
 }

@@ -203,6 +203,30 @@ fn the_feed_is_the_view_s_newest_first_and_since_a_time_to_the_microsecond() {
     assert!(!expected.as_array().unwrap().is_empty());
     let found = console.json(&format!("/api/v1/activity?limit=1000&since={seen}"));
     assert_eq!(normal(found), expected);
+    // And the one who has missed more than a page goes back from the oldest that it got.
+    let whole = console.json("/api/v1/activity?limit=1000");
+    let mut walked = Vec::<Value>::new();
+    loop {
+        let until = walked.last().map_or_else(String::new, |oldest| {
+            format!("&until={}", oldest["timestamp"].as_str().unwrap())
+        });
+        let page = console.json(&format!("/api/v1/activity?limit=100{until}"));
+        let page = page.as_array().unwrap().iter();
+        let new: Vec<_> = page.filter(|event| !walked.contains(event)).cloned().collect();
+        if new.is_empty() {
+            break;
+        }
+        walked.extend(new);
+    }
+    let whole = whole.as_array().unwrap();
+    assert!(whole.len() > 200);
+    assert_eq!(walked[..whole.len()], *whole);
+    let (since, until) = (&walked[30]["timestamp"], &walked[10]["timestamp"]);
+    let (since, until) = (since.as_str().unwrap(), until.as_str().unwrap());
+    let between =
+        format!("{feed} WHERE event_time > '{since}' AND event_time <= '{until}' {order}");
+    let found = console.json(&format!("/api/v1/activity?limit=1000&since={since}&until={until}"));
+    assert_eq!(normal(found), rows_as_json(&mut client, &between));
     // The same time with an offset.
     let offset = chrono::DateTime::parse_from_rfc3339(seen).unwrap();
     let offset = offset.with_timezone(&chrono::FixedOffset::east_opt(19_800).unwrap());

@@ -51,8 +51,11 @@ fn mute(console: &Console) -> TcpStream {
     let address: std::net::SocketAddr = console.address().parse().unwrap();
     socket.connect(&SockAddr::from(address)).unwrap();
     let mut socket = TcpStream::from(socket);
-    std::io::Write::write_all(&mut socket, b"GET /api/v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
-        .unwrap();
+    std::io::Write::write_all(
+        &mut socket,
+        b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    )
+    .unwrap();
     socket
 }
 

@@ -103,6 +103,13 @@ fn neither_do_its_help_and_its_complaints() {
         let told = says(Console::command(&cluster).arg(format!("--database-url={bad}")));
         assert!(told.contains("database's URL") && !told.contains(TRACE), "{bad}: {told}");
     }
+    // A misspelt mode would be none.
+    for (name, bad) in
+        [("PGSSLMODE", "hunter2"), ("PGSSLMODE", "verifyfull"), ("PGPORT", "hunter2")]
+    {
+        let told = says(Console::command(&cluster).env(name, bad));
+        assert!(told.contains(name) && !told.contains(TRACE), "{bad}: {told}");
+    }
 }
 
 #[test]

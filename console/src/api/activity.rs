@@ -16,6 +16,7 @@ use crate::timestamp::Timestamp;
 pub struct Wanted {
     limit: Option<u16>,
     since: Option<DateTime<Utc>>,
+    until: Option<DateTime<Utc>>,
 }
 
 /// An event, with the keys that the front end reads which the feed was first made for.
@@ -50,6 +51,6 @@ pub async fn activity(
     Parameters(wanted): Parameters<Wanted>,
 ) -> Result<Json<Vec<Item>>, Problem> {
     let limit = limit(wanted.limit)?;
-    let events = state.database.activity_feed(limit.into(), wanted.since).await?;
+    let events = state.database.activity_feed(limit.into(), wanted.since, wanted.until).await?;
     Ok(Json(events.into_iter().map(Item::from).collect()))
 }

@@ -45,7 +45,7 @@ async fn page(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Resp
         started_before: wanted.started_before,
     };
     let cursor = wanted.cursor.as_deref();
-    let json = state.database.history_json(loader, &filter, limit.into(), cursor).await?;
+    let (json, _) = state.database.history_json(loader, &filter, limit.into(), cursor).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 

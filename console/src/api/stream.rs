@@ -103,7 +103,7 @@ fn respond(
         })
         .take_until(Box::pin(stopped));
     let stream = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
-    ([(header::CACHE_CONTROL, "no-store"), (HEADER_BUFFERING, "no")], stream).into_response()
+    ([(HEADER_BUFFERING, "no")], stream).into_response()
 }
 
 /// Has nginx pass events on as they come.

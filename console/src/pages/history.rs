@@ -7,7 +7,7 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::Deserialize;
 
 use super::view::{ChartPoint, ExecutionRow, LoaderRow, StatusOption, status_options};
-use super::{Frame, error, page};
+use super::{Frame, address, error, page};
 use crate::api::{LoaderId, Parameters};
 use crate::filter::{ExecutionFilter, Status};
 use crate::format::machine_time;
@@ -122,12 +122,17 @@ async fn make(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Hist
     let failures = points.iter().filter(|point| point.is_failed()).count();
     Ok(History {
         frame: Frame::new(state, if loader.is_some() { "" } else { "executions" })
+            .at(found.now())
             .moving(cursor.is_none()),
         loader: loader.map(|id| (id, summary.as_ref().map(LoaderRow::from))),
         statuses: status_options(filter.status),
         is_filtered: filter.is_set(),
         is_first: cursor.is_none(),
-        executions: found.executions.iter().map(ExecutionRow::from).collect(),
+        executions: found
+            .executions
+            .iter()
+            .map(|execution| ExecutionRow::new(execution, found.now()))
+            .collect(),
         newest: page_at(""),
         next: found.next_cursor.as_deref().map(page_at),
         csv: address(
@@ -147,14 +152,6 @@ async fn make(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Hist
 
 fn machine(time: Option<DateTime<Utc>>) -> String {
     time.map_or_else(String::new, machine_time)
-}
-
-/// `path` with those of `parameters` that have a value.
-fn address(path: &str, parameters: &[(&str, &str)]) -> String {
-    let mut query = form_urlencoded::Serializer::new(String::new());
-    query.extend_pairs(parameters.iter().filter(|(_, value)| !value.is_empty()));
-    let query = query.finish();
-    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
 }
 
 impl Wanted {

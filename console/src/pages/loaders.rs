@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::view::LoaderRow;
-use super::{Frame, error, page};
+use super::{Frame, address, error, page};
 use crate::api::Parameters;
 use crate::problem::Problem;
 use crate::state::{OVERVIEW_ROWS, State};
@@ -24,6 +24,8 @@ struct Loaders {
     frame: Frame,
     loaders: Vec<LoaderRow>,
     only_failed: bool,
+    /// Its own address.
+    here: String,
     is_first: bool,
     next_after: Option<i64>,
 }
@@ -50,6 +52,13 @@ async fn make(state: &State, wanted: &Wanted) -> Result<Loaders, Problem> {
         next_after: found.last().filter(|_| more).map(|last| last.loader_id),
         loaders: found.iter().map(LoaderRow::from).collect(),
         only_failed: wanted.failed,
+        here: address(
+            "/loaders",
+            &[
+                ("failed", if wanted.failed { "true" } else { "" }),
+                ("after", &wanted.after.map_or_else(String::new, |after| after.to_string())),
+            ],
+        ),
         is_first: wanted.after.is_none(),
     })
 }

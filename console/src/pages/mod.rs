@@ -2,12 +2,14 @@
 
 use askama::Template;
 use axum::Router;
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{StatusCode, Uri};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use chrono::{DateTime, Utc};
 
 use crate::api::changes;
 use crate::assets;
+use crate::format::machine_time;
 use crate::problem::Problem;
 use crate::state::State;
 
@@ -45,17 +47,30 @@ impl Frame {
     fn new(state: &State, menu: &'static str) -> Self {
         Self {
             version: assets::VERSION,
-            made: crate::format::machine_time(chrono::Utc::now()),
+            made: machine_time(Utc::now()),
             live: state.hub.is_live(),
             moves: true,
             menu,
         }
     }
 
+    /// Of a page whose durations are up to `now`.
+    fn at(self, now: DateTime<Utc>) -> Self {
+        Self { made: machine_time(now), ..self }
+    }
+
     /// Of a page that stays as it is unless `moves`.
     fn moving(self, moves: bool) -> Self {
         Self { moves, ..self }
     }
+}
+
+/// `path` with those of `parameters` that have a value.
+fn address(path: &str, parameters: &[(&str, &str)]) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(parameters.iter().filter(|(_, value)| !value.is_empty()));
+    let query = query.finish();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
 }
 
 #[derive(Template)]
@@ -80,7 +95,7 @@ fn error(state: &State, problem: &Problem) -> Response {
 
 fn render(status: StatusCode, page: &impl Template) -> Response {
     match page.render() {
-        Ok(text) => (status, [(header::CACHE_CONTROL, "no-store")], Html(text)).into_response(),
+        Ok(text) => (status, Html(text)).into_response(),
         Err(error) => {
             tracing::error!("a page cannot be made: {error}");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The page cannot be made.")

@@ -43,13 +43,17 @@ async fn make(state: &State) -> Result<Overview, Problem> {
         fewer => format!("{} fewer than in the 24 hours before", format::count(-fewer)),
     };
     Ok(Overview {
-        frame: Frame::new(state, "overview"),
+        frame: Frame::new(state, "overview").at(running.now()),
         failed_loaders: counts.failed_loaders,
         failed_loaders_24h: format::count(counts.failed_loaders_24h),
         failed_executions_24h: format::count(counts.failed_executions_24h),
         trend,
         failed: failed.iter().map(LoaderRow::from).collect(),
-        running: running.executions.iter().map(ExecutionRow::from).collect(),
+        running: running
+            .executions
+            .iter()
+            .map(|execution| ExecutionRow::new(execution, running.now()))
+            .collect(),
         more_running: running.next_cursor.is_some(),
         events: events.iter().map(EventRow::from).collect(),
     })

@@ -63,9 +63,10 @@ impl ErrorText {
     }
 }
 
-impl From<&Execution> for ExecutionRow {
-    fn from(execution: &Execution) -> Self {
-        let end = execution.execution_end.unwrap_or_else(Utc::now);
+impl ExecutionRow {
+    /// `execution` as it is `now`.
+    pub fn new(execution: &Execution, now: DateTime<Utc>) -> Self {
+        let end = execution.execution_end.unwrap_or(now);
         let error = execution.error_message.clone();
         Self {
             id: execution.id,
