@@ -62,11 +62,19 @@ pub fn keep_given_ids() {
 /// `readTimeLineHistory()` ends the session where the file can't be read.
 fn branched_off(timeline: pg_sys::TimeLineID) -> Option<pg_sys::XLogRecPtr> {
     let history = fs::read_to_string(format!("pg_wal/{timeline:08X}.history")).ok()?;
-    let is_ancestor = |line: &&str| !line.trim().is_empty() && !line.starts_with('#');
-    let position = history.lines().rfind(is_ancestor)?.split_whitespace().nth(1)?;
-    let (high, low) = position.split_once('/')?;
+    last_switch(&history)
+}
+
+/// The last of the positions in the text of such a file.
+fn last_switch(history: &str) -> Option<pg_sys::XLogRecPtr> {
     let half = |digits| u32::from_str_radix(digits, 16).ok().map(u64::from);
-    Some(half(high)? << 32 | half(low)?)
+    // The reason at a line's end may go on in the next: the name of a restore point may hold anything.
+    history.lines().rev().find_map(|line| {
+        let mut words = line.split_whitespace();
+        words.next()?.parse::<pg_sys::TimeLineID>().ok()?;
+        let (high, low) = words.next()?.split_once('/')?;
+        Some(half(high)? << 32 | half(low)?)
+    })
 }
 
 /// Skips so many ids, where the sequence can still count that far.
@@ -142,6 +150,25 @@ impl Drop for Lock {
             unsafe {
                 pg_sys::UnlockDatabaseObject(pg_sys::RelationRelationId, self.0, 0, Self::MODE);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_switch;
+
+    #[test]
+    fn the_last_line_that_names_a_timeline_says_where_it_ended() {
+        for (history, position) in [
+            ("", None),
+            ("# nothing\n\n", None),
+            ("1\t0/3000158\tno recovery target specified\n", Some(0x300_0158)),
+            ("1\t0/1\tx\n\n2\tAB/FFFFFFFF\tbefore 2026-11-24\n\n# later\n", Some(0xAB_FFFF_FFFF)),
+            ("1\t2/20\tat restore point \"before\nthe load\"\n", Some(0x2_0000_0020)),
+            ("1\t0/1G\tx\n", None),
+        ] {
+            assert_eq!(last_switch(history), position, "{history}");
         }
     }
 }

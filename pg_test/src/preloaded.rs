@@ -6,10 +6,12 @@ use postgres::Client;
 
 use crate::{APPLICATION_SQL, Cluster, wait_for, wait_for_equal};
 
-/// The settings of a cluster that preloads the library.
+/// The settings of a cluster that preloads the library. Busy machines stall: what is about a worker that is late
+/// sets its own time for that.
 pub const PRELOADED: &str = "
 shared_preload_libraries = 'loader_history'
 max_prepared_transactions = 50
+loader_history.worker_timeout = '20s'
 ";
 
 /// A cluster that preloads the library, whose database `postgres` has the application's table, the
@@ -68,7 +70,9 @@ pub fn freeze_worker(client: &mut Client) -> i32 {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             stat.rsplit(')').next().is_some_and(|state| state.trim_start().starts_with('T'))
         });
+        // Locks go after the transaction: that of NOTIFY, for one.
         let at_rest = "SELECT backend_xid IS NULL AND backend_xmin IS NULL
+                          AND NOT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND locktype = 'object')
                          FROM pg_stat_get_activity($1)";
         let row = client.query_one(at_rest, &[&pid]).expect("the worker's state");
         let at_rest: bool = row.get(0);
@@ -80,12 +84,20 @@ pub fn freeze_worker(client: &mut Client) -> i32 {
     pid
 }
 
-/// Stops the walsenders of a primary: as the network does when it is gone. Their processes.
+/// Stops the walsenders of a primary, which has so many standbys: as the network does when it is gone. Their
+/// processes.
 ///
 /// # Panics
-/// When there are none to be asked for.
-pub fn stop_replication(primary: &Cluster) -> Vec<i32> {
-    let pids = crate::column(&mut primary.connect(), "SELECT pid FROM pg_stat_replication");
+/// When they do not come.
+pub fn stop_replication(primary: &Cluster, standbys: usize) -> Vec<i32> {
+    let mut client = primary.connect();
+    let mut pids = Vec::new();
+    // A standby may serve clients before it has connected.
+    wait_for("the standbys", || {
+        let streaming = "SELECT pid FROM pg_stat_replication WHERE state = 'streaming'";
+        pids = crate::column(&mut client, streaming);
+        pids.len() == standbys
+    });
     pids.iter().for_each(|&pid| send_signal(pid, Signal::SIGSTOP));
     pids
 }

@@ -9,7 +9,7 @@ use postgres::Client;
 use crate::column;
 
 /// How long a condition may take to come true before the test fails.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Waits until `condition` is true.
 ///
@@ -45,12 +45,15 @@ pub fn wait_for_equal<T: Debug + PartialEq>(
     }
 }
 
-/// Waits until a standby has replayed all that its primary has written, be it on its disk already or not.
+/// Waits until a standby has replayed all that its primary has written.
 ///
 /// # Panics
 /// When it has not within [`TIMEOUT`], or is none.
 pub fn catch_up(primary: &mut Client, standby: &mut Client) {
-    let written: Vec<String> = column(primary, "SELECT pg_current_wal_insert_lsn()::text");
+    // Replay says where the last record ends, and what is written next may begin after a page's header: a record
+    // that ends behind it is for both the same.
+    column::<String>(primary, "SELECT pg_logical_emit_message(true, 'catch_up', '')::text");
+    let written: Vec<String> = column(primary, "SELECT pg_current_wal_flush_lsn()::text");
     let query = format!("SELECT pg_last_wal_replay_lsn() >= '{}'::pg_lsn", written[0]);
     wait_for("the standby to catch up", || column::<bool>(standby, &query) == [true]);
 }

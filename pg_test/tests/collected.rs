@@ -174,6 +174,14 @@ fn complaints(cluster: &Cluster) -> Vec<String> {
     log.lines().filter(is_complaint).map(str::to_owned).collect()
 }
 
+/// Settings of the collecting server: room for both sources while they are first copied, and no more in its log than
+/// what is wrong.
+const COLLECTOR: &str = "
+log_min_messages = warning
+max_logical_replication_workers = 8
+max_worker_processes = 16
+";
+
 /// Ends subscriptions, so that servers stop without waiting for each other.
 fn unsubscribe(cluster: &Cluster, database: &str) {
     let mut client = cluster.connect_to(database, "postgres");
@@ -183,7 +191,7 @@ fn unsubscribe(cluster: &Cluster, database: &str) {
 #[test]
 fn the_recipe_of_the_page_keeps_sources_apart() {
     let [north, south] = [source(), source()];
-    let collector = Cluster::start_with("log_min_messages = warning");
+    let collector = Cluster::start_with(COLLECTOR);
     // The same ids mean different things: loaders, executions, and their outcomes.
     let mut loaders = [&north, &south].map(|source| Session::new(source, "app"));
     loaders[1].run(

@@ -98,7 +98,7 @@ fn templates_and_databases_without_connections_have_none() {
     let warnings = session.warnings();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("No background worker serves this database"), "{warnings:?}");
-    assert!(started.elapsed() < Duration::from_millis(700), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     let detail: String = session
         .client
         .query_one("SELECT detail FROM loader.recorder_status()", &[])

@@ -23,7 +23,7 @@ fn others_see_a_start_at_once_and_a_rollback_makes_it_a_failure() {
         );
         rows == ["22012: division by zero"]
     });
-    assert!(aborted.elapsed().as_secs_f64() < 1.0);
+    assert!(aborted.elapsed().as_secs_f64() < 10.0);
 }
 
 #[test]

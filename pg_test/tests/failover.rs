@@ -638,6 +638,8 @@ impl Mode {
         wait_for_equal("the standby is synchronous", &vec!["sync".to_owned()], || {
             column(&mut client, "SELECT sync_state FROM pg_stat_replication")
         });
+        // The checkpointer has commits wait, and reads its settings before it makes a checkpoint.
+        client.batch_execute("CHECKPOINT").unwrap();
     }
 }
 
@@ -658,7 +660,7 @@ fn the_new_primary_says_what_it_has() {
             thread::sleep(Duration::from_millis(random.random_range(300..1_500)));
             assert_quiet(&standby, log_start);
             if mode.stalled {
-                stop_replication(primary);
+                stop_replication(primary, 1);
                 thread::sleep(Duration::from_millis(random.random_range(1..400)));
             }
             primary.kill_server();
@@ -723,7 +725,7 @@ fn a_start_alone_in_its_transaction_waits_for_a_synchronous_standby() {
         // The sequence writes to the log now and then.
         session.start();
         let pid: Vec<i32> = column(&mut session.client, "SELECT pg_backend_pid()");
-        let senders = stop_replication(&primary);
+        let senders = stop_replication(&primary, 1);
         let start = thread::spawn(move || session.start());
         let mut client = primary.connect();
         let wait = format!("SELECT wait_event FROM pg_stat_activity WHERE pid = {}", pid[0]);
@@ -856,7 +858,7 @@ fn the_old_primary_follows_after_pg_rewind_and_takes_over_again() {
     let mut first = primary_with("");
     let mut second = first.start_standby();
     // The network is gone, and both record.
-    stop_replication(&first);
+    stop_replication(&first, 1);
     second.promote();
     wait_until_settled(&second);
     let pause =

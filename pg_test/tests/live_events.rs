@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+use nix::sys::signal::Signal::SIGCONT;
 use pg_test::{
-    Client, Cluster, HasError, Listener, Session, column, preloaded_cluster,
+    Client, Cluster, HasError, Listener, Session, column, freeze_worker, preloaded_cluster,
     preloaded_cluster_with, seed, send_signal, served, status_of, wait_for, wait_for_worker,
 };
 use rand::rngs::StdRng;
@@ -257,11 +257,10 @@ fn a_full_queue_and_a_dying_worker_lose_and_double_nothing() {
 fn with_a_full_queue_the_transaction_notifies_by_itself() {
     let cluster = preloaded_cluster_with("loader_history.queue_size = 16\n");
     let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
-    let worker = wait_for_worker(&mut client);
     client
-        .batch_execute("SET loader_history.durable = off; SET statement_timeout = '20s'")
+        .batch_execute("SET loader_history.durable = off; SET statement_timeout = '60s'")
         .unwrap();
-    send_signal(worker, SIGSTOP);
+    let worker = freeze_worker(&mut cluster.connect());
     let ids: Vec<_> = (0..100).map(|_| start(&mut client)).collect();
     let last = ids[ids.len() - 1];
     listener.receive_until("an event without the worker", |event| event["execution_id"] == last);
@@ -273,7 +272,7 @@ fn with_a_full_queue_the_transaction_notifies_by_itself() {
     let each: BTreeMap<_, _> = ids.iter().map(|&id| (id, vec!["STARTED".to_owned()])).collect();
     assert_eq!(listener.by_execution(), each);
     // And there is room again: nobody notifies where the worker does.
-    send_signal(worker, SIGSTOP);
+    assert_eq!(freeze_worker(&mut cluster.connect()), worker);
     let id = start(&mut client);
     client.batch_execute("NOTIFY loader_execution, '{\"sentinel\": true}'").unwrap();
     listener.receive_until("a sentinel", |event| event["sentinel"] == true);
@@ -312,8 +311,8 @@ fn a_commit_that_fails_emits_nothing_and_keeps_no_room() {
         committed.push(ids[0]);
     }
     // There is room for events as before.
-    let worker = wait_for_worker(&mut cluster.connect());
-    send_signal(worker, SIGSTOP);
+    let worker = freeze_worker(&mut cluster.connect());
+    sessions[0].batch_execute("SET statement_timeout = '60s'").unwrap();
     let id = start(&mut sessions[0]);
     sessions[0].batch_execute("NOTIFY loader_execution, '{\"sentinel\": true}'").unwrap();
     listener.receive_until("a sentinel", |event| event["sentinel"] == true);
