@@ -536,6 +536,59 @@ fn the_keyboard_is_enough() {
 }
 
 #[test]
+fn after_the_skip_link_the_page_stays_where_it_is_while_it_moves() {
+    let cluster = cluster();
+    fill(&cluster);
+    let mut loader = Session::new(&cluster, "postgres");
+    for failing in 1..=10 {
+        fail(&mut loader, failing, "long pages scroll");
+    }
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    browser.resize(1280, 400);
+    for path in [
+        "/",
+        "/loaders",
+        "/loaders?failed=true",
+        "/executions",
+        "/executions?status=SUCCESS",
+        "/loaders/1",
+    ] {
+        browser.go(path);
+        browser.wait_for_text("#live", "Live");
+        browser.press(TAB);
+        browser.press(ENTER);
+        browser.wait("location.hash === '#content'");
+        browser.value("scrollTo(0, document.body.scrollHeight)");
+        let scrolled = browser.value("scrollY").as_f64().unwrap();
+        assert!(scrolled > 50.0, "{path} is too short: {scrolled}");
+        let made = browser.string("document.getElementById('made').dataset.made");
+        fail(&mut loader, 1, "moves it");
+        browser.wait(&format!("document.getElementById('made').dataset.made !== '{made}'"));
+        let now = browser.value("scrollY").as_f64().unwrap();
+        assert!(now > scrolled / 2.0, "{path} has jumped from {scrolled} to {now}");
+    }
+    browser.assert_clean();
+}
+
+#[test]
+fn a_page_without_a_stream_never_says_that_it_is_live() {
+    let cluster = cluster();
+    fill(&cluster);
+    let console = Console::start_live(&cluster, &["--max-streams", "0"]);
+    let browser = Browser::open(&console);
+    browser.go("/");
+    browser.wait("document.getElementById('live').innerText.startsWith('Not live')");
+    for _ in 0..3 {
+        let made = browser.string("document.getElementById('made').dataset.made");
+        browser.value("htmx.trigger('#moving', 'sse:change')");
+        browser.wait(&format!("document.getElementById('made').dataset.made !== '{made}'"));
+        let live = browser.text("#live").unwrap();
+        assert!(live.starts_with("Not live"), "{live}");
+    }
+}
+
+#[test]
 fn hostile_errors_are_text() {
     let control: String = (1..32)
         .filter(|&code| code != 13)

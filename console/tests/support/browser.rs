@@ -87,9 +87,19 @@ impl Browser {
         let url = console.url.clone();
         // Where Chromium does not start, dropping this stops chromedriver.
         let mut browser = Self { runtime, driver: None, chromedriver, profile, url };
-        let started = WebDriver::new(format!("http://127.0.0.1:{port}"), wanted);
-        let driver = browser.runtime.block_on(started);
-        browser.driver = Some(driver.expect("Chromium (run scripts/browser)"));
+        let driver = browser.runtime.block_on(async {
+            // On a busy machine it sometimes does not come up in time.
+            for _ in 0..2 {
+                let started = WebDriver::new(format!("http://127.0.0.1:{port}"), wanted.clone());
+                match started.await {
+                    Ok(driver) => return driver,
+                    Err(error) => eprintln!("once more: {error}"),
+                }
+            }
+            let started = WebDriver::new(format!("http://127.0.0.1:{port}"), wanted).await;
+            started.expect("Chromium (run scripts/browser)")
+        });
+        browser.driver = Some(driver);
         browser.resize(1280, 900);
         browser
     }
