@@ -24,3 +24,8 @@ pub fn has_unenforced_keys() -> bool {
 pub fn dumps_publications_of_extension_tables() -> bool {
     major() >= 18
 }
+
+/// Whether a CHECK can be NOT ENFORCED.
+pub fn has_unenforced_checks() -> bool {
+    major() >= 18
+}

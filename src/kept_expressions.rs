@@ -1,0 +1,290 @@
+//! The conditions of a table's constraints, triggers and indexes, prepared once a session.
+//!
+//! PostgreSQL reads those of the table that a statement writes from the catalog's text, and prepares them,
+//! anew for each statement: for a single row that is a third of all that a start and an end take. For
+//! statements that a session keeps, they are kept with them. What is kept is found by the text or the tree
+//! that it was made of, so a condition that is changed is prepared anew.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr;
+
+use pgrx::{PgMemoryContexts, pg_guard, pg_sys};
+
+use crate::version::{check_states, has_virtual_columns, is_checked};
+
+/// How many conditions are kept. The history has fifteen; a table that is changed over and over must not fill
+/// the memory.
+const MOST: usize = 64;
+
+/// What a condition was made of.
+enum Source {
+    /// The text of a CHECK.
+    Check(Box<[u8]>),
+    /// The text of a trigger's WHEN.
+    When(Box<[u8]>),
+    /// The tree of an index's predicate.
+    Predicate(*mut pg_sys::List),
+}
+
+/// A condition that was prepared.
+struct Kept {
+    source: Source,
+    /// NULL where it calls a function that somebody may replace: PostgreSQL prepares it for each statement.
+    state: *mut pg_sys::ExprState,
+}
+
+thread_local! {
+    static KEPT: RefCell<Vec<Kept>> = const { RefCell::new(Vec::new()) };
+    /// Whether the statement that starts next is one that the session keeps.
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+static mut NEXT_HOOK: pg_sys::ExecutorStart_hook_type = None;
+
+/// Listens to statements. Called once, when the library is loaded.
+pub fn install() {
+    // SAFETY: the library is loaded by a process's only thread.
+    unsafe {
+        NEXT_HOOK = pg_sys::ExecutorStart_hook;
+        pg_sys::ExecutorStart_hook = Some(on_start);
+    }
+}
+
+/// Says that the statement that starts next is one that the session keeps. (Where it does not start, the one
+/// after it is taken for it, which changes nothing but its speed.)
+pub fn expect_statement() {
+    EXPECTED.set(true);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_start(query: *mut pg_sys::QueryDesc, flags: i32) {
+    let expected = EXPECTED.replace(false);
+    // SAFETY: PostgreSQL passes a query that is valid during the call, and what is passed on is what came.
+    // NEXT_HOOK was set when the library was loaded. Once the query is started, its state is there until it
+    // ends.
+    unsafe {
+        // Only the raw hook needs a guard; standard_ExecutorStart() comes with pgrx's.
+        match NEXT_HOOK {
+            Some(next) => pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next(query, flags)),
+            None => pg_sys::standard_ExecutorStart(query, flags),
+        }
+        if expected && !(*query).estate.is_null() {
+            let memory = (*(*query).estate).es_query_cxt;
+            PgMemoryContexts::For(memory)
+                .switch_to(|_| lend((*(*query).estate).es_opened_result_relations));
+        }
+    }
+}
+
+/// Lends what is kept to the tables that a statement writes.
+///
+/// # Safety
+/// `tables` is the list of tables that a started query has opened to write, and the current memory context
+/// lives as long as that query.
+unsafe fn lend(tables: *mut pg_sys::List) {
+    // SAFETY: the list holds tables that are open until the query ends, each with the description that
+    // PostgreSQL has just made for it; what is not there is NULL.
+    unsafe {
+        let count = if tables.is_null() { 0 } else { (*tables).length };
+        for place in 0..count {
+            let table = pg_sys::list_nth(tables, place).cast::<pg_sys::ResultRelInfo>();
+            let constraints = (*(*(*table).ri_RelationDesc).rd_att).constr;
+            // A virtual column's expression stands for it in conditions.
+            if constraints.is_null() || has_virtual_columns(&*constraints) {
+                continue;
+            }
+            lend_checks(&*constraints, check_states(&mut *table));
+            lend_whens(&*table);
+            lend_predicates(table);
+        }
+    }
+}
+
+/// Fills the list of a table's prepared CHECKs, where all of them can be kept.
+///
+/// # Safety
+/// `constraints` are those of a relation that is open, `states` belongs to a query that writes it, and the
+/// current memory context lives as long as that query.
+unsafe fn lend_checks(constraints: &pg_sys::TupleConstr, states: &mut *mut *mut pg_sys::ExprState) {
+    if constraints.num_check == 0 || !states.is_null() {
+        return;
+    }
+    // SAFETY: a relation has as many CHECKs as it says, whose text is a C string.
+    let kept: Option<Vec<_>> = unsafe {
+        std::slice::from_raw_parts(constraints.check, usize::from(constraints.num_check))
+            .iter()
+            .map(|check| match is_checked(check) {
+                true => from_text(check.ccbin, Source::Check),
+                false => Some(ptr::null_mut()),
+            })
+            .collect()
+    };
+    let Some(kept) = kept else { return };
+    // SAFETY: what is allocated has room for as many pointers as are copied.
+    unsafe {
+        let room = pg_sys::palloc(size_of_val(kept.as_slice())).cast();
+        ptr::copy_nonoverlapping(kept.as_ptr(), room, kept.len());
+        *states = room;
+    }
+}
+
+/// Fills in the prepared WHENs of a table's triggers.
+///
+/// # Safety
+/// `table` belongs to a query that writes it.
+unsafe fn lend_whens(table: &pg_sys::ResultRelInfo) {
+    if table.ri_TrigDesc.is_null() || table.ri_TrigWhenExprs.is_null() {
+        return;
+    }
+    // SAFETY: the query has a list of its table's triggers, and room for as many conditions; a trigger's
+    // condition is a C string, or NULL.
+    unsafe {
+        let count = usize::try_from((*table.ri_TrigDesc).numtriggers).unwrap_or_default();
+        for place in 0..count {
+            let text = (*(*table.ri_TrigDesc).triggers.add(place)).tgqual;
+            let state = table.ri_TrigWhenExprs.add(place);
+            if !text.is_null() && (*state).is_null() {
+                *state = from_text(text, Source::When).unwrap_or(ptr::null_mut());
+            }
+        }
+    }
+}
+
+/// Opens a table's indexes, as the query would, and fills in the prepared predicates of those that have one.
+///
+/// # Safety
+/// `table` belongs to a query that writes it, and the current memory context lives as long as that query.
+unsafe fn lend_predicates(table: *mut pg_sys::ResultRelInfo) {
+    // SAFETY: the query opens the indexes itself when it writes its first row, unless they are open, and
+    // closes them when it ends; it has as many descriptions of indexes as it says.
+    unsafe {
+        if !(*(*(*table).ri_RelationDesc).rd_rel).relhasindex
+            || !(*table).ri_IndexRelationDescs.is_null()
+        {
+            return;
+        }
+        pg_sys::ExecOpenIndices(table, false);
+        for place in 0..usize::try_from((*table).ri_NumIndices).unwrap_or_default() {
+            let index = *(*table).ri_IndexRelationInfo.add(place);
+            if !(*index).ii_Predicate.is_null() && (*index).ii_PredicateState.is_null() {
+                (*index).ii_PredicateState = from_predicate((*index).ii_Predicate);
+            }
+        }
+    }
+}
+
+/// The condition that is written as `text`; `None` where it can't be kept.
+///
+/// # Safety
+/// `text` is a C string, of a condition of the kind `source`.
+unsafe fn from_text(
+    text: *const c_char,
+    source: impl Fn(Box<[u8]>) -> Source,
+) -> Option<*mut pg_sys::ExprState> {
+    // SAFETY: promised by the caller.
+    let bytes = unsafe { CStr::from_ptr(text) }.to_bytes();
+    // Any text has the same kind.
+    let kind = std::mem::discriminant(&source(Box::default()));
+    let is_same = |kept: &Kept| match &kept.source {
+        Source::Check(text) | Source::When(text) => {
+            std::mem::discriminant(&kept.source) == kind && **text == *bytes
+        }
+        Source::Predicate(_) => false,
+    };
+    // SAFETY: the text is that of a condition, as PostgreSQL writes them.
+    let state = find_or_keep(is_same, || unsafe {
+        let tree = pg_sys::stringToNode(text).cast::<pg_sys::Node>();
+        let source = source(bytes.into());
+        if matches!(source, Source::Check(_)) {
+            return (source, prepare(tree, |tree| pg_sys::ExecInitExpr(tree, ptr::null_mut())));
+        }
+        // As of PostgreSQL's TriggerEnabled().
+        for (row, place) in [
+            (pg_sys::PRS2_OLD_VARNO, pg_sys::INNER_VAR),
+            (pg_sys::PRS2_NEW_VARNO, pg_sys::OUTER_VAR),
+        ] {
+            pg_sys::ChangeVarNodes(tree, row.cast_signed(), place, 0);
+        }
+        (source, prepare_all(pg_sys::make_ands_implicit(tree.cast())))
+    });
+    Some(state).filter(|state| !state.is_null())
+}
+
+/// The prepared predicate; NULL where it can't be kept.
+///
+/// # Safety
+/// `predicate` is an index's.
+unsafe fn from_predicate(predicate: *mut pg_sys::List) -> *mut pg_sys::ExprState {
+    let is_same = |kept: &Kept| match kept.source {
+        // SAFETY: both are trees; what is kept stays.
+        Source::Predicate(tree) => unsafe { pg_sys::equal(tree.cast(), predicate.cast()) },
+        _ => false,
+    };
+    // SAFETY: a copy of a tree, of which the one copy is kept to be compared with, and never changed.
+    find_or_keep(is_same, || unsafe {
+        let copy = || pg_sys::copyObjectImpl(predicate.cast::<c_void>()).cast::<pg_sys::List>();
+        (Source::Predicate(copy()), prepare_all(copy()))
+    })
+}
+
+/// The state of the condition that is the one looked for, or of that which `make` makes and which is kept
+/// from then on; NULL where there is no room or it can't be kept.
+fn find_or_keep(
+    is_same: impl Fn(&Kept) -> bool,
+    make: impl FnOnce() -> (Source, *mut pg_sys::ExprState),
+) -> *mut pg_sys::ExprState {
+    let found =
+        KEPT.with_borrow(|all| all.iter().find(|kept| is_same(kept)).map(|kept| kept.state));
+    if let Some(state) = found {
+        return state;
+    }
+    if KEPT.with_borrow(Vec::len) >= MOST {
+        return ptr::null_mut();
+    }
+    // SAFETY: memory that goes with the statement, unless nothing fails; only what is kept is allocated there.
+    let (source, state) = unsafe {
+        let memory = pg_sys::AllocSetContextCreateExtended(
+            pg_sys::CurrentMemoryContext,
+            c"loader_history condition".as_ptr(),
+            pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+            pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+            pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+        );
+        let made = PgMemoryContexts::For(memory).switch_to(|_| make());
+        pg_sys::MemoryContextSetParent(memory, pg_sys::TopMemoryContext);
+        made
+    };
+    let kept = Kept { source, state };
+    KEPT.with_borrow_mut(|all| all.push(kept));
+    state
+}
+
+/// Prepares conditions that all are to be met; NULL where they can't be kept.
+///
+/// # Safety
+/// As of [`prepare`].
+unsafe fn prepare_all(conditions: *mut pg_sys::List) -> *mut pg_sys::ExprState {
+    // SAFETY: promised by the caller; a list stays one when it is planned.
+    unsafe {
+        prepare(conditions.cast(), |planned| pg_sys::ExecInitQual(planned.cast(), ptr::null_mut()))
+    }
+}
+
+/// Prepares a condition as PostgreSQL does; NULL where it calls what somebody may replace.
+///
+/// # Safety
+/// `tree` is a condition on rows of a table, and not used elsewhere; the current memory context lives as long
+/// as what `init` makes of it is used.
+unsafe fn prepare(
+    tree: *mut pg_sys::Node,
+    init: impl FnOnce(*mut pg_sys::Expr) -> *mut pg_sys::ExprState,
+) -> *mut pg_sys::ExprState {
+    let (mut relations, mut functions) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: promised by the caller. It lists what its plan depends on but for PostgreSQL's own functions,
+    // as for the plans that PostgreSQL keeps.
+    let planned = unsafe {
+        pg_sys::expression_planner_with_deps(tree.cast(), &raw mut relations, &raw mut functions)
+    };
+    if relations.is_null() && functions.is_null() { init(planned) } else { ptr::null_mut() }
+}
