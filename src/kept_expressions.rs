@@ -69,11 +69,32 @@ unsafe extern "C-unwind" fn on_start(query: *mut pg_sys::QueryDesc, flags: i32) 
             Some(next) => pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next(query, flags)),
             None => pg_sys::standard_ExecutorStart(query, flags),
         }
-        if expected && !(*query).estate.is_null() {
+        if expected && !(*query).estate.is_null() && only_writes(&*(*query).plannedstmt) {
             let memory = (*(*query).estate).es_query_cxt;
             PgMemoryContexts::For(memory)
                 .switch_to(|_| lend((*(*query).estate).es_opened_result_relations));
         }
+    }
+}
+
+/// Whether a statement inserts or updates rows of one table, and no more: with ON CONFLICT, indexes are opened
+/// otherwise.
+///
+/// # Safety
+/// `statement` is a query's plan.
+unsafe fn only_writes(statement: &pg_sys::PlannedStmt) -> bool {
+    // SAFETY: a plan's node is of the type that its tag says.
+    unsafe {
+        if statement.planTree.is_null()
+            || (*statement.planTree).type_ != pg_sys::NodeTag::T_ModifyTable
+            || statement.hasModifyingCTE
+        {
+            return false;
+        }
+        let plan = statement.planTree.cast::<pg_sys::ModifyTable>();
+        let writes = [pg_sys::CmdType::CMD_INSERT, pg_sys::CmdType::CMD_UPDATE];
+        writes.contains(&(*plan).operation)
+            && (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_NONE
     }
 }
 
