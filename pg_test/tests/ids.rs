@@ -158,7 +158,7 @@ fn where_nothing_tells_what_was_lost_no_id_is_given() {
     standby.promote();
     let history = standby.data().join("pg_wal/00000002.history");
     let readable = fs::metadata(&history).unwrap().permissions();
-    fs::set_permissions(&history, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&history, Permissions::from_mode(0o000)).unwrap();
     let mut session = Session::new(&standby, "postgres");
     for _ in 0..2 {
         let refused = session.client.query("SELECT loader.record_execution_start(1)", &[]);
