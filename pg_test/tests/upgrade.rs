@@ -2,14 +2,12 @@
 //! every row and grant as they were; until then the new library serves the old SQL as it is.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use pg_test::{
     APPLICATION_SQL, Client, Cluster, HasError, Listener, PRELOADED, Session, Signal,
-    assert_durable, assert_durable_in, catch_up, column, current_version, offer_released_version,
+    assert_durable, assert_durable_in, catch_up, column, current_version, released_versions,
     send_signal, served, status_of, wait_for, wait_for_equal, wait_for_served, worker_of,
 };
 use rand::rngs::StdRng;
@@ -158,23 +156,6 @@ fn assert_same(updated: &Definitions, installed: &Definitions) {
         differences.len(),
         differences.join("\n")
     );
-}
-
-/// Released versions older than the current one.
-fn released_versions() -> Vec<String> {
-    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/released"));
-    let mut versions: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .filter_map(|entry| {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            Some(name.strip_prefix("loader_history--")?.strip_suffix(".sql")?.to_owned())
-        })
-        .filter(|version| *version != current_version())
-        .collect();
-    versions.sort();
-    assert!(versions.contains(&"1.2.0".to_owned()), "{versions:?}");
-    versions.iter().for_each(|version| offer_released_version(version));
-    versions
 }
 
 /// Every row of the history and what is made of it, and who may do what.
