@@ -164,3 +164,59 @@ fn only_a_compiler_that_was_tried_fails_over_a_warning() {
         assert_eq!(String::from_utf8(output.stdout).unwrap(), expected, "{version}");
     }
 }
+
+/// What PGXN's client unpacks and then runs make in.
+#[test]
+fn the_archive_for_pgxn_holds_what_make_needs() {
+    let project = Path::new(PROJECT);
+    if !project.join(".git").exists() {
+        return say_left_out("the archive for PGXN, which is packed of what git knows");
+    }
+    let folder = Folder::new("dist");
+    // As it is packed, without what this checkout has not committed.
+    let packed = Command::new(project.join("scripts/dist")).output().unwrap();
+    assert!(packed.status.success(), "{}", said(&packed));
+    let archive = String::from_utf8(packed.stdout).unwrap();
+    let archive = archive.trim();
+    let name = Path::new(archive).file_stem().unwrap().to_str().unwrap();
+    // unzip keeps modes, and is not on every machine.
+    let unpack = "import os, sys, zipfile
+archive = zipfile.ZipFile(sys.argv[1])
+for entry in archive.infolist():
+    path = archive.extract(entry, sys.argv[2])
+    mode = entry.external_attr >> 16
+    if mode and not entry.is_dir():
+        os.chmod(path, mode & 0o777)";
+    let unpacked =
+        Command::new("python3").args(["-c", unpack, archive]).arg(&folder.0).output().unwrap();
+    assert!(unpacked.status.success(), "{}", said(&unpacked));
+    let unpacked = folder.0.join(name);
+    let files = Command::new("git")
+        .current_dir(project)
+        .args(["ls-tree", "-r", "-z", "--name-only", "HEAD"])
+        .output()
+        .unwrap();
+    let files = String::from_utf8(files.stdout).unwrap();
+    for file in files.split_terminator('\0') {
+        let [here, there] = [project, &unpacked].map(|folder| folder.join(file));
+        assert!(there.is_file(), "{file}");
+        if let Ok(here) = here.metadata() {
+            let runs = |mode: u32| mode & 0o100 != 0;
+            let there = there.metadata().unwrap().permissions().mode();
+            assert_eq!(runs(here.permissions().mode()), runs(there), "{file}");
+        }
+    }
+    assert!(unpacked.join("META.json").is_file());
+    // Without git around: what is to be built is what the checkout says.
+    let checked = Command::new(unpacked.join("scripts/release-check")).output().unwrap();
+    assert!(checked.status.success(), "{}", said(&checked));
+    let commands = Command::new("make")
+        .current_dir(&unpacked)
+        .args(["-n", "all", "install"])
+        .output()
+        .unwrap();
+    let commands = said(&commands);
+    for script in ["scripts/setup", "scripts/build", "scripts/install"] {
+        assert!(commands.contains(script) && unpacked.join(script).is_file(), "{commands}");
+    }
+}
