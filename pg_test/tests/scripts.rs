@@ -121,9 +121,11 @@ fn cargo_is_found_where_rustup_puts_it() {
     for tool in ["cargo", "rustc"] {
         program(&bin.join(tool), "#!/bin/sh\necho 'rustc 1.95.0 (a date)'\n");
     }
-    let env = format!(
-        "case \":${{PATH}}:\" in *:\"$HOME/.cargo/bin\":*) ;; *) export PATH=\"$HOME/.cargo/bin:$PATH\" ;; esac\n"
-    );
+    let env = "case \":${PATH}:\" in
+    *:\"$HOME/.cargo/bin\":*) ;;
+    *) export PATH=\"$HOME/.cargo/bin:$PATH\" ;;
+esac
+";
     fs::write(home.0.join(".cargo/env"), env).unwrap();
     let find = |cargo_home: Option<&str>| {
         let mut shell = with_environment(
