@@ -58,6 +58,8 @@ pub enum Error {
     Suppressed,
     /// What a superuser is about to delete would run the triggers of this table, which is no superuser's.
     ForeignAction(String),
+    /// This file, which tells whether ids were lost with another server, could not be read.
+    TimelineHistory(String, std::io::Error),
     /// The page could not be written as JSON.
     Json(serde_json::Error),
     /// A row was not what the table's definition says.
@@ -106,6 +108,7 @@ impl Error {
             Self::MessageTooLong(_) => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::ForeignAction(_) => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             Self::Suppressed => PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
+            Self::TimelineHistory(..) => PgSqlErrorCode::ERRCODE_IO_ERROR,
             Self::Json(_) | Self::Row(_) | Self::Spi(_) => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
         }
     }
@@ -145,6 +148,9 @@ impl Error {
                     "table {table}, whose foreign key refers to loader.execution_history, does not belong to a superuser"
                 )
             }
+            Self::TimelineHistory(file, error) => {
+                format!("could not read file \"{file}\": {error}")
+            }
             Self::Json(error) => format!("could not write the page as JSON: {error}"),
             Self::Row(error) => format!("could not read a row of the history: {error}"),
             Self::Spi(error) => format!("could not run a statement: {error}"),
@@ -163,6 +169,10 @@ impl Error {
             Self::MessageTooLong(_) => {
                 Some(format!("The limit is {} bytes.", crate::record::MAX_ERROR_MESSAGE_BYTES))
             }
+            Self::TimelineHistory(..) => Some(
+                "It tells which ids of executions may have been given before the server was promoted or restored; none is given twice."
+                    .to_owned(),
+            ),
             Self::ForeignAction(_) => Some(
                 "Its foreign key is deferrable or changes the table, whose triggers would run with a superuser's rights."
                     .to_owned(),
@@ -226,6 +236,9 @@ impl Error {
                 "Purge as a role that is no superuser and may delete, with EXECUTE on this function.".to_owned()
             }
             Self::Suppressed => "Look at the BEFORE triggers of the table.".to_owned(),
+            Self::TimelineHistory(..) => {
+                "Let the server's user read that file in the data directory, and try again.".to_owned()
+            }
             Self::Json(_) | Self::Row(_) | Self::Spi(_) => {
                 "This is a defect of loader_history; please report it.".to_owned()
             }

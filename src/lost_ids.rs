@@ -3,7 +3,7 @@
 //! A load that was cut off and reports by the id it had would end another's execution.
 
 use std::cell::Cell;
-use std::fs;
+use std::{fs, io};
 
 use pgrx::{Spi, pg_sys, spi};
 
@@ -24,14 +24,15 @@ thread_local! {
 /// their log ended. To be called before an id is taken, in a transaction that may write.
 ///
 /// # Errors
-/// What SPI says of the call; errors of PostgreSQL pass as they are.
+/// [`Error::TimelineHistory`], and nothing is skipped yet; what SPI says of the call. Errors of PostgreSQL pass
+/// as they are.
 pub fn skip_lost_ids() -> Result<(), Error> {
     if DONE.get() {
         return Ok(());
     }
     // SAFETY: the server is not in recovery, or the transaction could not write.
     let timeline = unsafe { pg_sys::GetWALInsertionTimeLine() };
-    if let Some(branched_off) = branched_off(timeline)
+    if let Some(branched_off) = branched_off(timeline)?
         && let Some(sequence) = Sequence::open()
     {
         // What is not logged has no place in the log.
@@ -60,9 +61,14 @@ pub fn keep_given_ids() {
 ///
 /// The file is that of PostgreSQL's timeline.c: a line for each ancestor, the parent's last. Its own
 /// `readTimeLineHistory()` ends the session where the file can't be read.
-fn branched_off(timeline: pg_sys::TimeLineID) -> Option<pg_sys::XLogRecPtr> {
-    let history = fs::read_to_string(format!("pg_wal/{timeline:08X}.history")).ok()?;
-    last_switch(&history)
+fn branched_off(timeline: pg_sys::TimeLineID) -> Result<Option<pg_sys::XLogRecPtr>, Error> {
+    let file = format!("pg_wal/{timeline:08X}.history");
+    match fs::read(&file) {
+        // The name of a restore point is in the encoding of the database that it was made in.
+        Ok(history) => Ok(last_switch(&String::from_utf8_lossy(&history))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::TimelineHistory(file, error)),
+    }
 }
 
 /// The last of the positions in the text of such a file.

@@ -246,6 +246,26 @@ pub fn offer_released_version(version: &str) {
     fs::rename(&new, &target).expect("the script in its place");
 }
 
+/// Released versions older than the current one, which CREATE EXTENSION then finds.
+///
+/// # Panics
+/// When there are none.
+pub fn released_versions() -> Vec<String> {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/released"));
+    let files = fs::read_dir(folder).expect("the released scripts").flatten();
+    let mut versions: Vec<_> = files
+        .filter_map(|file| {
+            let name = file.file_name().into_string().ok()?;
+            Some(name.strip_prefix("loader_history--")?.strip_suffix(".sql")?.to_owned())
+        })
+        .filter(|version| *version != current_version())
+        .collect();
+    versions.sort();
+    assert!(versions.contains(&"1.2.0".to_owned()), "{versions:?}");
+    versions.iter().for_each(|version| offer_released_version(version));
+    versions
+}
+
 /// The version that the control file names.
 ///
 /// # Panics

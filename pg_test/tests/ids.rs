@@ -4,13 +4,13 @@
 //! No server here preloads the library, unless a test says so: what is lost had then been committed.
 
 use std::collections::HashSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::thread;
 
 use pg_test::{
-    Client, Cluster, PRELOADED, Session, column, install_extension, seed, sqlstate,
-    stop_replication, wait_for_served,
+    Client, Cluster, HasError, PRELOADED, Session, column, install_extension, seed, sqlstate,
+    stop_replication, wait_for_equal, wait_for_served,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -112,6 +112,63 @@ fn nor_is_what_died_with_the_new_primary() {
         "{after:?} {given:?}"
     );
     assert_unknown(&mut session.client, &given);
+}
+
+/// The file that tells where a timeline begins also holds the name of a restore point, as it was given.
+#[test]
+fn nor_is_what_was_given_after_a_restore_point_of_any_encoding() {
+    let mut primary = Cluster::start_with(
+        "archive_mode = on
+         archive_command = 'mkdir -p ../archive && cp %p ../archive/%f'",
+    );
+    install_extension(&primary, "postgres");
+    primary
+        .connect()
+        .batch_execute("CREATE DATABASE latin1 TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+        .unwrap();
+    let backup = primary.base_backup(&[]);
+    start(&primary);
+    primary
+        .connect_to("latin1", "postgres")
+        .batch_execute("SELECT pg_create_restore_point('vor der Übung')")
+        .unwrap();
+    let lost = [(); 10].map(|()| start(&primary));
+    primary.stop_server();
+    let mut restored = backup.to_restore(&primary.directory().join("archive"), "");
+    let configuration = restored.data().join("postgresql.conf");
+    let mut settings = fs::read(&configuration).unwrap();
+    settings.extend_from_slice(b"\nrecovery_target_name = 'vor der \xDCbung'\n");
+    fs::write(&configuration, settings).unwrap();
+    restored.start_server();
+    let mut client = restored.connect();
+    wait_for_equal("the end of recovery", &vec![false], || {
+        column(&mut client, "SELECT pg_is_in_recovery()")
+    });
+    let history = fs::read(restored.data().join("pg_wal/00000002.history")).unwrap();
+    assert!(String::from_utf8(history).is_err(), "the name is there in LATIN1");
+    assert_unknown(&mut client, &lost);
+    let given = start(&restored);
+    assert!(given > lost[lost.len() - 1] + 100_000, "{given} after {lost:?}");
+}
+
+#[test]
+fn where_nothing_tells_what_was_lost_no_id_is_given() {
+    let (mut primary, standby) = primary_and_standby();
+    let lost = lose(&mut primary, 1, 10);
+    standby.promote();
+    let history = standby.data().join("pg_wal/00000002.history");
+    let readable = fs::metadata(&history).unwrap().permissions();
+    fs::set_permissions(&history, Permissions::from_mode(0o000)).unwrap();
+    let mut session = Session::new(&standby, "postgres");
+    for _ in 0..2 {
+        let refused = session.client.query("SELECT loader.record_execution_start(1)", &[]);
+        let error = refused.error("58030");
+        assert!(error.message().contains("00000002.history"), "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("read that file")), "{error:?}");
+    }
+    fs::set_permissions(&history, readable).unwrap();
+    let given = session.start();
+    assert!(given > lost[lost.len() - 1] + 100_000, "{given} after {lost:?}");
 }
 
 #[test]

@@ -10,12 +10,14 @@ use std::path::Path;
 use std::process::Stdio;
 
 use pg_test::{
-    Cluster, PRELOADED, Session, Signal, application, assert_durable, column, install_extension,
-    new_bindir, preloaded_cluster, run, send_signal, state, status_of, wait_for, wait_for_equal,
-    wait_for_served, wait_for_worker,
+    APPLICATION_SQL, Cluster, PRELOADED, Session, Signal, application, assert_durable, column,
+    current_version, install_extension, new_bindir, preloaded_cluster, released_versions, run,
+    send_signal, state, status_of, wait_for, wait_for_equal, wait_for_served, wait_for_worker,
 };
 
-/// The option that PostgreSQL gives columns from its minor releases of November 2026 on.
+/// The option that PostgreSQL gives columns from its minor releases of November 2026 on. A server that is older
+/// than these refuses every table of one that is not, loader_history's and anybody's: users upgrade to a server of
+/// the newest minor release. The newest that tests can have of some majors is older.
 const COLUMN_OPTION: &str = "attoptions::text LIKE '{pg_attver=%}'";
 
 /// Upgrades a cluster with `databases`, whose server is stopped, to a new one with `settings`, and starts that.
@@ -231,4 +233,60 @@ fn transactions_that_no_worker_has_looked_at_are_judged_in_the_new_cluster() {
     assert_eq!(column::<i64>(&mut client, data), ids[..2]);
     assert_durable(&new, "postgres");
     assert_eq!(complaints(&new), [] as [&str; 0]);
+}
+
+#[test]
+fn from_a_version_of_old_what_the_old_server_knew_is_kept_and_updated_in_the_new() {
+    for version in released_versions().into_iter().filter(|version| version != "1.2.0") {
+        let mut old = Cluster::start_with(PRELOADED);
+        let mut loader = Session::new(&old, "postgres");
+        loader.run(APPLICATION_SQL);
+        loader.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
+        loader.run("CREATE ROLE recorder LOGIN; SELECT loader.grant_recorder('recorder')");
+        let mut client = old.connect();
+        wait_for_served(&mut client, &["postgres"]);
+        let committed = loader.start();
+        let succeeded = loader.start();
+        loader.run(&format!("SELECT loader.record_execution_end({succeeded}, 'SUCCESS', 7)"));
+        loader.run("BEGIN");
+        let failed = loader.start();
+        loader.run("ROLLBACK");
+        wait_for("the failure", || status_of(&mut client, failed).as_deref() == Some("FAILED"));
+        loader.run("BEGIN");
+        let open = loader.start();
+        old.stop_server();
+        drop((loader, client));
+
+        let new = upgrade(&old, &["postgres"], PRELOADED);
+        let mut client = new.connect();
+        wait_for_served(&mut client, &["postgres"]);
+        wait_for("what was open to be FAILED", || {
+            status_of(&mut client, open).as_deref() == Some("FAILED")
+        });
+        for updated in [false, true] {
+            if updated {
+                client.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
+            }
+            let expected = if updated { current_version() } else { version.clone() };
+            let query = "SELECT extversion FROM pg_extension WHERE extname = 'loader_history'";
+            assert_eq!(column::<String>(&mut client, query), [expected]);
+            for (id, status) in [(committed, "RUNNING"), (succeeded, "SUCCESS"), (open, "FAILED")] {
+                assert_eq!(status_of(&mut client, id).as_deref(), Some(status), "{version}");
+            }
+            // An id of its own, and the recorder's rights.
+            let mut recorder = new.connect_to("postgres", "recorder");
+            let start = "SELECT loader.record_execution_start(1)";
+            assert!(column::<i64>(&mut recorder, start)[0] > open, "{version}");
+            let key = "SELECT foreign_key FROM loader.recorder_status()";
+            assert_eq!(column::<bool>(&mut client, key), [true], "{version}");
+            assert_durable(&new, "postgres");
+        }
+        // The loader's word still outranks what the old server found.
+        for id in [failed, committed] {
+            let report = format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 5)");
+            client.batch_execute(&report).unwrap();
+            assert_eq!(status_of(&mut client, id).as_deref(), Some("SUCCESS"), "{version}");
+        }
+        assert_eq!(complaints(&new), [] as [&str; 0], "{version}");
+    }
 }

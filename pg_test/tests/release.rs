@@ -128,7 +128,26 @@ fn a_released_script_cannot_be_edited_nor_a_missing_one_go_unnoticed() {
         copy.replace("pg_test/released/SHA256SUMS", &format!("  {script}"), "  README.md");
         let (passes, says) = copy.check(&[]);
         assert!(!passes && says.contains(script), "{says}");
+        // Nor can it be edited where the checksum is gone.
+        let copy = Copy::new("unsealed");
+        copy.replace(script, "\n", " \n");
+        let seals = copy.0.join("pg_test/released/SHA256SUMS");
+        let others: String = fs::read_to_string(&seals)
+            .unwrap()
+            .lines()
+            .filter(|line| !line.ends_with(script))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        fs::write(seals, others).unwrap();
+        let (passes, says) = copy.check(&[]);
+        assert!(!passes && says.contains(&format!("{script} not sealed")), "{script}: {says}");
     }
+    // Another way to a released version is a script of its own.
+    let copy = Copy::new("another_way");
+    let way = "sql/loader_history--1.2.0--1.4.0.sql";
+    fs::write(copy.0.join(way), "SELECT 1;\n").unwrap();
+    let (passes, says) = copy.check(&[]);
+    assert!(!passes && says.contains(way), "{says}");
     let frozen = format!("pg_test/released/loader_history--{version}.sql");
     let copy = Copy::new("missing");
     copy.remove(&frozen);
@@ -189,6 +208,13 @@ fn a_version_is_sealed_on_the_day_of_its_release() {
         copy.replace(script, "SELECT 2", "SELECT 1");
     }
     assert!(copy.check(&[]).0);
+    // What is sealed has users, whatever the changelog says.
+    copy.replace("CHANGELOG.md", "[9.8.7] - 2027-02-28", "[9.8.7] - unreleased");
+    let (passes, says) = copy.check(&[]);
+    assert!(!passes && says.contains("calls unreleased"), "{says}");
+    for script in [&install, &update] {
+        assert!(says.contains(script.as_str()), "{script}: {says}");
+    }
 }
 
 /// What the PGXN Meta Spec 1.0.0 requires, as far as this file uses it.

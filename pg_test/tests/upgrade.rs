@@ -2,14 +2,16 @@
 //! every row and grant as they were; until then the new library serves the old SQL as it is.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use pg_test::{
-    APPLICATION_SQL, Client, Cluster, HasError, Listener, PRELOADED, Session, assert_durable,
-    assert_durable_in, column, current_version, offer_released_version, served, status_of,
-    wait_for_served,
+    APPLICATION_SQL, Client, Cluster, HasError, Listener, PRELOADED, Session, Signal,
+    assert_durable, assert_durable_in, catch_up, column, current_version, released_versions,
+    send_signal, served, status_of, wait_for, wait_for_equal, wait_for_served, worker_of,
 };
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 /// Executions of every status, of some age, grants of every kind, a purge.
 const DATA: &str = "
@@ -156,23 +158,6 @@ fn assert_same(updated: &Definitions, installed: &Definitions) {
     );
 }
 
-/// Released versions older than the current one.
-fn released_versions() -> Vec<String> {
-    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/released"));
-    let mut versions: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .filter_map(|entry| {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            Some(name.strip_prefix("loader_history--")?.strip_suffix(".sql")?.to_owned())
-        })
-        .filter(|version| *version != current_version())
-        .collect();
-    versions.sort();
-    assert!(versions.contains(&"1.2.0".to_owned()), "{versions:?}");
-    versions.iter().for_each(|version| offer_released_version(version));
-    versions
-}
-
 /// Every row of the history and what is made of it, and who may do what.
 fn data(client: &mut Client) -> Vec<String> {
     [
@@ -241,7 +226,8 @@ fn an_update_keeps_the_data_the_grants_and_what_a_dba_changed() {
         client
             .batch_execute(
                 "ALTER TABLE loader.execution_history DROP CONSTRAINT execution_history_loader_id_fkey;
-                 GRANT EXECUTE ON FUNCTION loader.purge_execution_history(interval, bigint) TO auditor",
+                 GRANT EXECUTE ON FUNCTION loader.purge_execution_history(interval, bigint) TO auditor;
+                 COMMENT ON TABLE loader.execution_history IS 'Ask Ada before you touch it'",
             )
             .unwrap();
         let before = data(&mut client);
@@ -256,6 +242,11 @@ fn an_update_keeps_the_data_the_grants_and_what_a_dba_changed() {
             "SELECT has_function_privilege('auditor', 'loader.purge_execution_history(interval, bigint)', 'EXECUTE')",
         );
         assert_eq!(rights, [true], "a grant of the DBA's own");
+        let comment: Vec<String> = column(
+            &mut client,
+            "SELECT obj_description('loader.execution_history'::regclass, 'pg_class')",
+        );
+        assert_eq!(comment, ["Ask Ada before you touch it"], "from {version}");
         let keys: Vec<i64> = column(
             &mut client,
             "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conrelid = 'loader.execution_history'::regclass",
@@ -311,8 +302,24 @@ fn an_update_warns_of_triggers_that_run_others_code() {
     }
 }
 
+/// Dumps a database, and restores that into a new one.
+fn restored(cluster: &Cluster, from: &str, to: &str) -> Client {
+    let file = cluster.directory().join("dump");
+    pg_test::run(cluster.program("pg_dump").args(["-d", from, "-f"]).arg(&file));
+    let create = format!("CREATE DATABASE {to} TEMPLATE template0");
+    cluster.connect().batch_execute(&create).unwrap();
+    pg_test::run(
+        cluster
+            .program("psql")
+            .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", to, "-f"])
+            .arg(&file),
+    );
+    cluster.connect_to(to, "postgres")
+}
+
+/// `pg_dump` names no version: what an old one has recorded is restored into the new one.
 #[test]
-fn an_update_survives_a_dump_and_an_update_is_possible_after_one() {
+fn a_dump_of_an_old_version_is_restored_into_the_new_and_an_update_survives_a_dump() {
     let cluster = Cluster::start();
     for version in released_versions() {
         let mut client = cluster.connect();
@@ -323,21 +330,26 @@ fn an_update_survives_a_dump_and_an_update_is_possible_after_one() {
             .batch_execute(&format!("CREATE EXTENSION loader_history VERSION '{version}'"))
             .unwrap();
         source.batch_execute(DATA).unwrap();
+        let mut instead = restored(&cluster, "source", "instead");
         source.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
-        let file = cluster.directory().join("dump");
-        pg_test::run(cluster.program("pg_dump").args(["-d", "source", "-f"]).arg(&file));
-        client.batch_execute("CREATE DATABASE target TEMPLATE template0").unwrap();
-        pg_test::run(
-            cluster
-                .program("psql")
-                .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", "target", "-f"])
-                .arg(&file),
-        );
-        let mut target = cluster.connect_to("target", "postgres");
-        assert_eq!(data(&mut source), data(&mut target));
-        assert_same(&definitions(&mut target), &definitions(&mut source));
-        drop((source, target));
-        for name in ["source", "target"] {
+        let mut target = restored(&cluster, "source", "target");
+        for database in [&mut instead, &mut target] {
+            assert_eq!(data(&mut source), data(database), "{version}");
+            assert_same(&definitions(database), &definitions(&mut source));
+        }
+        for (role, read) in [
+            ("reader", "SELECT * FROM loader.recorder_status()"),
+            ("reader", "SELECT loader.get_execution_history()"),
+            ("reader", "SELECT * FROM loader.failed_loader_counts"),
+            ("recorder", "SELECT loader.record_execution_start(1)"),
+        ] {
+            for database in ["instead", "target"] {
+                let done = cluster.connect_to(database, role).batch_execute(read);
+                assert!(done.is_ok(), "{version}, {database}, {role}: {done:?}");
+            }
+        }
+        drop((source, target, instead));
+        for name in ["source", "target", "instead"] {
             pg_test::wait_for_no_clients(&cluster, name);
             client.batch_execute(&format!("DROP DATABASE {name}")).unwrap();
         }
@@ -384,7 +396,8 @@ fn preloaded_the_old_version_works_plainly_until_an_update_brings_a_worker() {
             "SELECT concat_ws(' ', preloaded, worker_pid, queue_depth, open_bindings, last_error, foreign_key, detail)
                FROM loader.recorder_status()",
         );
-        println!("recorder_status() of {version}: {status:?}");
+        // It knows of no worker, and of the key.
+        assert_eq!(status, [Some("f 0 0 t".to_owned())]);
         session.run("SELECT * FROM loader.loader_summary; SELECT loader.get_execution_history(); SELECT loader.purge_execution_history('0 days')");
         assert_eq!(
             column::<i64>(
@@ -448,8 +461,11 @@ fn preloaded_a_version_with_a_worker_keeps_it_before_the_update() {
             column(&mut observer, "SELECT to_regclass('loader.prepared_event') IS NOT NULL");
         if first == [false] {
             prepared.error("0A000");
+            session.run("ROLLBACK");
+        } else {
+            prepared.unwrap();
+            session.run("ROLLBACK PREPARED 'load'");
         }
-        session.run("ROLLBACK");
         session.run("ALTER EXTENSION loader_history UPDATE");
         session.run("BEGIN");
         let id = session.start();
@@ -462,5 +478,223 @@ fn preloaded_a_version_with_a_worker_keeps_it_before_the_update() {
         assert_durable(&cluster, "postgres");
         let log = cluster.log();
         assert!(!log.contains("loader_history worker:"), "{log}");
+    }
+}
+
+/// A cluster that preloads the library, whose database `postgres` has the extension in an older version with a
+/// worker.
+fn worked_by(version: &str, settings: &str) -> Cluster {
+    let cluster = Cluster::start_with(&format!("{PRELOADED}{settings}"));
+    let mut session = Session::new(&cluster, "postgres");
+    session.run(APPLICATION_SQL);
+    session.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
+    wait_for_served(&mut session.client, &["postgres"]);
+    drop(session);
+    assert_durable(&cluster, "postgres");
+    cluster
+}
+
+fn versions_with_a_worker() -> impl Iterator<Item = String> {
+    released_versions().into_iter().filter(|version| version != "1.2.0")
+}
+
+const SERVER_STOPPED: &str =
+    "The server stopped before the transaction that started the execution had committed.";
+
+/// The status of an execution and its text.
+fn outcome(client: &mut Client, id: i64) -> String {
+    let said = format!(
+        "SELECT concat_ws(' ', status, error_message) FROM loader.execution_history WHERE id = {id}"
+    );
+    column::<String>(client, &said).concat()
+}
+
+#[test]
+fn loads_that_run_while_the_extension_is_updated_are_recorded_right() {
+    let mut random = StdRng::seed_from_u64(pg_test::seed());
+    for version in versions_with_a_worker() {
+        let cluster = worked_by(&version, "");
+        let mut observer = cluster.connect();
+        let mut other = Session::new(&cluster, "postgres");
+        // What the server has found, and what nobody has ended.
+        other.run("BEGIN");
+        let derived = other.start();
+        other.run("ROLLBACK");
+        wait_for("the failure", || status_of(&mut observer, derived).as_deref() == Some("FAILED"));
+        let committed = other.start();
+        // What is open when the update comes.
+        let mut open: Vec<_> = (0..5).map(|_| Session::new(&cluster, "postgres")).collect();
+        let ids: Vec<_> = open
+            .iter_mut()
+            .map(|session| {
+                session.run("SET loader_history.notify = off; BEGIN; SAVEPOINT one");
+                session.start()
+            })
+            .collect();
+        for place in [1, 4] {
+            open[place]
+                .run(&format!("SELECT loader.record_execution_end({}, 'SUCCESS', 1)", ids[place]));
+        }
+        // And what comes meanwhile.
+        let stop = AtomicBool::new(false);
+        let known: Vec<(i64, &str)> = thread::scope(|scope| {
+            let loaders: Vec<_> = (0..3)
+                .map(|_| {
+                    let (mut session, stop) = (Session::new(&cluster, "postgres"), &stop);
+                    let mut random = StdRng::seed_from_u64(random.random());
+                    scope.spawn(move || {
+                        let mut known = Vec::new();
+                        while !stop.load(Ordering::Relaxed) {
+                            session.run("BEGIN");
+                            let id = session.start();
+                            if random.random() {
+                                session.run(&format!(
+                                    "SELECT loader.record_execution_end({id}, 'SUCCESS', 1); COMMIT"
+                                ));
+                                known.push((id, "SUCCESS"));
+                            } else {
+                                session.run("ROLLBACK");
+                                known.push((id, "FAILED"));
+                            }
+                        }
+                        known
+                    })
+                })
+                .collect();
+            let stops = Stop(&stop);
+            // Where a panic drops them, nobody waits for their locks.
+            let mut open = open;
+            let mut dba = Session::new(&cluster, "postgres");
+            let pid: i32 = column(&mut dba.client, "SELECT pg_backend_pid()")[0];
+            let update = scope.spawn(move || dba.run("ALTER EXTENSION loader_history UPDATE"));
+            let waits = format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event_type = 'Lock'"
+            );
+            wait_for("the update to be done, or to wait for a load", || {
+                update.is_finished() || column::<i64>(&mut observer, &waits) == [1]
+            });
+            open[0].run("ROLLBACK");
+            open[1].run("COMMIT");
+            open[2].run("ROLLBACK TO one; COMMIT");
+            open[3].run("COMMIT");
+            open[4].run("PREPARE TRANSACTION 'load'");
+            open[4].run("COMMIT PREPARED 'load'");
+            wait_for("the update", || update.is_finished());
+            update.join().expect("the update");
+            drop(stops);
+            loaders.into_iter().flat_map(|loader| loader.join().expect("a loader")).collect()
+        });
+        other.run(&format!(
+            "SELECT loader.record_execution_end({derived}, 'SUCCESS', 2);
+             SELECT loader.record_execution_end({committed}, 'SUCCESS', 3)"
+        ));
+        let bound = "SELECT count(*) FROM loader.binding";
+        wait_for_equal("nothing is open", &vec![0], || column::<i64>(&mut observer, bound));
+        let expected = ids.into_iter().zip(["FAILED", "SUCCESS", "FAILED", "RUNNING", "SUCCESS"]);
+        let words = [(derived, "SUCCESS"), (committed, "SUCCESS")];
+        // What a start with a warning had not committed is gone with its load.
+        let warned = |id: i64| known.iter().any(|&(of, status)| of == id && status == "FAILED");
+        for (id, status) in expected.chain(words).chain(known.iter().copied()) {
+            match status_of(&mut observer, id) {
+                None if warned(id) => {}
+                found => assert_eq!(found.as_deref(), Some(status), "{version}: execution {id}"),
+            }
+        }
+        assert_durable(&cluster, "postgres");
+        // The worker does not wait long for the tables that are being changed, and tries again.
+        let log = cluster.log();
+        let complaints: Vec<_> = log
+            .lines()
+            .filter(|line| line.contains("ERROR") || line.contains("loader_history worker:"))
+            .filter(|line| !line.ends_with("canceling statement due to lock timeout"))
+            .collect();
+        assert_eq!(complaints, Vec::<&str>::new());
+    }
+}
+
+/// Has the threads of a scope stop, also where a panic drops it.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn preloaded_an_old_version_outlives_what_kills_servers_before_the_update() {
+    for version in versions_with_a_worker() {
+        let mut cluster = worked_by(&version, "");
+        let mut failed = Vec::new();
+        for kill in ["the server", "the worker"] {
+            let mut session = Session::new(&cluster, "postgres");
+            session.run("BEGIN");
+            failed.push(session.start());
+            let mut other = Session::new(&cluster, "postgres");
+            let committed = other.start();
+            other.run("BEGIN");
+            other.run(&format!("SELECT loader.record_execution_end({committed}, 'SUCCESS', 1)"));
+            other.run("COMMIT");
+            if kill == "the server" {
+                cluster.crash_server();
+                cluster.start_server();
+            } else {
+                let worker = worker_of(&mut other.client, "postgres");
+                send_signal(worker, Signal::SIGKILL);
+                // Which crashes all others.
+                wait_for("the crash", || session.client.batch_execute("SELECT 1").is_err());
+                wait_for("the server", || {
+                    cluster.config("postgres", "postgres").connect(postgres::NoTls).is_ok()
+                });
+            }
+            let mut observer = cluster.connect();
+            let text = format!("FAILED {SERVER_STOPPED}");
+            let id = failed[failed.len() - 1];
+            wait_for_equal(&format!("{version}: {kill}"), &text, || outcome(&mut observer, id));
+            assert_eq!(outcome(&mut observer, committed), "SUCCESS");
+            assert_durable(&cluster, "postgres");
+        }
+        // Two-phase loads, without events: there is not yet a table for those in the first of these versions.
+        let mut observer = cluster.connect();
+        let mut session = Session::new(&cluster, "postgres");
+        session.run("SET loader_history.notify = off");
+        for (end, expected) in [("COMMIT", "SUCCESS"), ("ROLLBACK", "FAILED")] {
+            session.run("BEGIN");
+            let id = session.start();
+            session.run(&format!(
+                "SELECT loader.record_execution_end({id}, 'SUCCESS', 1); PREPARE TRANSACTION 'load'"
+            ));
+            assert_eq!(outcome(&mut observer, id), "RUNNING", "{version}");
+            session.run(&format!("{end} PREPARED 'load'"));
+            wait_for(&format!("{version}: {end} PREPARED"), || {
+                status_of(&mut observer, id).as_deref() == Some(expected)
+            });
+        }
+        // Its primary dies with an open load, and one that is prepared.
+        let standby = cluster.start_standby();
+        session.run("BEGIN");
+        let prepared = session.start();
+        session.run(&format!(
+            "SELECT loader.record_execution_end({prepared}, 'SUCCESS', 1); PREPARE TRANSACTION 'load'"
+        ));
+        session.run("BEGIN");
+        let open = session.start();
+        catch_up(&mut observer, &mut standby.connect());
+        cluster.kill_server();
+        standby.promote();
+        let mut client = standby.connect();
+        wait_for_served(&mut client, &["postgres"]);
+        let text = format!("FAILED {SERVER_STOPPED}");
+        wait_for_equal(&format!("{version}: the promotion"), &text, || outcome(&mut client, open));
+        assert_eq!(outcome(&mut client, prepared), "RUNNING");
+        client.batch_execute("COMMIT PREPARED 'load'").unwrap();
+        assert_eq!(outcome(&mut client, prepared), "SUCCESS");
+        assert_durable(&standby, "postgres");
+        let log = standby.log();
+        assert!(!log.contains("loader_history worker:"), "{log}");
+        // And there it is updated.
+        client.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
+        assert_durable(&standby, "postgres");
+        assert_eq!(outcome(&mut client, open), text);
     }
 }
