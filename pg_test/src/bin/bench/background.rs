@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use pg_test::measure::Worker;
+use pg_test::{Client, wait_for, wait_for_worker};
 
 use crate::database::Database;
 use crate::recorder::{Calls, Recorder, done};
@@ -61,28 +62,63 @@ pub fn while_recording<T>(
     meanwhile(record, work)
 }
 
-/// Does `work` while rows older than `age` are purged, at most `batch` by a call; returns how many, too.
+/// Who purges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purger {
+    /// A session that calls the function over and over.
+    Session,
+    /// The worker, under `loader_history.retention`.
+    Worker,
+}
+
+/// Does `work` while executions older than `age` are purged, by a session at most `batch` in a call.
 ///
-/// The one place that knows how history is purged: by a session that calls the function over and over.
+/// The one place that knows how history is purged.
 pub fn while_purging<T>(
+    database: &Database,
+    purger: Purger,
+    age: &str,
+    batch: i64,
+    work: impl FnOnce() -> T,
+) -> T {
+    match purger {
+        Purger::Session => while_a_session_purges(database, age, batch, work),
+        Purger::Worker => {
+            set_retention(database, &format!("SET loader_history.retention = '{age}'"));
+            let result = work();
+            set_retention(database, "RESET loader_history.retention");
+            result
+        }
+    }
+}
+
+/// Changes what is set for the database. Its worker, which reads that when it comes, comes anew.
+fn set_retention(database: &Database, change: &str) {
+    let mut client: Client = database.connect();
+    client
+        .batch_execute(&format!("ALTER DATABASE {} {change}", database.name()))
+        .expect("a setting");
+    let before = wait_for_worker(&mut client);
+    client.query("SELECT pg_terminate_backend($1)", &[&before]).expect("the end of the worker");
+    wait_for("another worker", || wait_for_worker(&mut client) != before);
+}
+
+fn while_a_session_purges<T>(
     database: &Database,
     age: &str,
     batch: i64,
     work: impl FnOnce() -> T,
-) -> (T, u64) {
+) -> T {
     let purge = |over: &AtomicBool| {
         let mut client = database.connect();
         let purge = "SELECT loader.purge_execution_history($1::text::interval, $2)";
         let purge = client.prepare(purge).expect("a purge");
-        let mut deleted = 0;
         while !over.load(Ordering::Acquire) {
             let rows: i64 = client.query_one(&purge, &[&age, &batch]).expect("a purge").get(0);
-            deleted += rows.unsigned_abs();
             if rows < batch {
                 thread::sleep(PURGE_PAUSE);
             }
         }
-        deleted
     };
-    meanwhile(purge, work)
+    meanwhile(purge, work).0
 }
