@@ -14,6 +14,9 @@ use crate::variant::Variant;
 /// How long a purge rests before it looks again where little was left to do.
 const PURGE_PAUSE: Duration = Duration::from_millis(100);
 
+/// Of so many executions one is rolled back, which leaves the worker something to remember.
+const FAILING: u64 = 50;
+
 /// Tells those who go on that they may end, also where the work has failed.
 struct Ending<'a>(&'a AtomicBool);
 
@@ -38,7 +41,8 @@ pub fn meanwhile<T, B: Send>(
     })
 }
 
-/// Does `work` while `clients` sessions record executions without a pause; returns how many, too.
+/// Does `work` while `clients` sessions record executions without a pause, some of which are rolled back;
+/// returns how many, too.
 pub fn while_recording<T>(
     database: &Database,
     clients: usize,
@@ -51,8 +55,14 @@ pub fn while_recording<T>(
                 scope.spawn(|| {
                     let work = (Variant::Durable, Calls::Separate);
                     recorder.prepare(work);
-                    while !over.load(Ordering::Acquire) {
-                        recorder.work(work);
+                    for run in 1_u64.. {
+                        if over.load(Ordering::Acquire) {
+                            return;
+                        } else if run.is_multiple_of(FAILING) {
+                            recorder.fail(Variant::Durable);
+                        } else {
+                            recorder.work(work);
+                        }
                     }
                 });
             }
