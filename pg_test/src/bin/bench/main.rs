@@ -9,8 +9,8 @@
 //! charts to `docs/charts`; `BENCH_ROWS=100000000` adds a history of so many executions. The small size,
 //! which `make test` runs, makes sure that every execution is recorded, that every event comes once, that
 //! reads say what the seed schema says, and that charts are SVG; it writes them to a temporary folder.
-//! `BENCH_ONLY=reads,purge` measures some parts alone, of either size, and writes nothing to `docs`: reads,
-//! throughput, wal, delivery, purge, steady.
+//! `BENCH_ONLY=reads,purge` measures some parts alone, of either size, and writes nothing to `docs`; `scale`
+//! lists them.
 
 mod background;
 mod charts;

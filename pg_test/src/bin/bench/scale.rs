@@ -8,6 +8,9 @@ use pg_test::size;
 
 use crate::background::Purger;
 
+/// The parts of a run.
+const PARTS: [&str; 6] = ["reads", "throughput", "wal", "delivery", "purge", "steady"];
+
 /// The sizes of everything.
 pub struct Scale {
     /// Whether this is the small size, which proves that all is right and says nothing of speed.
@@ -156,7 +159,9 @@ max_wal_size = '8GB'
 /// What `BENCH_ONLY` names.
 fn parts() -> Vec<String> {
     let parts = env::var("BENCH_ONLY").unwrap_or_default();
-    parts.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    let parts: Vec<_> = parts.split(',').filter(|part| !part.is_empty()).collect();
+    assert!(parts.iter().all(|part| PARTS.contains(part)), "BENCH_ONLY: parts are {PARTS:?}");
+    parts.into_iter().map(str::to_owned).collect()
 }
 
 /// A number of rows as people say it.
