@@ -81,8 +81,15 @@ impl Measured {
     }
 
     /// The median of the slices' rates.
-    pub fn rate(&mut self) -> f64 {
-        median(&mut self.rates)
+    pub fn rate(&self) -> f64 {
+        median(&mut self.rates.clone())
+    }
+
+    /// How many times the rate of `baseline` it is: the median of the turns, in each of which both met the
+    /// same.
+    pub fn ratio_to(&self, baseline: &Self) -> f64 {
+        let ratios = self.rates.iter().zip(&baseline.rates).map(|(rate, other)| rate / other);
+        median(&mut ratios.collect::<Vec<_>>())
     }
 
     /// Adds what another slice came to.
@@ -141,7 +148,12 @@ impl Turns {
         let mut measured: Vec<_> = sides.iter().map(|_| Measured::default()).collect();
         // The first turn warms up: plans, caches, files that grow for the first time.
         for turn in 0..=self.slices {
-            for (work, side) in sides.iter().zip(&mut measured) {
+            // There and back: what changes with time meets all alike.
+            let mut order: Vec<_> = sides.iter().zip(&mut measured).collect();
+            if turn % 2 == 1 {
+                order.reverse();
+            }
+            for (work, side) in order {
                 wait_for_quiet(admin);
                 let slice = run_slice(workers, *work, self.slice);
                 if turn > 0 {

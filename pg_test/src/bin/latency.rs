@@ -171,8 +171,8 @@ impl Bench {
 
     /// A row of the table of throughput.
     fn throughput(&mut self, clients: usize, what: &str, work: Work, goal: Goal) -> Vec<String> {
-        let [mut plain, mut durable] = self.compare(clients, [(work, false), (work, true)]);
-        let ratio = durable.rate() / plain.rate();
+        let [plain, durable] = self.compare(clients, [(work, false), (work, true)]);
+        let ratio = durable.ratio_to(&plain);
         vec![
             format!("{what}, clients: {clients}"),
             format!("{:.0}", plain.rate()),

@@ -26,8 +26,9 @@ pub fn write(scale: &Scale, cluster: &Cluster, facts: &str, report: &Report, cha
     let page = format!(
         "# What loader_history costs\n\n\
          Written by `make bench`. {facts}\n\n\
-         What is compared took turns in slices of this one run, so trust the ratios, as far as the control of \
-         the reads does. The goals of throughput are against the extension without events and against the seed \
+         What is compared took turns in slices of this one run, and a ratio is the median of the turns' ratios, \
+         not that of the medians beside it: trust the ratios, those of reads as far as the control of the same \
+         read by two sessions comes to 1. The goals of throughput are against the extension without events and against the seed \
          schema: the eight columns with a primary key and a foreign key, hand-written PL/pgSQL functions, no \
          events, and none of the indexes that the extension's reads need. Where a commit is quick the processors \
          decide; where it takes as long as on an ordinary disk or network storage, for which PostgreSQL's own \

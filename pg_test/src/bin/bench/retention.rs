@@ -96,7 +96,7 @@ fn add_rows(name: &str, quiet: &mut Measured, purging: &mut Measured, report: &m
                 .goal_if_any("ratio", goal, "", now / before),
         );
     }
-    let [before, now] = [quiet, purging].map(Measured::rate);
+    let [before, now] = [quiet, purging].map(|side| side.rate());
     report.add(
         Row::new(format!("{name} purges: executions a second"), number(now))
             .baseline(format!("without purge {}", number(before)))

@@ -92,11 +92,10 @@ impl Bench {
             for &clients in self.clients {
                 let recorders = &mut self.recorders[..clients];
                 let measured = turns.compare(&mut self.admin, recorders, &sides);
-                let rates = measured.into_iter().map(|mut side: Measured| side.rate());
-                let rates: BTreeMap<_, _> = variants.iter().copied().zip(rates).collect();
-                add_rows(report, calls, clients, &rates);
-                let bars = variants.iter().map(|variant| rates.get(variant).copied());
-                groups.push((clients_name(clients), bars.collect()));
+                let bars = measured.iter().map(|side| Some(side.rate())).collect();
+                let measured = variants.iter().copied().zip(measured).collect();
+                add_rows(report, calls, clients, &measured);
+                groups.push((clients_name(clients), bars));
             }
             Chart::Bars(Bars {
                 file: match calls {
@@ -142,16 +141,21 @@ impl Bench {
     }
 }
 
-fn add_rows(report: &mut Report, calls: Calls, clients: usize, rates: &BTreeMap<Variant, f64>) {
+fn add_rows(
+    report: &mut Report,
+    calls: Calls,
+    clients: usize,
+    measured: &BTreeMap<Variant, Measured>,
+) {
     for (variant, baseline) in PAIRS {
-        let (Some(rate), Some(of_baseline)) = (rates.get(&variant), rates.get(&baseline)) else {
+        let (Some(ours), Some(other)) = (measured.get(&variant), measured.get(&baseline)) else {
             continue;
         };
-        let ratio = rate / of_baseline;
+        let ratio = ours.ratio_to(other);
         let goal = goal(variant, baseline, calls, clients);
         report.add(
-            Row::new(format!("{}, {}", clients_name(clients), variant.name()), number(*rate))
-                .baseline(format!("{} {}", baseline.name(), number(*of_baseline)))
+            Row::new(format!("{}, {}", clients_name(clients), variant.name()), number(ours.rate()))
+                .baseline(format!("{} {}", baseline.name(), number(other.rate())))
                 .ratio(ratio)
                 .goal_if_any("ratio", goal, "", ratio),
         );
