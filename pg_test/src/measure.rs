@@ -81,13 +81,15 @@ impl Measured {
     }
 
     /// The median of the slices' rates.
-    pub fn rate(&mut self) -> f64 {
-        self.rates.sort_unstable_by(f64::total_cmp);
-        let middle = self.rates.len() / 2;
-        match self.rates.len() % 2 {
-            0 => f64::midpoint(self.rates[middle - 1], self.rates[middle]),
-            _ => self.rates[middle],
-        }
+    pub fn rate(&self) -> f64 {
+        median(&mut self.rates.clone())
+    }
+
+    /// How many times the rate of `baseline` it is: the median of the turns, in each of which both met the
+    /// same.
+    pub fn ratio_to(&self, baseline: &Self) -> f64 {
+        let ratios = self.rates.iter().zip(&baseline.rates).map(|(rate, other)| rate / other);
+        median(&mut ratios.collect::<Vec<_>>())
     }
 
     /// Adds what another slice came to.
@@ -101,6 +103,28 @@ impl Measured {
 pub fn quantile<T: Copy>(sorted: &[T], part: f64) -> T {
     let place = (sorted.len() as f64 * part) as usize;
     sorted[place.min(sorted.len() - 1)]
+}
+
+/// The value in the middle of `values`, of which there are some.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        0 => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values[middle],
+    }
+}
+
+/// Does `work` as often as said: the median of how long it takes, in ms.
+pub fn median_ms(times: u32, mut work: impl FnMut()) -> f64 {
+    let mut taken: Vec<_> = (0..times)
+        .map(|_| {
+            let begun = Instant::now();
+            work();
+            begun.elapsed().as_secs_f64() * 1_000.0
+        })
+        .collect();
+    median(&mut taken)
 }
 
 /// How many slices each side gets, and how long they are.
@@ -124,7 +148,12 @@ impl Turns {
         let mut measured: Vec<_> = sides.iter().map(|_| Measured::default()).collect();
         // The first turn warms up: plans, caches, files that grow for the first time.
         for turn in 0..=self.slices {
-            for (work, side) in sides.iter().zip(&mut measured) {
+            // There and back: what changes with time meets all alike.
+            let mut order: Vec<_> = sides.iter().zip(&mut measured).collect();
+            if turn % 2 == 1 {
+                order.reverse();
+            }
+            for (work, side) in order {
                 wait_for_quiet(admin);
                 let slice = run_slice(workers, *work, self.slice);
                 if turn > 0 {
@@ -163,6 +192,12 @@ pub fn run_slice<W: Worker>(workers: &mut [W], work: W::Work, length: Duration) 
     });
     let rate = latencies.len() as f64 / begun.elapsed().as_secs_f64();
     Measured { latencies, rates: vec![rate] }
+}
+
+/// A line of a table in Markdown.
+pub fn markdown_line<T: AsRef<str>>(cells: &[T]) -> String {
+    let cells: Vec<_> = cells.iter().map(AsRef::as_ref).collect();
+    format!("| {} |", cells.join(" | "))
 }
 
 /// What a figure should be.

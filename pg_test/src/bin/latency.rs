@@ -3,16 +3,20 @@
 //!
 //! `make latency` sets `PG_TEST_BINDIR`, the server's programs, built for release, and `TMPDIR`, a
 //! directory on a disk. The machine and its disk decide about every figure but the ratios: what is
-//! compared takes turns in slices of a second, so that whatever else the machine does meets both.
+//! compared takes turns in slices of a second, so that whatever else the machine does meets both. Neither
+//! side has events, which could fall back to a NOTIFY in the transaction; `make bench` tells what events cost.
 //!
-//! `LATENCY_SLICES` and `LATENCY_SLICE_MS` say how many slices each side gets and how long they are;
-//! `LATENCY_NOTIFY=off` sets `loader_history.notify`.
+//! `LATENCY_SLICES` and `LATENCY_SLICE_MS` say how many slices each side gets and how long they are. With
+//! `LATENCY_SIZE=small`, as `make test` runs it, it makes sure that all that is measured is recorded, and
+//! says nothing of speed. What it prints is Markdown, for `pg_test/FIGURES.md`.
 
 use std::env;
 use std::time::{Duration, Instant};
 
-use pg_test::measure::{COMMITS_REACH_DISK, Goal, Measured, Turns, Worker, assert_on_disk};
-use pg_test::{Client, Cluster, Warnings, preloaded_cluster_with, print_table, size};
+use pg_test::measure::{
+    COMMITS_REACH_DISK, Goal, Measured, Turns, Worker, assert_on_disk, markdown_line,
+};
+use pg_test::{Client, Cluster, Warnings, preloaded_cluster_with, size, wait_for_equal};
 use postgres::Statement;
 
 /// The most clients that a measurement has.
@@ -46,6 +50,8 @@ struct Loader {
     insert: Statement,
     start: Statement,
     end: Statement,
+    /// Rows that it has inserted and executions that it has ended.
+    done: [i64; 2],
 }
 
 /// What a session does over and over.
@@ -62,14 +68,12 @@ enum Work {
 }
 
 impl Loader {
-    fn new(cluster: &Cluster, id: i64, notify: &str, warnings: &Warnings) -> Self {
+    fn new(cluster: &Cluster, id: i64, warnings: &Warnings) -> Self {
         let mut client = warnings.connect(cluster);
-        client
-            .batch_execute(&format!("SET loader_history.notify = {notify}"))
-            .expect("LATENCY_NOTIFY is on or off");
+        client.batch_execute("SET loader_history.notify = off").expect("a setting");
         let mut prepare = |sql| client.prepare(sql).expect("a statement");
         let (insert, start, end) = (prepare(INSERT), prepare(START), prepare(END));
-        Self { client, id, insert, start, end }
+        Self { client, id, insert, start, end, done: [0; 2] }
     }
 
     fn begin(&mut self) {
@@ -86,6 +90,7 @@ impl Loader {
 
     fn end(&mut self, execution_id: i64) {
         self.client.execute(&self.end, &[&execution_id]).expect("an end");
+        self.done[1] += 1;
     }
 }
 
@@ -103,6 +108,7 @@ impl Worker for Loader {
         match work {
             Work::Insert => {
                 self.client.query_one(&self.insert, &[&self.id]).expect("an insert");
+                self.done[0] += 1;
             }
             Work::Start => {
                 self.begin();
@@ -133,6 +139,8 @@ struct Bench {
     admin: Client,
     loaders: Vec<Loader>,
     turns: Turns,
+    /// Whether figures say anything.
+    judged: bool,
 }
 
 impl Bench {
@@ -154,7 +162,7 @@ impl Bench {
             milliseconds(insert.quantile(median)),
             milliseconds(start.quantile(median)),
             format!("{ratio:.2}"),
-            goal.map_or_else(String::new, |goal| verdict(goal, ratio)),
+            goal.map_or_else(String::new, |goal| self.verdict(goal, ratio)),
             milliseconds(insert.quantile(p99)),
             milliseconds(start.quantile(p99)),
             format!("{:.2}", start.quantile(p99) / insert.quantile(p99)),
@@ -163,15 +171,19 @@ impl Bench {
 
     /// A row of the table of throughput.
     fn throughput(&mut self, clients: usize, what: &str, work: Work, goal: Goal) -> Vec<String> {
-        let [mut plain, mut durable] = self.compare(clients, [(work, false), (work, true)]);
-        let ratio = durable.rate() / plain.rate();
+        let [plain, durable] = self.compare(clients, [(work, false), (work, true)]);
+        let ratio = durable.ratio_to(&plain);
         vec![
             format!("{what}, clients: {clients}"),
             format!("{:.0}", plain.rate()),
             format!("{:.0}", durable.rate()),
             format!("{ratio:.2}"),
-            verdict(goal, ratio),
+            self.verdict(goal, ratio),
         ]
+    }
+
+    fn verdict(&self, goal: Goal, ratio: f64) -> String {
+        if self.judged { format!("{goal}: {}", goal.verdict(ratio)) } else { goal.to_string() }
     }
 }
 
@@ -179,29 +191,50 @@ fn milliseconds(seconds: f64) -> String {
     format!("{:.3}", seconds * 1_000.0)
 }
 
-fn verdict(goal: Goal, ratio: f64) -> String {
-    format!("{goal}: {}", goal.verdict(ratio))
+/// Prints a table in Markdown.
+fn print_markdown(header: &[&str], rows: &[Vec<String>]) {
+    println!("\n{}\n|{}", markdown_line(header), "---|".repeat(header.len()));
+    rows.iter().for_each(|row| println!("{}", markdown_line(row)));
+}
+
+/// Rows of the bare table, executions of the history, and those of them that have succeeded.
+fn counts(client: &mut Client) -> [i64; 3] {
+    let query =
+        "SELECT (SELECT count(*) FROM bare), count(*), count(*) FILTER (WHERE status = 'SUCCESS')
+                   FROM loader.execution_history";
+    let row = client.query_one(query, &[]).expect("counts");
+    [row.get(0), row.get(1), row.get(2)]
 }
 
 fn main() {
-    let notify = env::var("LATENCY_NOTIFY").unwrap_or_else(|_| "on".to_owned());
+    let small = match env::var("LATENCY_SIZE").as_deref() {
+        Ok("small") => true,
+        Ok("full") | Err(_) => false,
+        Ok(other) => panic!("LATENCY_SIZE is neither full nor small: {other}"),
+    };
+    let (slices, slice_ms) = if small { (1, 100) } else { (5, 1_000) };
     let cluster = preloaded_cluster_with(COMMITS_REACH_DISK);
-    assert_on_disk(&cluster);
-    cluster.connect().batch_execute(TABLES).expect("the tables");
+    if !small {
+        assert_on_disk(&cluster);
+    }
+    let mut admin = cluster.connect();
+    admin.batch_execute(TABLES).expect("the tables");
+    let before = counts(&mut admin);
     let warnings = Warnings::default();
-    let loaders = (1..).take(CLIENTS);
-    let loaders = loaders.map(|id| Loader::new(&cluster, id, &notify, &warnings)).collect();
-    let slices = size("LATENCY_SLICES", 5);
-    let slice = Duration::from_millis(size("LATENCY_SLICE_MS", 1_000));
-    let mut bench = Bench { admin: cluster.connect(), loaders, turns: Turns { slices, slice } };
+    let loaders = (1..).take(CLIENTS).map(|id| Loader::new(&cluster, id, &warnings)).collect();
+    let turns = Turns {
+        slices: size("LATENCY_SLICES", slices),
+        slice: Duration::from_millis(size("LATENCY_SLICE_MS", slice_ms)),
+    };
+    let mut bench = Bench { admin, loaders, turns, judged: !small };
 
-    println!("Latency in ms of a durable start, against an INSERT that commits (notify {notify}):");
+    println!("Latency in ms of a durable start, against an INSERT that commits:");
     let rows = [bench.latency(1, Some(Goal::AtMost(2.0))), bench.latency(CLIENTS, None)];
     let header =
         ["", "INSERT", "start", "ratio", "goal", "INSERT p99", "start p99", "ratio of p99"];
-    print_table(&header, &rows);
+    print_markdown(&header, &rows);
 
-    println!("\nExecutions a second, started and ended (notify {notify}):");
+    println!("\nExecutions a second, started and ended, no events on either side:");
     let mut rows = Vec::new();
     for (what, work, goal) in
         [("each a transaction", Work::Separate, 0.8), ("one transaction", Work::Together, 0.45)]
@@ -210,7 +243,14 @@ fn main() {
             rows.push(bench.throughput(clients, what, work, Goal::AtLeast(goal)));
         }
     }
-    print_table(&["", "not durable", "durable", "ratio", "goal"], &rows);
+    print_markdown(&["", "not durable", "durable", "ratio", "goal"], &rows);
+
+    let [inserted, ended] =
+        [0, 1].map(|kind| bench.loaders.iter().map(|loader| loader.done[kind]).sum::<i64>());
+    assert!(inserted > 0 && ended > 0, "nothing was done");
+    let expected = [before[0] + inserted, before[1] + ended, before[2] + ended];
+    // The worker takes back a start that its caller has recorded otherwise.
+    wait_for_equal("what was recorded", &expected, || counts(&mut bench.admin));
 
     // They were measured as if they were.
     println!("\nStarts that were to be durable and were not: {}", warnings.count());

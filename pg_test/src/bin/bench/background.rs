@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use pg_test::measure::Worker;
+use pg_test::{Client, wait_for, wait_for_worker};
 
 use crate::database::Database;
 use crate::recorder::{Calls, Recorder, done};
@@ -12,6 +13,9 @@ use crate::variant::Variant;
 
 /// How long a purge rests before it looks again where little was left to do.
 const PURGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Of so many executions one is rolled back, which leaves the worker something to remember.
+const FAILING: u64 = 50;
 
 /// Tells those who go on that they may end, also where the work has failed.
 struct Ending<'a>(&'a AtomicBool);
@@ -37,7 +41,8 @@ pub fn meanwhile<T, B: Send>(
     })
 }
 
-/// Does `work` while `clients` sessions record executions without a pause; returns how many, too.
+/// Does `work` while `clients` sessions record executions without a pause, some of which are rolled back;
+/// returns how many, too.
 pub fn while_recording<T>(
     database: &Database,
     clients: usize,
@@ -50,8 +55,14 @@ pub fn while_recording<T>(
                 scope.spawn(|| {
                     let work = (Variant::Durable, Calls::Separate);
                     recorder.prepare(work);
-                    while !over.load(Ordering::Acquire) {
-                        recorder.work(work);
+                    for run in 1_u64.. {
+                        if over.load(Ordering::Acquire) {
+                            return;
+                        } else if run.is_multiple_of(FAILING) {
+                            recorder.fail(Variant::Durable);
+                        } else {
+                            recorder.work(work);
+                        }
                     }
                 });
             }
@@ -61,28 +72,63 @@ pub fn while_recording<T>(
     meanwhile(record, work)
 }
 
-/// Does `work` while rows older than `age` are purged, at most `batch` by a call; returns how many, too.
+/// Who purges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purger {
+    /// A session that calls the function over and over.
+    Session,
+    /// The worker, under `loader_history.retention`.
+    Worker,
+}
+
+/// Does `work` while executions older than `age` are purged, by a session at most `batch` in a call.
 ///
-/// The one place that knows how history is purged: by a session that calls the function over and over.
+/// The one place that knows how history is purged.
 pub fn while_purging<T>(
+    database: &Database,
+    purger: Purger,
+    age: &str,
+    batch: i64,
+    work: impl FnOnce() -> T,
+) -> T {
+    match purger {
+        Purger::Session => while_a_session_purges(database, age, batch, work),
+        Purger::Worker => {
+            set_retention(database, &format!("SET loader_history.retention = '{age}'"));
+            let result = work();
+            set_retention(database, "RESET loader_history.retention");
+            result
+        }
+    }
+}
+
+/// Changes what is set for the database. Its worker, which reads that when it comes, comes anew.
+fn set_retention(database: &Database, change: &str) {
+    let mut client: Client = database.connect();
+    client
+        .batch_execute(&format!("ALTER DATABASE {} {change}", database.name()))
+        .expect("a setting");
+    let before = wait_for_worker(&mut client);
+    client.query("SELECT pg_terminate_backend($1)", &[&before]).expect("the end of the worker");
+    wait_for("another worker", || wait_for_worker(&mut client) != before);
+}
+
+fn while_a_session_purges<T>(
     database: &Database,
     age: &str,
     batch: i64,
     work: impl FnOnce() -> T,
-) -> (T, u64) {
+) -> T {
     let purge = |over: &AtomicBool| {
         let mut client = database.connect();
         let purge = "SELECT loader.purge_execution_history($1::text::interval, $2)";
         let purge = client.prepare(purge).expect("a purge");
-        let mut deleted = 0;
         while !over.load(Ordering::Acquire) {
             let rows: i64 = client.query_one(&purge, &[&age, &batch]).expect("a purge").get(0);
-            deleted += rows.unsigned_abs();
             if rows < batch {
                 thread::sleep(PURGE_PAUSE);
             }
         }
-        deleted
     };
-    meanwhile(purge, work)
+    meanwhile(purge, work).0
 }

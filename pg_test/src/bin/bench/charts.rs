@@ -23,7 +23,7 @@ const NAMES: u32 = 250;
 /// Groups of bars, one bar a series: a chart that says how much.
 pub struct Bars {
     /// What the file is called, without its ending.
-    pub file: &'static str,
+    pub file: String,
     /// What the chart says, with the unit.
     pub title: String,
     /// Whether the axis is logarithmic.
@@ -54,9 +54,9 @@ pub enum Chart {
 
 impl Chart {
     /// What the file is called, without its ending.
-    pub fn file(&self) -> &'static str {
+    pub fn file(&self) -> &str {
         match self {
-            Self::Bars(bars) => bars.file,
+            Self::Bars(bars) => &bars.file,
             Self::Line(line) => line.file,
         }
     }

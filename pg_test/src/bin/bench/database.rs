@@ -46,6 +46,11 @@ impl<'a> Database<'a> {
         database
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// How many loaders there are, of ids from 1.
     pub fn loaders(&self) -> i64 {
         self.loaders
@@ -71,10 +76,24 @@ impl<'a> Database<'a> {
         self.count_where(variant, "status = 'SUCCESS'")
     }
 
+    /// Rows that were deleted from the extension's table, as far as the server has been told.
+    pub fn deletions(&self) -> u64 {
+        let query = "SELECT pg_stat_get_tuples_deleted('loader.execution_history'::regclass)";
+        let count: i64 = self.connect().query_one(query, &[]).expect("a count").get(0);
+        count.cast_unsigned()
+    }
+
     fn count_where(&self, variant: Variant, condition: &str) -> u64 {
         let query = format!("SELECT count(*) FROM {} WHERE {condition}", variant.table());
         let count: i64 = self.connect().query_one(&query, &[]).expect("a count").get(0);
         count.cast_unsigned()
+    }
+
+    /// Whether the extension's table and its indexes are larger than the server's buffers.
+    pub fn exceeds_buffers(&self) -> bool {
+        let query = "SELECT pg_total_relation_size('loader.execution_history') \
+                          > pg_size_bytes(current_setting('shared_buffers'))";
+        self.connect().query_one(query, &[]).expect("sizes").get(0)
     }
 
     /// Gives a setting of the server another value, waits until it has it, and returns the one before.

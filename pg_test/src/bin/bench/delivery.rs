@@ -69,7 +69,7 @@ pub fn measure(scale: &Scale, database: &Database, report: &mut Report) -> Vec<C
             groups.push((variant.name().to_owned(), bars.into()));
         }
         charts.push(Chart::Bars(Bars {
-            file,
+            file: file.to_owned(),
             title: format!("Delivery of events in ms, {load}"),
             logarithmic: true,
             series: PARTS.map(|(name, _)| name.to_owned()).into(),

@@ -11,12 +11,23 @@ use crate::variant::Variant;
 /// The loader that has failed once, long ago: in its first run.
 pub const ONCE_FAILED: i64 = 7;
 
+/// Every so many loaders there is one that fails three runs out of five, so that pages of its failures are
+/// full in every history; and which of them that is.
+const FAILING_EVERY: i64 = 200;
+const FAILING: i64 = 11;
+
 /// Rows that one statement inserts: what triggers are to do with them is kept in memory until its end.
 const AT_ONCE: i64 = 250_000;
 
+/// The `number`th loader that often fails, beginning anew behind the last.
+pub fn often_failing(number: i64, loaders: i64) -> i64 {
+    number % (loaders / FAILING_EVERY).max(1) * FAILING_EVERY + FAILING
+}
+
 /// Fills the extension's table with as many executions, and the `others` with the same.
 ///
-/// Two in a hundred runs have failed; one in a hundred loaders has been failing for four runs; one
+/// Histories of a full hundred runs a loader are alike from their ends backwards: what is read of them is as
+/// much, whatever their length. Two in a hundred runs have failed; one in a hundred loaders has been failing for four runs; one
 /// in forty is running. Ids are in the order of starts, and in each hour every loader runs once.
 pub fn fill(database: &Database, rows: i64, others: &[Variant]) {
     assert!(rows % database.loaders() == 0, "{rows} executions are no full hours of its loaders");
@@ -84,6 +95,8 @@ fn insert(loaders: i64, rows: i64, first: i64, last: i64, until: &str) -> String
                                 CASE WHEN run = newest AND loader % 40 = 5 THEN 'RUNNING'
                                      WHEN loader = {ONCE_FAILED} THEN
                                           CASE run WHEN 0 THEN 'FAILED' ELSE 'SUCCESS' END
+                                     WHEN loader % {FAILING_EVERY} = {FAILING} THEN
+                                          CASE WHEN run % 5 < 3 THEN 'FAILED' ELSE 'SUCCESS' END
                                      WHEN run >= newest - 3 AND loader % 100 = 3
                                        OR (run * 31 + loader) % 50 = 0 THEN 'FAILED'
                                      ELSE 'SUCCESS' END AS status

@@ -9,6 +9,8 @@
 //! charts to `docs/charts`; `BENCH_ROWS=100000000` adds a history of so many executions. The small size,
 //! which `make test` runs, makes sure that every execution is recorded, that every event comes once, that
 //! reads say what the seed schema says, and that charts are SVG; it writes them to a temporary folder.
+//! `BENCH_ONLY=reads,purge` measures some parts alone, of either size, and writes nothing to `docs`; `scale`
+//! lists them.
 
 mod background;
 mod charts;
@@ -16,6 +18,7 @@ mod database;
 mod delivery;
 mod document;
 mod history;
+mod machine;
 mod queries;
 mod reads;
 mod recorder;
@@ -54,13 +57,14 @@ fn main() {
     if !scale.small {
         assert_on_disk(&cluster);
     }
+    let facts = document::facts(&scale, &cluster);
     let warnings = Warnings::default();
     let mut report = Report::new(!scale.small);
     let charts = measure(&scale, &cluster, &warnings, &mut report);
 
-    let text = document::write(&scale, &cluster, &report, &charts);
+    document::write(&scale, &cluster, &facts, &report, &charts);
     report.print();
-    println!("\n{text}");
+    println!("\n{facts}");
     println!("\nStarts that were to be durable and were not: {}", warnings.count());
     for (reason, count) in &*warnings.reasons() {
         println!("{count}: {reason}");
@@ -74,30 +78,53 @@ fn measure(
     warnings: &Warnings,
     report: &mut Report,
 ) -> Vec<Chart> {
+    let wants_any = |parts: &[&str]| parts.iter().any(|part| scale.wants(part));
+    let needed = if scale.wants("reads") {
+        scale.histories.len()
+    } else if scale.wants("purge") {
+        2
+    } else {
+        usize::from(wants_any(&["throughput", "wal", "delivery"]))
+    };
     let histories: Vec<_> = scale
         .histories
         .iter()
         .enumerate()
+        .take(needed)
         .map(|(place, &executions)| {
             eprintln!("Filling a history of {} executions", scale::rows(executions));
             let name = format!("history_{executions}");
             let database = Database::create(cluster, warnings, name, scale.loaders);
             let has_seed = place < WITH_SEED;
             history::fill(&database, executions, &copies(place));
-            History { database, executions, has_seed }
+            History::new(scale, database, executions, has_seed)
         })
         .collect();
-    let (few, many) = (&histories[0], &histories[1]);
-
-    eprintln!("Reads");
-    let (mut charts, medians) = reads::compare(scale, &histories, report);
-    charts.extend(throughput::measure(scale, &few.database, report));
-    charts.push(wal::measure(scale, &few.database, report));
-    charts.extend(delivery::measure(scale, &few.database, report));
-    reads::while_others_record(scale, many, &medians[1], report);
-    reads::after_a_day(scale, many, &medians[1], report);
-    retention::purge(scale, &many.database, report);
-    charts.push(retention::steady(scale, cluster, warnings, report));
+    let mut charts = Vec::new();
+    let mut medians = Vec::new();
+    if scale.wants("reads") {
+        eprintln!("Reads");
+        (charts, medians) = reads::compare(scale, &histories, report);
+    }
+    if scale.wants("throughput") {
+        charts.extend(throughput::measure(scale, &histories[0].database, report));
+    }
+    if scale.wants("wal") {
+        charts.push(wal::measure(scale, &histories[0].database, report));
+    }
+    if scale.wants("delivery") {
+        charts.extend(delivery::measure(scale, &histories[0].database, report));
+    }
+    if scale.wants("reads") {
+        reads::while_others_record(scale, &histories[1], &medians[1], report);
+        reads::after_a_day(scale, &histories[1], &medians[1], report);
+    }
+    if scale.wants("purge") {
+        retention::purge(scale, &histories[1].database, report);
+    }
+    if scale.wants("steady") {
+        charts.push(retention::steady(scale, cluster, warnings, report));
+    }
     charts
 }
 

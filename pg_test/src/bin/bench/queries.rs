@@ -13,6 +13,8 @@ pub enum Parameter {
     None,
     /// The id of a loader.
     Loader,
+    /// The id of a loader that fails often.
+    FailingLoader,
     /// The id of an execution.
     Execution,
 }
@@ -39,6 +41,8 @@ impl Query {
                 "SELECT (execution ->> 'id')::bigint FROM jsonb_array_elements(({}) -> 'executions') AS execution",
                 self.sql
             )
+        } else if self.of_all_loaders {
+            "SELECT unnest(ARRAY[failed_loaders, failed_loaders_24h]) FROM loader.failed_loader_counts".to_owned()
         } else {
             self.sql.clone()
         }
@@ -60,7 +64,11 @@ pub fn all(database: &Database, far_page: i64) -> Vec<Query> {
             "SELECT * FROM plain.execution_history WHERE {condition} \
              ORDER BY execution_start DESC, id DESC LIMIT 50 OFFSET {offset}"
         ),
-        parameter: if arguments.contains("$1") { Parameter::Loader } else { Parameter::None },
+        parameter: match (arguments.contains("$1"), arguments.contains("FAILED")) {
+            (false, _) => Parameter::None,
+            (true, false) => Parameter::Loader,
+            (true, true) => Parameter::FailingLoader,
+        },
         of_all_loaders: false,
     };
     let mut queries = vec![
@@ -128,7 +136,7 @@ fn feed() -> Query {
 }
 
 /// The other views.
-fn views() -> [Query; 5] {
+fn views() -> [Query; 4] {
     let view = |name: &str, parameter, of_all_loaders, sql: &str, naive: &str| {
         let (name, sql, naive) = (name.to_owned(), sql.to_owned(), naive.to_owned());
         Query { name, sql, naive, parameter, of_all_loaders }
@@ -162,23 +170,19 @@ fn views() -> [Query; 5] {
                FROM plain.execution_history WHERE loader_id = $1",
         ),
         view(
-            "failed_loader_counts: failed now",
+            "failed_loader_counts",
             Parameter::None,
             true,
-            "SELECT failed_loaders, counts.* FROM loader.failed_loader_counts AS counts",
-            "SELECT count(*) FROM (
-                 SELECT DISTINCT ON (loader_id) status FROM plain.execution_history
-                  WHERE execution_end IS NOT NULL
-                  ORDER BY loader_id, execution_end DESC, id DESC) AS newest
-              WHERE status = 'FAILED'",
-        ),
-        view(
-            "failed_loader_counts: in 24 hours",
-            Parameter::None,
-            true,
-            "SELECT failed_loaders_24h, counts.* FROM loader.failed_loader_counts AS counts",
-            "SELECT count(DISTINCT loader_id) FROM plain.execution_history
-              WHERE status = 'FAILED' AND execution_end >= statement_timestamp() - interval '24 hours'",
+            "SELECT * FROM loader.failed_loader_counts",
+            "SELECT unnest(ARRAY[
+                 (SELECT count(*) FROM (
+                      SELECT DISTINCT ON (loader_id) status FROM plain.execution_history
+                       WHERE execution_end IS NOT NULL
+                       ORDER BY loader_id, execution_end DESC, id DESC) AS newest
+                   WHERE status = 'FAILED'),
+                 (SELECT count(DISTINCT loader_id) FROM plain.execution_history
+                   WHERE status = 'FAILED'
+                     AND execution_end >= statement_timestamp() - interval '24 hours')])",
         ),
     ]
 }

@@ -91,6 +91,14 @@ impl Recorder {
         *self.done.entry(variant).or_default() += 1;
     }
 
+    /// Starts an execution in a transaction that is rolled back.
+    pub fn fail(&mut self, variant: Variant) {
+        self.command("BEGIN");
+        self.start(variant);
+        self.command("ROLLBACK");
+        *self.done.entry(variant).or_default() += 1;
+    }
+
     /// Makes the server's counts of what this session has read complete.
     pub fn flush_statistics(&mut self) {
         self.client.execute("SELECT pg_stat_force_next_flush()", &[]).expect("a flush");

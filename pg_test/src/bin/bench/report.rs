@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use pg_test::measure::Goal;
+use pg_test::measure::{Goal, markdown_line};
 use pg_test::print_table;
 
 const HEADER: [&str; 6] = ["", "baseline", "measured", "ratio", "goal", ""];
@@ -121,7 +121,7 @@ impl Report {
     pub fn markdown(&self) -> String {
         let mut text = String::new();
         let mut line = |cells: &[String]| {
-            let _ = writeln!(text, "| {} |", cells.join(" | "));
+            let _ = writeln!(text, "{}", markdown_line(cells));
         };
         line(&HEADER.map(str::to_owned));
         line(&["---", "--:", "--:", "--:", "---", "---"].map(str::to_owned));

@@ -5,11 +5,17 @@
 //! people give it and nothing more, so that the extension also pays for its constraints and for the indexes
 //! of its reads; the table with the same indexes tells how much these are. Nobody listens
 //! meanwhile: how fast events are with a listener is told with their delivery.
+//!
+//! All of that on the disk as it is, and again where a commit takes 5 ms longer, which is `commit_delay`.
 
-use pg_test::measure::{Goal, Measured};
+use std::collections::BTreeMap;
+
+use pg_test::Client;
+use pg_test::measure::{Goal, Measured, Turns};
 
 use crate::charts::{Bars, Chart, number};
 use crate::database::Database;
+use crate::machine;
 use crate::recorder::{Calls, Recorder, done};
 use crate::report::{Report, Row};
 use crate::scale::Scale;
@@ -25,6 +31,13 @@ const PAIRS: [(Variant, Variant); 7] = [
     (Variant::Transactional, Variant::Bare),
     (Variant::Transactional, Variant::BareIndexed),
 ];
+
+/// What is compared where commits take long.
+const SLOW: [Variant; 5] =
+    [Variant::Plain, Variant::Notifying, Variant::Silent, Variant::Transactional, Variant::Durable];
+
+/// How much longer they take, in microseconds.
+const DELAY: u32 = 5_000;
 
 /// The goal for a variant against one without events.
 fn goal(variant: Variant, baseline: Variant, calls: Calls, clients: usize) -> Option<Goal> {
@@ -44,42 +57,105 @@ pub fn measure(scale: &Scale, database: &Database, report: &mut Report) -> Vec<C
         || variant::ALL.map(|variant| (database.count(variant), database.count_successes(variant)));
     let before = counts();
     let most = scale.clients.iter().copied().max().unwrap_or_default();
-    let mut recorders = Recorder::several(database, most, &variant::ALL);
-    let mut admin = database.connect();
-    let charts = Calls::ALL.map(|calls| {
-        report.section(format!("Executions a second, {}", calls.name()));
-        let mut groups = Vec::new();
-        for &clients in scale.clients {
-            let sides = variant::ALL.map(|variant| (variant, calls));
-            let measured = scale.throughput.compare(&mut admin, &mut recorders[..clients], &sides);
-            let rates: Vec<_> =
-                measured.into_iter().map(|mut side: Measured| side.rate()).collect();
-            add_rows(report, calls, clients, &rates);
-            groups.push((clients_name(clients), rates.into_iter().map(Some).collect()));
-        }
-        Chart::Bars(Bars {
-            file: match calls {
-                Calls::Separate => "throughput-separate",
-                Calls::Together => "throughput-together",
-            },
-            title: format!("Executions a second, {}", calls.name()),
-            logarithmic: false,
-            series: variant::ALL.map(|variant| variant.name().to_owned()).into(),
-            groups,
-        })
-    });
-    assert_recorded(&recorders, before, counts());
-    charts.into()
+    let mut bench = Bench {
+        clients: scale.clients,
+        recorders: Recorder::several(database, most, &variant::ALL),
+        admin: database.connect(),
+    };
+    let mut charts = bench.compare(scale.throughput, &variant::ALL, "", "throughput", report);
+    charts.extend(bench.compare_slow(scale, database, report));
+    assert_recorded(&bench.recorders, before, counts());
+    charts
 }
 
-fn add_rows(report: &mut Report, calls: Calls, clients: usize, rates: &[f64]) {
+struct Bench {
+    clients: &'static [usize],
+    recorders: Vec<Recorder>,
+    admin: Client,
+}
+
+impl Bench {
+    /// Compares `variants`. `commits` is said of the commits, and `file` begins the charts' names.
+    fn compare(
+        &mut self,
+        turns: Turns,
+        variants: &[Variant],
+        commits: &str,
+        file: &str,
+        report: &mut Report,
+    ) -> Vec<Chart> {
+        let charts = Calls::ALL.map(|calls| {
+            let title = format!("Executions a second, {}{commits}", calls.name());
+            report.section(title.clone());
+            let sides: Vec<_> = variants.iter().map(|variant| (*variant, calls)).collect();
+            let mut groups = Vec::new();
+            for &clients in self.clients {
+                let recorders = &mut self.recorders[..clients];
+                let measured = turns.compare(&mut self.admin, recorders, &sides);
+                let bars = measured.iter().map(|side| Some(side.rate())).collect();
+                let measured = variants.iter().copied().zip(measured).collect();
+                add_rows(report, calls, clients, &measured);
+                groups.push((clients_name(clients), bars));
+            }
+            Chart::Bars(Bars {
+                file: match calls {
+                    Calls::Separate => format!("{file}-separate"),
+                    Calls::Together => format!("{file}-together"),
+                },
+                title,
+                logarithmic: false,
+                series: variants.iter().map(|variant| variant.name().to_owned()).collect(),
+                groups,
+            })
+        });
+        charts.into()
+    }
+
+    /// The same where a commit takes longer, as on an ordinary disk or network storage. `commit_delay`
+    /// stands for that: whoever writes the log for a commit, and for all that wait for it, sleeps before, so
+    /// that commits share that as they share a slow disk. The worker's commits do so too.
+    fn compare_slow(
+        &mut self,
+        scale: &Scale,
+        database: &Database,
+        report: &mut Report,
+    ) -> Vec<Chart> {
+        let quick = machine::commit_ms(&mut self.admin);
+        let settings = [("commit_siblings", "0".to_owned()), ("commit_delay", DELAY.to_string())];
+        let before = settings.map(|(setting, value)| (setting, database.set(setting, &value)));
+        let slow = machine::commit_ms(&mut self.admin);
+        let delay = f64::from(DELAY) / 1_000.0;
+        assert!(slow >= delay, "commit_delay has no effect: a commit takes {slow} ms");
+        let commits = format!(", commits take {} ms longer (commit_delay)", number(delay));
+        let charts =
+            self.compare(scale.slow_throughput, &SLOW, &commits, "throughput-slow", report);
+        for (setting, value) in before {
+            database.set(setting, &value);
+        }
+        report.add(
+            Row::new("ms for a bare insert of one row that commits", number(slow))
+                .baseline(format!("without commit_delay {}", number(quick)))
+                .ratio(slow / quick),
+        );
+        charts
+    }
+}
+
+fn add_rows(
+    report: &mut Report,
+    calls: Calls,
+    clients: usize,
+    measured: &BTreeMap<Variant, Measured>,
+) {
     for (variant, baseline) in PAIRS {
-        let [rate, of_baseline] = [rates[variant as usize], rates[baseline as usize]];
-        let ratio = rate / of_baseline;
+        let (Some(ours), Some(other)) = (measured.get(&variant), measured.get(&baseline)) else {
+            continue;
+        };
+        let ratio = ours.ratio_to(other);
         let goal = goal(variant, baseline, calls, clients);
         report.add(
-            Row::new(format!("{}, {}", clients_name(clients), variant.name()), number(rate))
-                .baseline(format!("{} {}", baseline.name(), number(of_baseline)))
+            Row::new(format!("{}, {}", clients_name(clients), variant.name()), number(ours.rate()))
+                .baseline(format!("{} {}", baseline.name(), number(other.rate())))
                 .ratio(ratio)
                 .goal_if_any("ratio", goal, "", ratio),
         );

@@ -44,7 +44,7 @@ pub fn measure(scale: &Scale, database: &Database, report: &mut Report) -> Chart
     report.section("Buffers touched a start and end");
     add_rows(report, &costs.map(|cost| cost.buffers), |row, _, _| row);
     Chart::Bars(Bars {
-        file: "wal",
+        file: "wal".to_owned(),
         title: "Bytes of write-ahead log a start and end".to_owned(),
         logarithmic: false,
         series: vec!["bytes".to_owned()],
