@@ -13,3 +13,11 @@ pub const fn is_enforced(key: &pg_sys::ForeignKeyCacheInfo) -> bool {
 pub const fn is_enforced(_key: &pg_sys::ForeignKeyCacheInfo) -> bool {
     true
 }
+
+/// Sets what a signal does in this process.
+#[cfg(any(feature = "pg18", feature = "pg19"))]
+pub use pg_sys::pqsignal_be as set_signal_handler;
+
+/// Sets what a signal does in this process.
+#[cfg(not(any(feature = "pg18", feature = "pg19")))]
+pub use pg_sys::pqsignal as set_signal_handler;

@@ -145,6 +145,15 @@ fn plainly_after(scene: &mut Scene, lock: &str) {
     assert_eq!(scene.status(id).as_deref(), Some("SUCCESS"));
 }
 
+/// Has the worker try in vain, and again: that is no error.
+fn let_the_worker_try(scene: &mut Scene) {
+    let worker = pg_test::worker_of(&mut scene.observer, "postgres");
+    let before = pg_test::sleeps(worker);
+    pg_test::wait_for("the worker to try", || pg_test::sleeps(worker) > before + 20);
+    let error = "SELECT last_error FROM loader.recorder_status()";
+    assert_eq!(column::<Option<String>>(&mut scene.observer, error), [None]);
+}
+
 const LOCKED_TABLES: &[Story] = &[
     Story::new(
         "ACCESS EXCLUSIVE on the history",
@@ -206,16 +215,36 @@ const LOCKED_TABLES: &[Story] = &[
             let mut other = scene.begin();
             other.batch_execute("LOCK loader.execution_history IN SHARE MODE").unwrap();
             loader.batch_execute("SELECT 1/0").error("22012");
-            // The worker tries in vain meanwhile, and again.
-            pg_test::wait_for("the worker to try", || {
-                let tried = "SELECT COALESCE(last_error_at > execution_start, false)
-                      FROM loader.recorder_status(), loader.execution_history
-                     ORDER BY id DESC LIMIT 1";
-                column::<bool>(&mut scene.observer, tried)[0]
-            });
+            let_the_worker_try(scene);
             other.batch_execute("COMMIT").unwrap();
         },
         &[DIVISION],
+    ),
+    Story::new(
+        "rollback while another session locks the notes of failures",
+        |scene| {
+            let mut loader = scene.begin();
+            scene.start(&mut loader, 1);
+            let mut other = scene.begin();
+            other.batch_execute("LOCK loader.derived_failure IN SHARE MODE").unwrap();
+            loader.batch_execute("SELECT 1/0").error("22012");
+            let_the_worker_try(scene);
+            other.batch_execute("COMMIT").unwrap();
+        },
+        &[DIVISION],
+    ),
+    Story::new(
+        "commit while another session locks the bindings",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            let mut other = scene.begin();
+            other.batch_execute("LOCK loader.binding IN SHARE MODE").unwrap();
+            scene.succeed_and_commit(&mut loader, id);
+            let_the_worker_try(scene);
+            other.batch_execute("COMMIT").unwrap();
+        },
+        &[SUCCESS],
     ),
 ];
 

@@ -412,6 +412,35 @@ fn a_terminated_worker_is_replaced() {
 }
 
 #[test]
+fn a_worker_that_comes_while_the_history_is_locked_stays_and_serves_when_it_is_not() {
+    let cluster = preloaded_cluster();
+    let (mut dba, mut observer) = (Session::new(&cluster, "postgres"), cluster.connect());
+    let first = wait_for_worker(&mut observer);
+    for table in ["loader.execution_history", "loader.binding"] {
+        let log = cluster.log().len();
+        // As a migration does that rewrites it.
+        dba.run(&format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"));
+        let before = worker_of(&mut observer, "postgres");
+        observer.execute("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
+        let mut next = first;
+        wait_for("another worker that tries again and again", || {
+            let query =
+                "SELECT pid FROM pg_stat_activity WHERE backend_type = 'loader_history worker'";
+            let pids: Vec<i32> = column(&mut observer, query);
+            next = pids.first().copied().unwrap_or(before);
+            let status = std::fs::read_to_string(format!("/proc/{next}/status"));
+            next != before && status.is_ok() && pg_test::sleeps(next) > 40
+        });
+        dba.run("COMMIT");
+        assert_durable(&cluster, "postgres");
+        assert_eq!(worker_of(&mut observer, "postgres"), next, "{table}: it has stayed");
+        assert_eq!(status(&mut observer, "last_error"), None, "{table}: nothing was wrong");
+        let log = cluster.log()[log..].to_owned();
+        assert!(!log.contains("lock timeout"), "{log}");
+    }
+}
+
+#[test]
 fn a_terminated_launcher_is_replaced() {
     let (cluster, mut client) = cluster_with(&["a", "b"], "");
     wait_for_served(&mut client, &["a", "b"]);
