@@ -78,6 +78,34 @@ fn failures_are_known_in_time_while_many_sessions_start_without_pause() {
     assert_eq!(warnings, Vec::<String>::new());
 }
 
+#[test]
+fn failures_are_known_within_a_second() {
+    let cluster = preloaded_cluster();
+    let mut observer = cluster.connect();
+    let mut loader = Session::new(&cluster, "postgres");
+    let mut times: Vec<_> = (0..60)
+        .map(|time| {
+            loader.run("BEGIN");
+            let id = loader.start();
+            // Told with an error's text, told without, and found out by itself.
+            match time % 3 {
+                0 => drop(loader.client.batch_execute("SELECT 1/0").error("22012")),
+                1 => {}
+                _ => loader = Session::new(&cluster, "postgres"),
+            }
+            let failed = Instant::now();
+            loader.run("ROLLBACK");
+            wait_for("the failure", || status_of(&mut observer, id).as_deref() == Some("FAILED"));
+            failed.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("FAILED after {median:?} in the middle, and {longest:?} at most");
+    assert!(median < Duration::from_secs(1), "half of the failures were known after {median:?}");
+    assert!(longest < IN_TIME, "a failure was known after {longest:?}");
+}
+
 /// The number of executions of loader 1 of each status.
 fn statuses(client: &mut Client) -> Vec<String> {
     let query = "SELECT status || ' ' || count(*) FROM loader.execution_history

@@ -5,7 +5,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use pg_test::story::{LEVELS, Scene, Story, end, load, run_stories, start};
+use pg_test::story::{LEVELS, Scene, Story, end, load, run_stories, run_stories_plainly, start};
 use pg_test::{HasError, column, preloaded_cluster, wait_for};
 
 const ROLLED_BACK: &str =
@@ -283,6 +283,16 @@ const CAUGHT: &str = "DO $$
 #[test]
 fn transactions() {
     run_stories(&preloaded_cluster(), TRANSACTIONS);
+}
+
+#[test]
+fn transactions_that_record_by_themselves() {
+    run_stories_plainly(&preloaded_cluster(), TRANSACTIONS);
+}
+
+#[test]
+fn transactions_without_preloading() {
+    run_stories_plainly(&pg_test::cluster_with_extension(), TRANSACTIONS);
 }
 
 const LOST_SESSIONS: &[Story] = &[
