@@ -162,7 +162,7 @@ const STOPPED: &[Story] = &[
         |scene| {
             let mut other = scene.connect();
             other.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
-            let mut loader = scene.begin();
+            let mut loader = begin(scene);
             let id = scene.start_plainly(&mut loader, 1);
             loader.batch_execute("ROLLBACK").unwrap();
             end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
