@@ -263,6 +263,33 @@ fn where_messages_overflow_error_texts_are_lost_and_no_outcome() {
     let known =
         ["22012: division by zero", "The transaction that started the execution was rolled back."];
     assert!(texts.iter().all(|text| known.contains(&text.as_str())), "{texts:?}");
+
+    // More of them than there may be: those that are lost are counted.
+    other.run("BEGIN; LOCK TABLE loader.binding IN SHARE MODE");
+    for (session, id) in &mut plain {
+        session.run("BEGIN");
+        *id = session.start();
+    }
+    let mut one_more = Session::new(&cluster, "postgres");
+    one_more.run("BEGIN");
+    let lost = one_more.start();
+    other.run("COMMIT");
+    pg_test::freeze_worker(&mut observer);
+    for (session, _) in &mut plain {
+        session.run("ROLLBACK");
+    }
+    one_more.run("ROLLBACK");
+    pg_test::send_signal(worker, pg_test::Signal::SIGCONT);
+    let error = "starts recorded with a warning, rolled back, and not recorded as FAILED, since the queue was full: 1";
+    wait_for_equal("what recorder_status says", &vec![Some(error.to_owned())], || {
+        column(&mut observer, "SELECT last_error FROM loader.recorder_status()")
+    });
+    for (_, id) in &plain {
+        wait_for(&format!("the failure of {id}"), || {
+            status_of(&mut observer, *id).as_deref() == Some("FAILED")
+        });
+    }
+    assert_eq!(status_of(&mut observer, lost), None);
 }
 
 #[test]

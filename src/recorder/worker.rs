@@ -58,6 +58,10 @@ const FORGOTTEN_AT_ONCE: usize = 500;
 const LOCK_PATIENCE: Duration = Duration::from_millis(20);
 const LOCK_PAUSE: Duration = Duration::from_millis(4);
 
+/// How long those who wait do so for a worker that another session's lock keeps from reading the bindings:
+/// whoever creates the extension has its locks for a moment after the commit.
+const UNKNOWN_BINDINGS_PATIENCE: Duration = Duration::from_millis(250);
+
 /// When the worker tries again what another session's lock kept it from.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
@@ -223,13 +227,14 @@ struct Closing {
 }
 
 impl Worker {
-    /// A worker that knows the bindings; `None` where it is to leave before. While another session's lock
-    /// keeps it from reading them, as a migration's does, it answers those who wait.
+    /// A worker that knows the bindings; `None` where it is to leave before. Where another session's lock
+    /// keeps it from reading them for long, as a migration's does, it answers those who wait.
     fn come_up(
         shared: Shared,
         database: &'static Database,
         oid: pg_sys::Oid,
     ) -> Result<Option<Self>, Trouble> {
+        let patience_ends = Instant::now() + UNKNOWN_BINDINGS_PATIENCE;
         loop {
             match Self::new(shared, database, oid) {
                 Err(trouble) if trouble.is_lock() => {}
@@ -237,6 +242,10 @@ impl Worker {
             }
             if is_to_stop() || shared.is_barred(oid) {
                 return Ok(None);
+            }
+            if Instant::now() < patience_ends {
+                sleep(Some(LOCK_PAUSE));
+                continue;
             }
             // Not as starting: the launcher waits for those before it starts others.
             database.set_serving(Serving::Running);
@@ -300,8 +309,14 @@ impl Worker {
     }
 
     fn load_bindings(&mut self) -> Result<(), Trouble> {
-        let (bindings, prepared) =
-            transaction(|| Ok((ledger::bindings()?, ledger::prepared_starts()?)))?;
+        let read = || transaction(|| Ok((ledger::bindings()?, ledger::prepared_starts()?)));
+        let deadline = Instant::now() + LOCK_RETRY;
+        let mut result = read();
+        while result.as_ref().is_err_and(Trouble::is_lock) && Instant::now() < deadline {
+            std::thread::sleep(LOCK_PAUSE);
+            result = read();
+        }
+        let (bindings, prepared) = result?;
         self.closing.clear();
         self.over.clear();
         self.bindings.clear();
@@ -319,7 +334,7 @@ impl Worker {
 
     /// Answers the requests that a worker before this one had taken and not answered.
     fn take_over(&mut self) {
-        for request in self.shared.requests_of(self.oid).filter(|request| !request.is_queued()) {
+        for request in self.shared.requests_of(self.oid).filter(|request| request.is_taken()) {
             let Start { execution_id, loader_id, .. } = request.start();
             if !self.bindings.contains_key(&execution_id) {
                 request.decline(Reason::Late.code());
@@ -605,6 +620,15 @@ impl Worker {
     fn read_messages(&mut self) -> bool {
         let messages = self.shared.take_messages(self.oid);
         let any = !messages.is_empty();
+        let dropped = self.database.dropped_starts.swap(0, Relaxed);
+        if dropped > 0 {
+            self.report(&Trouble {
+                sqlstate: PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                message: format!(
+                    "starts recorded with a warning, rolled back, and not recorded as FAILED, since the queue was full: {dropped}"
+                ),
+            });
+        }
         for news in messages {
             match news {
                 News::Error { xid, subxid, text } => {

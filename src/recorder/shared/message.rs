@@ -197,6 +197,8 @@ impl Shared {
             }
             message.state.store(READY, Release);
             self.0.messages.fetch_add(1, AcqRel);
+        } else if let Some(database) = database.filter(|_| !is_error) {
+            database.dropped_starts.fetch_add(1, Relaxed);
         }
         match database {
             Some(database) => database.worker.wake(),
