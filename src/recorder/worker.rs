@@ -212,7 +212,7 @@ struct Unattended {
     is_certain: bool,
 }
 
-/// A start recorded in a prepared transaction's own way.
+/// A start recorded in a transaction that is prepared.
 struct PreparedStart {
     start: LostStart,
     /// Whether the database knows of it, for when the server stops.
