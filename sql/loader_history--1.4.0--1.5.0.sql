@@ -2,3 +2,29 @@
 
 -- Nothing in the schema loader may be taken for PostgreSQL's own while this script runs.
 SET LOCAL search_path = pg_catalog, pg_temp;
+
+-- A start that was recorded in the transaction of its caller, which is prepared: if that is rolled back, the
+-- worker records it as FAILED.
+CREATE TABLE loader.prepared_start (
+    execution_id    bigint      NOT NULL,
+    loader_id       bigint      NOT NULL,
+    execution_start timestamptz NOT NULL,
+    xid             xid8        NOT NULL,
+    abandoned_id    bigint,
+    CONSTRAINT prepared_start_pkey PRIMARY KEY (execution_id)
+);
+COMMENT ON TABLE loader.prepared_start IS
+    'Internal: executions whose start was recorded in a prepared transaction. Only the worker writes it.';
+COMMENT ON COLUMN loader.prepared_start.execution_id IS 'The execution''s id';
+COMMENT ON COLUMN loader.prepared_start.loader_id IS 'Its loader''s id';
+COMMENT ON COLUMN loader.prepared_start.execution_start IS 'When it started';
+COMMENT ON COLUMN loader.prepared_start.xid IS 'The prepared transaction';
+COMMENT ON COLUMN loader.prepared_start.abandoned_id IS
+    'The execution that the background worker may have recorded in its stead';
+COMMENT ON CONSTRAINT prepared_start_pkey ON loader.prepared_start IS 'An execution was started once';
+COMMENT ON INDEX loader.prepared_start_pkey IS 'Finds the start of an execution';
+CREATE TRIGGER refuse_foreign_start BEFORE INSERT ON loader.prepared_start
+    FOR EACH ROW EXECUTE FUNCTION loader.refuse_foreign_binding();
+COMMENT ON TRIGGER refuse_foreign_start ON loader.prepared_start IS
+    'Drops what the background worker of this cluster did not write';
+ALTER TABLE loader.prepared_start ENABLE ALWAYS TRIGGER refuse_foreign_start;

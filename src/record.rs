@@ -27,6 +27,11 @@ thread_local! {
           VALUES ($1, $2, 'RUNNING') RETURNING id",
         &[BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
     ) };
+    static INSERT_LOST: KeptStatement = const { KeptStatement::new(
+        c"INSERT INTO loader.execution_history (id, loader_id, execution_start, status) \
+          VALUES ($1, $2, $3, 'RUNNING')",
+        &[BuiltinOid::INT8OID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
+    ) };
     static UPDATE_TO_OUTCOME: KeptStatement = const { KeptStatement::new(
         c"UPDATE loader.execution_history \
           SET execution_end = $4, status = $5, record_count = COALESCE($6, record_count), \
@@ -102,6 +107,24 @@ fn insert_running(loader_id: i64, start: i64) -> Result<i64, Error> {
         })
     })?;
     id.ok_or(Error::Suppressed)
+}
+
+/// Records a start that was rolled back and that the worker was to record.
+fn insert_lost(
+    history: &OpenRelation,
+    execution_id: i64,
+    loader_id: i64,
+    start: i64,
+) -> Result<(), Error> {
+    let start = TimestampWithTimeZone::try_from(start).ok();
+    let _restricted = Restricted::for_writing(history);
+    hinting_at_unknown_loaders(|| {
+        Spi::connect(|client| {
+            let arguments = [execution_id.into(), loader_id.into(), start.into()];
+            INSERT_LOST.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
+            Ok(())
+        })
+    })
 }
 
 /// Records how the execution `execution_id` ended, and returns its duration in whole seconds.
@@ -234,12 +257,13 @@ fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, E
         })
         .flatten()
     };
-    look()
-        .or_else(|| {
-            recorder::wait_for_lost_start(execution_id);
-            look()
-        })
-        .ok_or(Error::UnknownExecution(execution_id))
+    if let Some(state) = look() {
+        return Ok(state);
+    }
+    if let Some((loader_id, start)) = recorder::wait_for_lost_start(execution_id) {
+        insert_lost(history, execution_id, loader_id, start)?;
+    }
+    look().ok_or(Error::UnknownExecution(execution_id))
 }
 
 /// Whether the transaction keeps one snapshot: REPEATABLE READ or SERIALIZABLE.

@@ -49,3 +49,11 @@ pub const fn has_virtual_columns(constraints: &pg_sys::TupleConstr) -> bool {
 pub const fn has_virtual_columns(_constraints: &pg_sys::TupleConstr) -> bool {
     false
 }
+
+/// Sets what a signal does in this process.
+#[cfg(any(feature = "pg18", feature = "pg19"))]
+pub use pg_sys::pqsignal_be as set_signal_handler;
+
+/// Sets what a signal does in this process.
+#[cfg(not(any(feature = "pg18", feature = "pg19")))]
+pub use pg_sys::pqsignal as set_signal_handler;

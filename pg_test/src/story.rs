@@ -94,6 +94,18 @@ impl Story {
         self
     }
 
+    /// The same as recording in the loads' own transactions tells it: what the server finds out is missing.
+    fn run_plainly(&self, scene: &mut Scene) {
+        (self.tell)(scene);
+        let mut expected = self.recorded.to_vec();
+        expected.retain(|row| !row.contains(" derived "));
+        // A session that is gone may be rolled back a moment later, which changes nothing.
+        wait_for("the outcome", || scene.recorded().len() >= expected.len());
+        assert_eq!(scene.recorded(), expected, "what the history says");
+        let warnings = scene.warnings.lock().expect("no panic meanwhile").clone();
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+
     fn run(&self, scene: &mut Scene) {
         (self.tell)(scene);
         let told = Instant::now();
@@ -124,6 +136,19 @@ impl Story {
 /// # Panics
 /// When there are such.
 pub fn run_stories(cluster: &Cluster, stories: &[Story]) {
+    tell(cluster, stories, false);
+}
+
+/// Tells each story where its loads record in their own transactions: by `loader_history.durable = off`, or
+/// since the library is not preloaded.
+///
+/// # Panics
+/// When some do not end as they should.
+pub fn run_stories_plainly(cluster: &Cluster, stories: &[Story]) {
+    tell(cluster, stories, true);
+}
+
+fn tell(cluster: &Cluster, stories: &[Story], plainly: bool) {
     let mut client = cluster.connect();
     client.batch_execute(DO_NOT_WAIT_FOR_STANDBYS).expect("the setting");
     client.batch_execute(TABLES).expect("the stories' tables");
@@ -132,7 +157,8 @@ pub fn run_stories(cluster: &Cluster, stories: &[Story]) {
         for level in story.levels {
             println!("{}, under {level}", story.name);
             let told = catch_unwind(AssertUnwindSafe(|| {
-                story.run(&mut Scene::new(cluster, level));
+                let mut scene = Scene::new(cluster, level, plainly);
+                if plainly { story.run_plainly(&mut scene) } else { story.run(&mut scene) }
             }));
             if let Err(panic) = told {
                 let text = panic
@@ -154,17 +180,20 @@ pub struct Scene<'a> {
     pub level: &'a str,
     /// A session that looks on, without a transaction of its own.
     pub observer: Client,
+    /// Whether starts are recorded in the loads' own transactions.
+    is_plain: bool,
     database: String,
     newest_before: i64,
     warnings: Arc<Mutex<Vec<String>>>,
 }
 
 impl<'a> Scene<'a> {
-    fn new(cluster: &'a Cluster, level: &'a str) -> Self {
+    fn new(cluster: &'a Cluster, level: &'a str, is_plain: bool) -> Self {
         let mut scene = Self {
             cluster,
             level,
             observer: cluster.connect(),
+            is_plain,
             database: "postgres".to_owned(),
             newest_before: 0,
             warnings: Arc::default(),
@@ -177,6 +206,9 @@ impl<'a> Scene<'a> {
 
     fn enter(&mut self) {
         self.observer.batch_execute(DO_NOT_WAIT_FOR_STANDBYS).expect("the setting");
+        if self.is_plain {
+            return;
+        }
         let worker = "SELECT worker_pid IS NOT NULL FROM loader.recorder_state()";
         if column::<bool>(&mut self.observer, "SELECT to_regclass('loader.binding') IS NOT NULL")[0]
             && !column::<bool>(&mut self.observer, worker)[0]
@@ -231,7 +263,11 @@ impl<'a> Scene<'a> {
                 warnings.push(format!("{} {}", notice.message(), notice.detail().unwrap_or("")));
             }
         });
-        config.connect(NoTls).expect("a connection")
+        let mut client = config.connect(NoTls).expect("a connection");
+        if self.is_plain {
+            client.batch_execute("SET loader_history.durable = off").expect("the setting");
+        }
+        client
     }
 
     /// A session whose warnings count, in a transaction of the story's isolation level.
@@ -257,6 +293,9 @@ impl<'a> Scene<'a> {
     /// # Panics
     /// When they don't.
     pub fn start(&mut self, client: &mut Client, loader: i64) -> i64 {
+        if self.is_plain {
+            return start(client, loader);
+        }
         let id = start(client, loader);
         assert_eq!(self.status(id).as_deref(), Some("RUNNING"), "what others see of the start");
         id
@@ -304,11 +343,17 @@ impl<'a> Scene<'a> {
 
     /// Waits until the server has found out that an execution failed.
     pub fn wait_until_failed(&mut self, id: i64) {
+        if self.is_plain {
+            return;
+        }
         wait_for("the failure to be found out", || self.status(id).as_deref() == Some("FAILED"));
     }
 
     /// Waits until the worker thinks of no transaction any more.
     pub fn wait_until_unbound(&mut self) {
+        if self.is_plain {
+            return;
+        }
         wait_for("the bindings to go", || {
             column::<i64>(&mut self.observer, "SELECT count(*) FROM loader.binding")[0] == 0
         });
@@ -320,6 +365,9 @@ impl<'a> Scene<'a> {
     /// # Panics
     /// When the probe's start is not durable.
     pub fn let_the_worker_look(&mut self) {
+        if self.is_plain {
+            return;
+        }
         wait_for_worker(&mut self.observer);
         let mut probe = self.connect();
         probe.batch_execute("BEGIN").expect("BEGIN");

@@ -124,8 +124,21 @@ fn connect(config: &Config) -> Client {
 /// A start whose call returned.
 struct Returned {
     loader_id: i64,
-    /// Whether it came with a WARNING: it is as durable as the transaction.
+    /// Whether it came with a WARNING: it is as durable as the transaction, or as the server's memory.
     warned: bool,
+    /// What [`CRASHES`] said before.
+    crashes: u64,
+}
+
+/// Counts how often the server is taken down, before it is and after.
+static CRASHES: AtomicU64 = AtomicU64::new(0);
+
+/// Takes the server down.
+fn crash<R>(how: impl FnOnce() -> R) -> R {
+    CRASHES.fetch_add(1, Ordering::SeqCst);
+    let result = how();
+    CRASHES.fetch_add(1, Ordering::SeqCst);
+    result
 }
 
 /// What the clients know.
@@ -381,6 +394,7 @@ impl<'a> Loader<'a> {
              INSERT INTO opened SELECT id FROM started RETURNING execution_id"
         };
         let warnings = self.warnings.load(Ordering::Relaxed);
+        let crashes = CRASHES.load(Ordering::SeqCst);
         let answer = self.client.as_mut().expect("a connection").query_one(sql, &[&loader_id]);
         let warned = self.warnings.load(Ordering::Relaxed) != warnings;
         let mut tally = lock(self.tally);
@@ -398,7 +412,7 @@ impl<'a> Loader<'a> {
         if bare {
             tally.bare.insert(key);
         }
-        if let Some(before) = tally.returned.insert(key, Returned { loader_id, warned })
+        if let Some(before) = tally.returned.insert(key, Returned { loader_id, warned, crashes })
             && !before.warned
         {
             tally.wrong.push(format!("{}: execution {id} was returned twice", DATABASES[key.0]));
@@ -568,7 +582,7 @@ fn disturb(
         3 => kill_9(pick(LAUNCHER)?).then(|| done(KILLED_LAUNCHER)),
         4 => {
             drop(admin);
-            cluster.crash_server();
+            crash(|| cluster.crash_server());
             cluster.start_server();
             done("immediate stop of the server");
             Some(())
@@ -600,9 +614,11 @@ fn disturb(
 /// Kills a process, and waits until the postmaster has noticed: whoever connects afterwards finds the
 /// server as it is after the crash.
 fn kill_9(pid: Pid) -> bool {
-    let killed = kill(pid, Signal::SIGKILL).is_ok();
-    wait_for("the killed process to be gone", || kill(pid, None).is_err());
-    killed
+    crash(|| {
+        let killed = kill(pid, Signal::SIGKILL).is_ok();
+        wait_for("the killed process to be gone", || kill(pid, None).is_err());
+        killed
+    })
 }
 
 /// Checks that the server went down only where it was made to; how often it did over a kill -9.
@@ -701,7 +717,8 @@ fn wait_until_settled(cluster: &Cluster, random: &mut StdRng) -> Duration {
                             FROM loader.binding))
                 FROM loader.recorder_state()
                 WHERE obstacle IS NOT NULL OR queue_depth > 0
-                   OR EXISTS (SELECT FROM loader.binding)";
+                   OR EXISTS (SELECT FROM loader.binding)
+                   OR EXISTS (SELECT FROM loader.prepared_start)";
             column::<String>(client, query).pop()
         };
         while let Some(state) = unsettled() {
@@ -765,7 +782,7 @@ impl Tally {
                         committed(reported.contains(&id)),
                         match returned(id) {
                             None => "its client has not seen it".to_owned(),
-                            Some(Returned { loader_id, warned }) => format!(
+                            Some(Returned { loader_id, warned, .. }) => format!(
                                 "returned to loader {loader_id} {} a WARNING",
                                 if *warned { "with" } else { "without" }
                             ),
@@ -787,6 +804,40 @@ impl Tally {
                     *at == place && (!start.warned || self.bare.contains(&(place, *id)))
                 })
                 .map(|(&(_, id), _)| (id, "returned"));
+            // Since the server was last taken down, what was rolled back is FAILED, too, unless the worker says
+            // that there was no place for all of it. It says so once a minute.
+            let crashes = CRASHES.load(Ordering::SeqCst);
+            let remembered: Vec<_> = self
+                .returned
+                .iter()
+                .filter(|((at, _), start)| *at == place && start.warned && start.crashes == crashes)
+                .map(|(&(_, id), _)| id)
+                .collect();
+            let missing = || {
+                let mut client = connect(&cluster.config(database, "postgres"));
+                let query = format!(
+                    "SELECT id FROM unnest('{{{}}}'::bigint[]) AS id
+                      WHERE id NOT IN (SELECT id FROM loader.execution_history)",
+                    remembered.iter().map(i64::to_string).collect::<Vec<_>>().join(",")
+                );
+                column::<i64>(&mut client, &query)
+            };
+            let begun = Instant::now();
+            while !missing().is_empty() && begun.elapsed() < Duration::from_secs(3) {
+                thread::sleep(Duration::from_millis(50));
+            }
+            let missing = missing();
+            let overflowed = cluster.log().contains("since the queue was full: ");
+            println!(
+                "{database}: {} starts with a WARNING since the last crash, {} not in the history; too many at once: {overflowed}",
+                remembered.len(),
+                missing.len(),
+            );
+            if !missing.is_empty() && !overflowed {
+                wrong.push(format!(
+                    "{database}: executions {missing:?}, which came with a WARNING, are not in the history"
+                ));
+            }
             let rows = [(&opened, "in opened"), (&loaded, "in loaded"), (&reported, "in reported")];
             let rows = rows.iter().flat_map(|&(ids, how)| ids.iter().map(move |&id| (id, how)));
             for (id, how) in durable.chain(rows).filter(|(id, _)| !history.contains_key(id)) {

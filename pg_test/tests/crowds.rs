@@ -78,6 +78,34 @@ fn failures_are_known_in_time_while_many_sessions_start_without_pause() {
     assert_eq!(warnings, Vec::<String>::new());
 }
 
+#[test]
+fn failures_are_known_within_a_second() {
+    let cluster = preloaded_cluster();
+    let mut observer = cluster.connect();
+    let mut loader = Session::new(&cluster, "postgres");
+    let mut times: Vec<_> = (0..60)
+        .map(|time| {
+            loader.run("BEGIN");
+            let id = loader.start();
+            // Told with an error's text, told without, and found out by itself.
+            match time % 3 {
+                0 => drop(loader.client.batch_execute("SELECT 1/0").error("22012")),
+                1 => {}
+                _ => loader = Session::new(&cluster, "postgres"),
+            }
+            let failed = Instant::now();
+            loader.run("ROLLBACK");
+            wait_for("the failure", || status_of(&mut observer, id).as_deref() == Some("FAILED"));
+            failed.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("FAILED after {median:?} in the middle, and {longest:?} at most");
+    assert!(median < Duration::from_secs(1), "half of the failures were known after {median:?}");
+    assert!(longest < IN_TIME, "a failure was known after {longest:?}");
+}
+
 /// The number of executions of loader 1 of each status.
 fn statuses(client: &mut Client) -> Vec<String> {
     let query = "SELECT status || ' ' || count(*) FROM loader.execution_history
@@ -107,6 +135,44 @@ fn rolling_back_a_load_of_very_many_starts_leaves_the_starts_of_others_durable()
         println!("FAILED after {:?}", rolled_back.elapsed());
     });
     assert_eq!(warnings, Vec::<String>::new(), "of {count} starts of others");
+}
+
+/// Notes how many bindings each statement deletes.
+const COUNT_DELETIONS: &str = "
+    CREATE TABLE public.deleted (number bigint);
+    CREATE FUNCTION public.count_deletions() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO public.deleted SELECT pg_catalog.count(*) FROM gone;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER count_deletions AFTER DELETE ON loader.binding
+        REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION public.count_deletions();
+    ALTER TABLE loader.binding ENABLE ALWAYS TRIGGER count_deletions";
+
+#[test]
+fn committing_a_load_of_very_many_starts_leaves_the_starts_of_others_durable() {
+    const STARTS: usize = 20_000;
+    let cluster = preloaded_cluster();
+    let (mut loader, mut observer) = (Session::new(&cluster, "postgres"), cluster.connect());
+    observer.batch_execute(COUNT_DELETIONS).unwrap();
+    loader.run("BEGIN");
+    loader.run(&format!(
+        "SELECT count(loader.record_execution_start(1)) FROM generate_series(1, {STARTS})"
+    ));
+    assert_eq!(loader.warnings(), Vec::<String>::new(), "all of them are durable");
+    let (warnings, count) = meanwhile(&cluster, 1, start_another, || {
+        loader.run("COMMIT");
+        // Those of the others come and go.
+        wait_for("the bindings to go", || {
+            let query = "SELECT count(*) FROM loader.binding AS b
+                           JOIN loader.execution_history AS h ON h.id = b.execution_id AND loader_id = 1";
+            column::<i64>(&mut observer, query) == [0]
+        });
+    });
+    assert_eq!(warnings, Vec::<String>::new(), "of {count} starts of others");
+    assert_eq!(statuses(&mut observer), [format!("RUNNING {STARTS}")]);
+    let most: i64 = column(&mut observer, "SELECT max(number) FROM public.deleted")[0];
+    assert!(most <= 1_000, "{most} were deleted in one go, and starts waited meanwhile");
 }
 
 #[test]
@@ -148,6 +214,82 @@ fn lost_starts_of_a_database_without_a_worker_cost_another_no_error_texts() {
         assert_eq!(found, ["FAILED 22012: division by zero"], "failure {time}");
     }
     assert_eq!(loader.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn where_messages_overflow_error_texts_are_lost_and_no_outcome() {
+    const PLACES: usize = 16;
+    let settings = format!("loader_history.queue_size = {PLACES}\n");
+    let cluster = preloaded_cluster_with(&settings);
+    let mut observer = cluster.connect();
+    let mut loads: Vec<_> = (0..3 * PLACES)
+        .map(|_| {
+            let mut session = Session::new(&cluster, "postgres");
+            session.run("BEGIN");
+            let id = session.start();
+            assert_eq!(session.warnings(), Vec::<String>::new());
+            (session, id)
+        })
+        .collect();
+    // As many starts as there may be messages of one database, which the worker is kept from recording.
+    let mut other = Session::new(&cluster, "postgres");
+    other.run("BEGIN; LOCK TABLE loader.binding IN SHARE MODE");
+    let mut plain: Vec<_> = (0..PLACES / 4 * 3)
+        .map(|_| {
+            let mut session = Session::new(&cluster, "postgres");
+            session.run("BEGIN");
+            let id = session.start();
+            assert_eq!(session.warnings().len(), 1);
+            (session, id)
+        })
+        .collect();
+    other.run("COMMIT");
+    let worker = pg_test::freeze_worker(&mut observer);
+    for (session, _) in &mut loads {
+        session.client.batch_execute("SELECT 1/0").error("22012");
+        session.run("ROLLBACK");
+    }
+    for (session, _) in &mut plain {
+        session.run("ROLLBACK");
+    }
+    pg_test::send_signal(worker, pg_test::Signal::SIGCONT);
+    for (_, id) in loads.iter().chain(&plain) {
+        wait_for(&format!("the failure of {id}"), || {
+            status_of(&mut observer, *id).as_deref() == Some("FAILED")
+        });
+    }
+    let texts = "SELECT DISTINCT error_message FROM loader.execution_history ORDER BY 1";
+    let texts: Vec<String> = column(&mut observer, texts);
+    let known =
+        ["22012: division by zero", "The transaction that started the execution was rolled back."];
+    assert!(texts.iter().all(|text| known.contains(&text.as_str())), "{texts:?}");
+
+    // More of them than there may be: those that are lost are counted.
+    other.run("BEGIN; LOCK TABLE loader.binding IN SHARE MODE");
+    for (session, id) in &mut plain {
+        session.run("BEGIN");
+        *id = session.start();
+    }
+    let mut one_more = Session::new(&cluster, "postgres");
+    one_more.run("BEGIN");
+    let lost = one_more.start();
+    other.run("COMMIT");
+    pg_test::freeze_worker(&mut observer);
+    for (session, _) in &mut plain {
+        session.run("ROLLBACK");
+    }
+    one_more.run("ROLLBACK");
+    pg_test::send_signal(worker, pg_test::Signal::SIGCONT);
+    let error = "starts recorded with a warning, rolled back, and not recorded as FAILED, since the queue was full: 1";
+    wait_for_equal("what recorder_status says", &vec![Some(error.to_owned())], || {
+        column(&mut observer, "SELECT last_error FROM loader.recorder_status()")
+    });
+    for (_, id) in &plain {
+        wait_for(&format!("the failure of {id}"), || {
+            status_of(&mut observer, *id).as_deref() == Some("FAILED")
+        });
+    }
+    assert_eq!(status_of(&mut observer, lost), None);
 }
 
 #[test]

@@ -212,6 +212,26 @@ fn a_database_with_a_worker_can_be_renamed() {
 }
 
 #[test]
+fn a_worker_that_waits_for_its_database_does_not_hold_a_stop_up() {
+    let (mut cluster, mut client) = cluster_with(&["a"]);
+    client
+        .batch_execute("BEGIN; ALTER DATABASE a RENAME TO b; PREPARE TRANSACTION 'rename'")
+        .unwrap();
+    wait_for("the next worker to wait for the prepared transaction", || {
+        let waiting = "SELECT pid FROM pg_locks
+             WHERE NOT granted AND locktype = 'object' AND classid = 'pg_database'::regclass";
+        !pg_test::column::<i32>(&mut client, waiting).is_empty()
+    });
+    drop(client);
+    cluster.stop_server();
+    cluster.start_server();
+    let mut client = cluster.connect();
+    client.batch_execute("COMMIT PREPARED 'rename'").unwrap();
+    wait_for_served(&mut client, &["b"]);
+    assert_durable(&cluster, "b");
+}
+
+#[test]
 fn a_failed_command_in_an_open_transaction_lets_the_worker_come_back() {
     let (cluster, mut client) = cluster_with(&["a", "b"]);
     let mut other = cluster.connect();

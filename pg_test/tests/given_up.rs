@@ -326,6 +326,43 @@ fn a_cancelled_start_leaves_no_execution_of_a_loader_though_the_worker_ends() {
 }
 
 #[test]
+fn a_durable_start_of_a_loader_that_never_was_outlives_the_worker() {
+    let cluster = Cluster::start_with(pg_test::PRELOADED);
+    let mut observer = cluster.connect();
+    observer.batch_execute("CREATE EXTENSION loader_history").unwrap();
+    let mut loader = Session::new(&cluster, "postgres");
+    wait_for("a worker", || {
+        let serving = "SELECT worker_pid FROM loader.recorder_state() WHERE obstacle IS NULL";
+        column::<Option<i32>>(&mut observer, serving).iter().any(Option::is_some)
+    });
+    loader.run("BEGIN");
+    let id: i64 = column(&mut loader.client, "SELECT loader.record_execution_start(77)")[0];
+    assert_eq!(loader.warnings(), Vec::<String>::new(), "it is durable");
+    // The key comes NOT VALID, since the history names a loader that is not there.
+    observer.batch_execute(pg_test::APPLICATION_SQL).unwrap();
+    let validated = "SELECT convalidated FROM pg_constraint
+                      WHERE conrelid = 'loader.execution_history'::regclass AND contype = 'f'";
+    assert_eq!(column::<bool>(&mut observer, validated), [false]);
+    let before = worker_of(&mut observer, "postgres");
+    observer.execute("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
+    wait_for("another worker that serves", || {
+        let serving = format!(
+            "SELECT worker_pid FROM loader.recorder_state()
+              WHERE obstacle IS NULL AND worker_pid <> {before}"
+        );
+        !column::<Option<i32>>(&mut observer, &serving).is_empty()
+    });
+    let mut probe = cluster.connect();
+    probe.batch_execute("BEGIN").unwrap();
+    let other: i64 = column(&mut probe, "SELECT loader.record_execution_start(10)")[0];
+    probe.batch_execute("ROLLBACK").unwrap();
+    wait_for("the worker to look", || status_of(&mut observer, other).as_deref() == Some("FAILED"));
+    assert_eq!(status_of(&mut observer, id).as_deref(), Some("RUNNING"), "the durable start");
+    loader.client.batch_execute("SELECT 1/0").error("22012");
+    wait_for("the failure", || status_of(&mut observer, id).as_deref() == Some("FAILED"));
+}
+
+#[test]
 fn starts_cancelled_at_any_time_leave_no_execution_of_a_deleted_loader() {
     const TIMES: i64 = 150;
     let cluster = cluster_with_slow_worker();

@@ -553,10 +553,11 @@ fn partitions_of_loader_loader_run_with_nobody_elses_rights() {
 }
 
 /// What later versions of the extension have, and 1.2.0 does not: name, first and second column.
-const LATER_TABLES: [(&str, &str, &str); 3] = [
+const LATER_TABLES: [(&str, &str, &str); 4] = [
     ("derived_failure", "execution_id bigint", "execution_end timestamptz"),
     ("binding", "execution_id bigint", "xid xid8"),
     ("abandoned_start", "execution_id bigint", "more bigint"),
+    ("prepared_start", "execution_id bigint", "loader_id bigint"),
 ];
 
 /// What the attacker creates under such a name, for `$name`, `$first` and `$second`.

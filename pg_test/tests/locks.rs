@@ -119,6 +119,197 @@ const LOCKED_LOADERS: &[Story] = &[
     .warns(&["The loader's row is not committed."]),
 ];
 
+/// What the caller does to its loader after a durable start.
+const CHANGED_LOADERS: &[Story] = &[
+    Story::new(
+        "loader updated after the start",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            let update = "UPDATE loader.loader SET loader_code = loader_code WHERE id = 1";
+            loader.batch_execute(update).unwrap();
+            scene.succeed_and_commit(&mut loader, id);
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "loader updated after the start, then an error",
+        |scene| {
+            let mut loader = scene.begin();
+            scene.start(&mut loader, 1);
+            let update = "UPDATE loader.loader SET loader_code = loader_code WHERE id = 1";
+            loader.batch_execute(update).unwrap();
+            loader.batch_execute("SELECT 1/0").error("22012");
+        },
+        &[DIVISION],
+    ),
+    Story::new(
+        "loader deleted after the start",
+        |scene| {
+            let mut loader = scene.begin();
+            scene.start(&mut loader, 1);
+            // The execution is there, and refers to it.
+            loader.batch_execute("DELETE FROM loader.loader WHERE id = 1").error("23503");
+        },
+        &[
+            "1 FAILED derived 23503: update or delete on table \"loader\" violates foreign key constraint \"execution_history_loader_id_fkey\" on table \"execution_history\"",
+        ],
+    ),
+    Story::new(
+        "loader deleted after the start, in a savepoint",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            loader.batch_execute("SAVEPOINT risk").unwrap();
+            loader.batch_execute("DELETE FROM loader.loader WHERE id = 1").error("23503");
+            loader.batch_execute("ROLLBACK TO risk").unwrap();
+            scene.succeed_and_commit(&mut loader, id);
+        },
+        &[SUCCESS],
+    ),
+];
+
+#[test]
+fn changed_loaders() {
+    run_stories(&preloaded_cluster(), CHANGED_LOADERS);
+}
+
+/// Ends an execution of before, locks it as `lock` says, and then starts durably, twice.
+fn beside_locked_rows(scene: &mut Scene, lock: &str) {
+    let mut loader = scene.connect();
+    let first = scene.start(&mut loader, 1);
+    pg_test::story::end(&mut loader, first, "FAILED", Some("no such file")).unwrap();
+    scene.wait_until_unbound();
+    let lock = format!("SELECT FROM loader.execution_history {lock}");
+    durably_after(scene, &lock);
+}
+
+const LOCKED_ROWS: &[Story] = &[
+    Story::new(
+        "FOR UPDATE of all rows of the history",
+        |scene| beside_locked_rows(scene, "FOR UPDATE"),
+        &["1 FAILED no such file", SUCCESS, DIVISION],
+    ),
+    Story::new(
+        "FOR NO KEY UPDATE of all rows of the history",
+        |scene| beside_locked_rows(scene, "FOR NO KEY UPDATE"),
+        &["1 FAILED no such file", SUCCESS, DIVISION],
+    ),
+    Story::new(
+        "FOR UPDATE of the execution that it has started, commit",
+        |scene| {
+            let mut loader = scene.connect();
+            // With a snapshot of before, the row could not be locked.
+            loader.batch_execute("BEGIN").unwrap();
+            let id = scene.start(&mut loader, 1);
+            let lock = format!("SELECT FROM loader.execution_history WHERE id = {id} FOR UPDATE");
+            loader.batch_execute(&lock).unwrap();
+            scene.let_the_worker_look();
+            scene.succeed_and_commit(&mut loader, id);
+        },
+        &[SUCCESS],
+    )
+    .under(&["READ COMMITTED"]),
+    Story::new(
+        "FOR UPDATE of the execution by another session, rollback",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            let mut other = scene.begin();
+            let lock = format!("SELECT FROM loader.execution_history WHERE id = {id} FOR UPDATE");
+            other.batch_execute(&lock).unwrap();
+            loader.batch_execute("SELECT 1/0").error("22012");
+            // The worker does not wait for it: others are ended meanwhile.
+            scene.let_the_worker_look();
+            assert_eq!(scene.status(id).as_deref(), Some("RUNNING"));
+            other.batch_execute("COMMIT").unwrap();
+        },
+        &[DIVISION],
+    ),
+];
+
+#[test]
+fn locked_rows() {
+    run_stories(&preloaded_cluster(), LOCKED_ROWS);
+}
+
+/// Has another session hold the loader's row, and `tell` the rest while a start of it waits.
+fn while_another_holds_the_loader(
+    scene: &mut Scene,
+    tell: fn(&mut Scene, Client, std::thread::JoinHandle<(Client, i64)>),
+) {
+    let mut other = scene.begin();
+    other.batch_execute("SELECT FROM loader.loader WHERE id = 1 FOR UPDATE").unwrap();
+    let mut loader = scene.begin();
+    let starting = std::thread::spawn(move || {
+        let id = start(&mut loader, 1);
+        (loader, id)
+    });
+    pg_test::wait_for("the start to wait", || {
+        let waiting = "SELECT FROM pg_stat_activity
+             WHERE wait_event_type = 'Lock' AND query LIKE '%record_execution_start%'";
+        !scene.observer.query(waiting, &[]).unwrap().is_empty()
+    });
+    // It holds nobody else up.
+    scene.let_the_worker_look();
+    tell(scene, other, starting);
+}
+
+const WAITING_STARTS: &[Story] = &[
+    Story::new(
+        "start that waits for another session's FOR UPDATE of the loader",
+        |scene| {
+            while_another_holds_the_loader(scene, |scene, mut other, starting| {
+                other.batch_execute("COMMIT").unwrap();
+                let (mut loader, id) = starting.join().unwrap();
+                assert_eq!(scene.status(id).as_deref(), Some("RUNNING"), "it is durable");
+                scene.succeed_and_commit(&mut loader, id);
+            });
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "start that waits for another session, which then needs the waiting one's lock",
+        |scene| {
+            let mut other = scene.begin();
+            other.batch_execute("SELECT FROM loader.loader WHERE id = 1 FOR UPDATE").unwrap();
+            let mut loader = scene.begin();
+            loader.batch_execute("SELECT FROM loader.loader WHERE id = 2 FOR UPDATE").unwrap();
+            loader.batch_execute("SET LOCAL deadlock_timeout = '10ms'").unwrap();
+            other.batch_execute("SET LOCAL deadlock_timeout = '10min'").unwrap();
+            let theirs = std::thread::spawn(move || {
+                other
+                    .batch_execute("SELECT FROM loader.loader WHERE id = 2 FOR UPDATE; COMMIT")
+                    .unwrap();
+            });
+            pg_test::wait_for("the other session to wait", || {
+                let waiting = "SELECT FROM pg_stat_activity
+                     WHERE wait_event_type = 'Lock' AND query LIKE '%id = 2 FOR UPDATE%'";
+                !scene.observer.query(waiting, &[]).unwrap().is_empty()
+            });
+            loader.batch_execute("SELECT loader.record_execution_start(1)").error("40P01");
+            theirs.join().unwrap();
+        },
+        &[],
+    ),
+    Story::new(
+        "start that waits for another session, with a lock_timeout",
+        |scene| {
+            let mut other = scene.begin();
+            other.batch_execute("SELECT FROM loader.loader WHERE id = 1 FOR UPDATE").unwrap();
+            let mut loader = scene.begin();
+            loader.batch_execute("SET LOCAL lock_timeout = '50ms'").unwrap();
+            loader.batch_execute("SELECT loader.record_execution_start(1)").error("55P03");
+        },
+        &[],
+    ),
+];
+
+#[test]
+fn waiting_starts() {
+    run_stories(&preloaded_cluster(), WAITING_STARTS);
+}
+
 /// Creates a loader of an id that no story has used.
 fn create_loader(client: &mut Client) -> i64 {
     let insert = "INSERT INTO loader.loader
@@ -143,6 +334,15 @@ fn plainly_after(scene: &mut Scene, lock: &str) {
     pg_test::story::end(&mut loader, id, "SUCCESS", None).unwrap();
     loader.batch_execute("COMMIT").unwrap();
     assert_eq!(scene.status(id).as_deref(), Some("SUCCESS"));
+}
+
+/// Has the worker try in vain, and again: that is no error.
+fn let_the_worker_try(scene: &mut Scene) {
+    let worker = pg_test::worker_of(&mut scene.observer, "postgres");
+    let before = pg_test::sleeps(worker);
+    pg_test::wait_for("the worker to try", || pg_test::sleeps(worker) > before + 20);
+    let error = "SELECT last_error FROM loader.recorder_status()";
+    assert_eq!(column::<Option<String>>(&mut scene.observer, error), [None]);
 }
 
 const LOCKED_TABLES: &[Story] = &[
@@ -206,16 +406,36 @@ const LOCKED_TABLES: &[Story] = &[
             let mut other = scene.begin();
             other.batch_execute("LOCK loader.execution_history IN SHARE MODE").unwrap();
             loader.batch_execute("SELECT 1/0").error("22012");
-            // The worker tries in vain meanwhile, and again.
-            pg_test::wait_for("the worker to try", || {
-                let tried = "SELECT COALESCE(last_error_at > execution_start, false)
-                      FROM loader.recorder_status(), loader.execution_history
-                     ORDER BY id DESC LIMIT 1";
-                column::<bool>(&mut scene.observer, tried)[0]
-            });
+            let_the_worker_try(scene);
             other.batch_execute("COMMIT").unwrap();
         },
         &[DIVISION],
+    ),
+    Story::new(
+        "rollback while another session locks the notes of failures",
+        |scene| {
+            let mut loader = scene.begin();
+            scene.start(&mut loader, 1);
+            let mut other = scene.begin();
+            other.batch_execute("LOCK loader.derived_failure IN SHARE MODE").unwrap();
+            loader.batch_execute("SELECT 1/0").error("22012");
+            let_the_worker_try(scene);
+            other.batch_execute("COMMIT").unwrap();
+        },
+        &[DIVISION],
+    ),
+    Story::new(
+        "commit while another session locks the bindings",
+        |scene| {
+            let mut loader = scene.begin();
+            let id = scene.start(&mut loader, 1);
+            let mut other = scene.begin();
+            other.batch_execute("LOCK loader.binding IN SHARE MODE").unwrap();
+            scene.succeed_and_commit(&mut loader, id);
+            let_the_worker_try(scene);
+            other.batch_execute("COMMIT").unwrap();
+        },
+        &[SUCCESS],
     ),
 ];
 

@@ -267,6 +267,107 @@ fn start_and_prepare(scene: &mut Scene, succeeds: bool) -> i64 {
     id
 }
 
+/// Starts an execution plainly, since another session keeps the worker from it, in a transaction that is then
+/// prepared; the session goes.
+fn start_plainly_and_prepare(scene: &mut Scene, succeeds: bool) -> i64 {
+    let mut other = scene.connect();
+    other.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+    let mut loader = scene.begin();
+    let id = scene.start_plainly(&mut loader, 1);
+    other.batch_execute("COMMIT").unwrap();
+    if succeeds {
+        scene.succeed(&mut loader, id);
+    }
+    loader.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
+    drop(loader);
+    scene.let_the_worker_look();
+    assert_eq!(scene.status(id), None, "what others see of a prepared load");
+    id
+}
+
+const TABLE_LOCKED: &str = "A table of the history is locked, by this session or another.";
+
+const PLAIN_TWO_PHASES: &[Story] = &[
+    Story::new(
+        "plain start, PREPARE TRANSACTION, COMMIT PREPARED",
+        |scene| {
+            start_plainly_and_prepare(scene, false);
+            scene.connect().batch_execute("COMMIT PREPARED 'load'").unwrap();
+        },
+        &["1 RUNNING"],
+    )
+    .warns(&[TABLE_LOCKED]),
+    Story::new(
+        "plain start, SUCCESS, PREPARE TRANSACTION, COMMIT PREPARED",
+        |scene| {
+            start_plainly_and_prepare(scene, true);
+            scene.connect().batch_execute("COMMIT PREPARED 'load'").unwrap();
+        },
+        &[SUCCESS],
+    )
+    .warns(&[TABLE_LOCKED]),
+    Story::new(
+        "plain start, PREPARE TRANSACTION, ROLLBACK PREPARED",
+        |scene| {
+            start_plainly_and_prepare(scene, false);
+            scene.connect().batch_execute("ROLLBACK PREPARED 'load'").unwrap();
+        },
+        &[ROLLED_BACK],
+    )
+    .warns(&[TABLE_LOCKED]),
+    Story::new(
+        "plain start, SUCCESS, PREPARE TRANSACTION, ROLLBACK PREPARED, and the loader's word at once",
+        |scene| {
+            let id = start_plainly_and_prepare(scene, true);
+            scene.connect().batch_execute("ROLLBACK PREPARED 'load'").unwrap();
+            end(&mut scene.connect(), id, "FAILED", Some("one of the others broke")).unwrap();
+        },
+        &["1 FAILED one of the others broke"],
+    )
+    .warns(&[TABLE_LOCKED]),
+];
+
+#[test]
+fn two_phases_of_plain_starts() {
+    run_stories(&preloaded_cluster(), PLAIN_TWO_PHASES);
+}
+
+#[test]
+fn a_prepared_load_whose_start_was_plain_outlives_the_server_and_is_then_rolled_back() {
+    let mut cluster = preloaded_cluster();
+    for (commit, stop) in [
+        (false, Cluster::stop_server as fn(&mut Cluster)),
+        (false, Cluster::crash_server),
+        (true, Cluster::stop_server),
+        (true, Cluster::crash_server),
+    ] {
+        let (mut loader, mut other) = (cluster.connect(), cluster.connect());
+        other.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+        loader.batch_execute("BEGIN").unwrap();
+        let id = start(&mut loader, 1);
+        other.batch_execute("COMMIT").unwrap();
+        loader.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
+        drop(loader);
+        wait_for("the worker to note it", || {
+            let noted = format!("SELECT FROM loader.prepared_start WHERE execution_id = {id}");
+            !other.query(&noted, &[]).unwrap().is_empty()
+        });
+        drop(other);
+        stop(&mut cluster);
+        cluster.start_server();
+        let mut client = cluster.connect();
+        wait_for_worker(&mut client);
+        assert_eq!(status_of(&mut client, id), None, "while it is prepared");
+        let (end, status) = if commit { ("COMMIT", "RUNNING") } else { ("ROLLBACK", "FAILED") };
+        client.batch_execute(&format!("{end} PREPARED 'load'")).unwrap();
+        wait_for("the outcome", || status_of(&mut client, id).as_deref() == Some(status));
+        wait_for("the note to go", || {
+            client.query("SELECT FROM loader.prepared_start", &[]).unwrap().is_empty()
+        });
+        assert_eq!(status_of(&mut client, id).as_deref(), Some(status), "{end}");
+    }
+}
+
 const TWO_PHASES: &[Story] = &[
     Story::new(
         "SUCCESS, PREPARE TRANSACTION, COMMIT PREPARED",

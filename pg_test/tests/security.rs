@@ -53,7 +53,7 @@ const FUNCTIONS: [&str; 22] = [
 ];
 
 /// Every trigger, and when it fires: O for origin, A always, D not at all. (The key is there.)
-const TRIGGERS: [&str; 8] = [
+const TRIGGERS: [&str; 9] = [
     "binding.refuse_foreign_binding A",
     "execution_history.notify_on_outcome O",
     "execution_history.notify_on_start O",
@@ -62,12 +62,13 @@ const TRIGGERS: [&str; 8] = [
     "execution_history.request_foreign_key D",
     "foreign_key_request.attach_foreign_key_on_commit O",
     "prepared_event.refuse_foreign_event A",
+    "prepared_start.refuse_foreign_start A",
 ];
 
 /// Every relation, with its kind and options. The views have no security_barrier: a reader may see all
 /// that they select from, but the ids of loaders whose history is gone. And they run with their owner's
 /// rights: readers have none on the tables.
-const RELATIONS: [&str; 12] = [
+const RELATIONS: [&str; 13] = [
     "abandoned_start r",
     "activity_feed v",
     "binding r vacuum_truncate=off",
@@ -79,6 +80,7 @@ const RELATIONS: [&str; 12] = [
     "foreign_key_request r",
     "loader_summary v",
     "prepared_event r",
+    "prepared_start r",
     "recorded_loader r",
 ];
 

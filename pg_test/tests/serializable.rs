@@ -24,6 +24,10 @@ enum Recording {
     Nowhere,
     /// In the load's own transaction.
     Within,
+    /// The same, and recorded there too: by the setting.
+    Plainly,
+    /// The same, since the worker can't record it: with the WARNING.
+    Declined,
     /// In another connection, whose transaction has ended before the load begins.
     Elsewhere,
 }
@@ -38,6 +42,9 @@ fn loads(cluster: &Cluster, recording: Recording) -> BTreeMap<String, usize> {
                 scope.spawn(move || {
                     let mut client = cluster.connect();
                     let mut other = cluster.connect();
+                    if recording == Recording::Plainly {
+                        client.batch_execute("SET loader_history.durable = off").unwrap();
+                    }
                     (0..LOADS)
                         .map(|number| {
                             let mut started = Vec::new();
@@ -96,7 +103,9 @@ fn load(
             }
             let id = match recording {
                 Recording::Nowhere => None,
-                Recording::Within => Some(start(client, session)?),
+                Recording::Within | Recording::Plainly | Recording::Declined => {
+                    Some(start(client, session)?)
+                }
                 Recording::Elsewhere => started.get(execution).copied(),
             };
             let row = i64::try_from((session * LOADS + number) * 10 + execution).unwrap();
@@ -136,11 +145,23 @@ fn no_serialization_failure(history: &str) {
         assert_eq!(loads(&cluster, recording), all_succeed, "starts {recording:?}");
         count("WITH gone AS (DELETE FROM loaded RETURNING 1) SELECT count(*) FROM gone");
     }
-    let executions = 2 * SESSIONS * (0..LOADS).map(executions).sum::<usize>();
+    assert_no_warnings(&cluster);
+    for recording in [Recording::Plainly, Recording::Declined] {
+        let mut locker = cluster.connect();
+        if recording == Recording::Declined {
+            locker.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+        }
+        assert_eq!(loads(&cluster, recording), all_succeed, "starts {recording:?}");
+        count("WITH gone AS (DELETE FROM loaded RETURNING 1) SELECT count(*) FROM gone");
+    }
+    let executions = 4 * SESSIONS * (0..LOADS).map(executions).sum::<usize>();
     assert_eq!(
         count("SELECT count(*) FROM loader.execution_history WHERE status = 'SUCCESS'") - before,
         i64::try_from(executions).unwrap()
     );
+}
+
+fn assert_no_warnings(cluster: &Cluster) {
     let warnings: Vec<_> =
         cluster.log().lines().filter(|line| line.contains("WARNING")).map(str::to_owned).collect();
     assert!(warnings.is_empty(), "starts that the worker did not record: {warnings:#?}");

@@ -5,7 +5,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use pg_test::story::{LEVELS, Scene, Story, end, load, run_stories, start};
+use pg_test::story::{LEVELS, Scene, Story, end, load, run_stories, run_stories_plainly, start};
 use pg_test::{HasError, column, preloaded_cluster, wait_for};
 
 const ROLLED_BACK: &str =
@@ -18,6 +18,19 @@ const SUCCESS: &str = "1 SUCCESS 3";
 /// An error, and then nothing more: the server itself rolls the transaction back.
 fn fail(client: &mut pg_test::Client) {
     client.batch_execute("SELECT 1/0").error("22012");
+}
+
+/// An error in a savepoint, which leaves the transaction open, and then errors that are only there since the
+/// client goes on as if nothing had been.
+fn fail_in_a_savepoint(scene: &mut Scene, then: &str) {
+    let mut loader = scene.begin();
+    scene.start(&mut loader, 1);
+    loader.batch_execute("SAVEPOINT risk").unwrap();
+    fail(&mut loader);
+    loader.batch_execute("SELECT 1").error("25P02");
+    loader.batch_execute("SELEC 1").error("42601");
+    loader.batch_execute("ROLLBACK TO nowhere").error("3B001");
+    loader.batch_execute(then).unwrap();
 }
 
 const TRANSACTIONS: &[Story] = &[
@@ -69,6 +82,33 @@ const TRANSACTIONS: &[Story] = &[
             // Errors that follow from the first one are not what did it.
             loader.batch_execute("SELECT 1").error("25P02");
             loader.batch_execute("COMMIT").unwrap();
+        },
+        &[DIVISION],
+    ),
+    Story::new(
+        "error in a savepoint, what follows from it, then rollback",
+        |scene| fail_in_a_savepoint(scene, "ROLLBACK"),
+        &[DIVISION],
+    ),
+    Story::new(
+        "error in a savepoint, what follows from it, then COMMIT",
+        |scene| fail_in_a_savepoint(scene, "COMMIT"),
+        &[DIVISION],
+    ),
+    Story::new(
+        "error in a savepoint, what follows from it, and the client is gone",
+        |scene| fail_in_a_savepoint(scene, ""),
+        &[DIVISION],
+    ),
+    Story::new(
+        "error in a savepoint, what follows from it, and then another after going back to it",
+        |scene| {
+            let mut loader = scene.begin();
+            scene.start(&mut loader, 1);
+            loader.batch_execute("SAVEPOINT risk; SELECT 'x'::integer").error("22P02");
+            loader.batch_execute("SELECT 1").error("25P02");
+            loader.batch_execute("ROLLBACK TO risk").unwrap();
+            fail(&mut loader);
         },
         &[DIVISION],
     ),
@@ -243,6 +283,16 @@ const CAUGHT: &str = "DO $$
 #[test]
 fn transactions() {
     run_stories(&preloaded_cluster(), TRANSACTIONS);
+}
+
+#[test]
+fn transactions_that_record_by_themselves() {
+    run_stories_plainly(&preloaded_cluster(), TRANSACTIONS);
+}
+
+#[test]
+fn transactions_without_preloading() {
+    run_stories_plainly(&pg_test::cluster_with_extension(), TRANSACTIONS);
 }
 
 const LOST_SESSIONS: &[Story] = &[

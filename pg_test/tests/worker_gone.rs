@@ -127,6 +127,51 @@ const STOPPED: &[Story] = &[
         &[],
     ),
     Story::new(
+        "worker stopped, error, FAILED",
+        |scene| {
+            let _stopped = StoppedWorker::new(scene);
+            let mut loader = begin(scene);
+            let id = start_late(scene, &mut loader);
+            loader.batch_execute("SELECT 1/0").error("22012");
+            loader.batch_execute("ROLLBACK").unwrap();
+            // The worker can't record the start: the loader's word comes with it.
+            scene.begin_in(&mut loader);
+            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
+            loader.batch_execute("COMMIT").unwrap();
+            end(&mut loader, id, "FAILED", Some("again")).error("55000");
+        },
+        &["1 FAILED no such file"],
+    )
+    .warns(&[LATE]),
+    Story::new(
+        "worker stopped, error, FAILED, and that is rolled back too",
+        |scene| {
+            let _stopped = StoppedWorker::new(scene);
+            let mut loader = begin(scene);
+            let id = start_late(scene, &mut loader);
+            loader.batch_execute("ROLLBACK").unwrap();
+            scene.begin_in(&mut loader);
+            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
+            loader.batch_execute("ROLLBACK").unwrap();
+        },
+        &[ROLLED_BACK],
+    )
+    .warns(&[LATE]),
+    Story::new(
+        "worker kept from recording a start that was rolled back, FAILED",
+        |scene| {
+            let mut other = scene.connect();
+            other.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+            let mut loader = begin(scene);
+            let id = scene.start_plainly(&mut loader, 1);
+            loader.batch_execute("ROLLBACK").unwrap();
+            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
+            other.batch_execute("COMMIT").unwrap();
+        },
+        &["1 FAILED no such file"],
+    )
+    .warns(&["A table of the history is locked"]),
+    Story::new(
         "worker stopped after the start, commit",
         |scene| {
             let mut loader = begin(scene);

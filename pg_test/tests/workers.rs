@@ -162,21 +162,21 @@ fn the_launcher_sleeps_when_failed_workers_are_wanted_no_more() {
     let (cluster, mut client) = cluster_with(&["a", "b", "c"], "");
     wait_for_served(&mut client, &["a", "b", "c"]);
     let launcher = launchers(&mut client)[0];
-    let mut locks: Vec<_> = ["a", "b", "c"]
+    let mut sessions: Vec<_> = ["a", "b", "c"]
         .into_iter()
         .map(|database| {
             // A worker that cannot read the bindings ends, and so does the next.
             let worker = worker_of(&mut client, database);
             let mut session = Session::new(&cluster, database);
-            session.run("BEGIN; LOCK TABLE loader.binding IN ACCESS EXCLUSIVE MODE");
+            session.run("ALTER TABLE loader.binding RENAME COLUMN xid TO transaction");
             client.execute("SELECT pg_terminate_backend($1)", &[&worker]).unwrap();
             session
         })
         .collect();
     wait_for("workers to fail, and the launcher to start others", || {
-        cluster.log().matches("loader_history worker: canceling").count() >= 6
+        cluster.log().matches("loader_history worker: column b.xid").count() >= 6
     });
-    locks[0].run("DROP EXTENSION loader_history; COMMIT");
+    sessions[0].run("DROP EXTENSION loader_history");
     client.batch_execute("DROP DATABASE b WITH (FORCE)").unwrap();
     client.batch_execute("ALTER DATABASE c ALLOW_CONNECTIONS false").unwrap();
     wait_for_served(&mut client, &[]);
@@ -409,6 +409,144 @@ fn a_terminated_worker_is_replaced() {
     loader.run("ROLLBACK");
     wait_for("the failure", || status_of(&mut client, id).as_deref() == Some("FAILED"));
     assert_durable(&cluster, "postgres");
+}
+
+#[test]
+fn a_worker_that_comes_while_the_history_is_locked_stays_and_serves_when_it_is_not() {
+    let cluster = preloaded_cluster();
+    let (mut dba, mut observer) = (Session::new(&cluster, "postgres"), cluster.connect());
+    let first = wait_for_worker(&mut observer);
+    for table in ["loader.execution_history", "loader.binding"] {
+        let log = cluster.log().len();
+        // As a migration does that rewrites it.
+        dba.run(&format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"));
+        let before = worker_of(&mut observer, "postgres");
+        observer.execute("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
+        let mut next = first;
+        wait_for("another worker that tries again and again", || {
+            let query =
+                "SELECT pid FROM pg_stat_activity WHERE backend_type = 'loader_history worker'";
+            let pids: Vec<i32> = column(&mut observer, query);
+            next = pids.first().copied().unwrap_or(before);
+            let status = std::fs::read_to_string(format!("/proc/{next}/status"));
+            next != before && status.is_ok() && pg_test::sleeps(next) > 40
+        });
+        dba.run("COMMIT");
+        assert_durable(&cluster, "postgres");
+        assert_eq!(worker_of(&mut observer, "postgres"), next, "{table}: it has stayed");
+        assert_eq!(status(&mut observer, "last_error"), None, "{table}: nothing was wrong");
+        let log = cluster.log()[log..].to_owned();
+        assert!(!log.contains("lock timeout"), "{log}");
+    }
+}
+
+/// Starts executions of `loaders` at the same time, each in a session of its own, while the worker stands
+/// still; the warnings of each.
+fn start_together(cluster: &Cluster, observer: &mut Client, loaders: &[i64]) -> Vec<Vec<String>> {
+    let worker = pg_test::freeze_worker(observer);
+    std::thread::scope(|scope| {
+        let starting: Vec<_> = loaders
+            .iter()
+            .map(|loader| {
+                let mut session = Session::new(cluster, "postgres");
+                scope.spawn(move || {
+                    session.run(&format!("SELECT loader.record_execution_start({loader})"));
+                    session.warnings()
+                })
+            })
+            .collect();
+        let depth = i32::try_from(loaders.len().min(16)).unwrap();
+        wait_for("the starts to wait", || {
+            column::<i32>(observer, "SELECT queue_depth FROM loader.recorder_state()") == [depth]
+        });
+        // Those that there is no room for do not wait for the worker.
+        let refused = loaders.len().saturating_sub(16);
+        wait_for("the others to be refused", || {
+            starting.iter().filter(|start| start.is_finished()).count() == refused
+        });
+        send_signal(worker, Signal::SIGCONT);
+        starting.into_iter().map(|start| start.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_bad_start_among_many_fails_no_other() {
+    let cluster = pg_test::preloaded_cluster_with("loader_history.queue_size = 16\n");
+    let mut observer = cluster.connect();
+    observer
+        .batch_execute(
+            "CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF NEW.loader_id = 3 AND pg_catalog.current_setting('session_replication_role') = 'replica' THEN
+                     RAISE 'not this one';
+                 END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON loader.execution_history
+                 FOR EACH ROW EXECUTE FUNCTION public.refuse();
+             ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER refuse",
+        )
+        .unwrap();
+    let loaders = [1, 2, 3, 4, 5];
+    let warnings = start_together(&cluster, &mut observer, &loaders);
+    for (loader, warnings) in loaders.iter().zip(warnings) {
+        if *loader == 3 {
+            assert!(
+                warnings.len() == 1 && warnings[0].contains("met an error: not this one"),
+                "{warnings:?}"
+            );
+        } else {
+            assert_eq!(warnings, Vec::<String>::new(), "loader {loader}");
+        }
+    }
+    let recorded = "SELECT loader_id FROM loader.execution_history ORDER BY 1";
+    assert_eq!(column::<i64>(&mut observer, recorded), loaders, "each is there once");
+}
+
+#[test]
+fn starts_that_find_the_queue_full_are_plain_and_say_so() {
+    let cluster = pg_test::preloaded_cluster_with("loader_history.queue_size = 16\n");
+    let mut observer = cluster.connect();
+    let warnings = start_together(&cluster, &mut observer, &[1; 18]);
+    let warned: Vec<_> = warnings.into_iter().flatten().collect();
+    assert!(
+        warned.len() == 2
+            && warned
+                .iter()
+                .all(|text| text.contains("The queue to the background workers is full.")),
+        "{warned:?}"
+    );
+    let count = "SELECT count(*) FROM loader.execution_history";
+    assert_eq!(column::<i64>(&mut observer, count), [18]);
+    assert_durable(&cluster, "postgres");
+}
+
+#[test]
+fn an_execution_of_a_transaction_that_nobody_knows_stays_running_and_is_named() {
+    let cluster = preloaded_cluster();
+    let mut observer = cluster.connect();
+    // A far future, as after a reset of the log; and another cluster's, which is not the worker's to write.
+    observer
+        .batch_execute(
+            "INSERT INTO loader.execution_history (id, loader_id, execution_start, status)
+             VALUES (1000, 1, now(), 'RUNNING'), (1001, 1, now(), 'RUNNING');
+             ALTER TABLE loader.binding DISABLE TRIGGER refuse_foreign_binding;
+             INSERT INTO loader.binding VALUES (1000, '4000000000000', NULL);
+             ALTER TABLE loader.binding ENABLE ALWAYS TRIGGER refuse_foreign_binding;
+             INSERT INTO loader.binding VALUES (1001, '3', NULL)",
+        )
+        .unwrap();
+    let bound = "SELECT execution_id FROM loader.binding ORDER BY 1";
+    assert_eq!(column::<i64>(&mut observer, bound), [1000], "what only the worker writes");
+    let before = worker_of(&mut observer, "postgres");
+    observer.execute("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
+    wait_for("another worker to look", || column::<i64>(&mut observer, bound).is_empty());
+    assert_durable(&cluster, "postgres");
+    let running = "SELECT id FROM loader.execution_history WHERE status = 'RUNNING' ORDER BY 1";
+    assert_eq!(column::<i64>(&mut observer, running), [1000, 1001]);
+    let text = "what became of the transaction that started execution 1000 is not known any more; it stays RUNNING";
+    assert_eq!(status(&mut observer, "last_error").as_deref(), Some(text));
+    assert!(cluster.log().contains(text));
 }
 
 #[test]

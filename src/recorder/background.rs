@@ -1,7 +1,7 @@
 //! What the launcher and the workers have in common: signals, sleep, and transactions that survive
 //! errors.
 
-use std::ffi::{CStr, CString, c_long};
+use std::ffi::{CStr, CString, c_int, c_long};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_sys};
 
 use crate::error::Error;
+use crate::version::set_signal_handler;
 
 /// Why a transaction of a background process was rolled back.
 #[derive(Debug, Clone)]
@@ -50,6 +51,19 @@ impl From<CaughtError> for Trouble {
             }
         }
     }
+}
+
+/// Has SIGTERM end this process, and SIGHUP wake it. For while it connects to its database: that may wait
+/// for another session's lock, as long as a prepared transaction is open.
+pub fn end_by_sigterm() {
+    unsafe extern "C-unwind" {
+        // PostgreSQL's tcopprot.h. pgrx's own is no plain function.
+        fn die(signal: c_int);
+    }
+    // SAFETY: runs first in a background process, whose signals are blocked; the handler is that of
+    // PostgreSQL's own processes, which only sets flags that its waits look at.
+    unsafe { set_signal_handler(pg_sys::SIGTERM.cast_signed(), Some(die)) };
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
 }
 
 /// Has signals wake this process: SIGTERM to stop it, SIGHUP to have it read the settings again.

@@ -51,12 +51,15 @@ pub fn with<R>(use_text: impl FnOnce(&[u8]) -> R) -> R {
 #[pg_guard]
 unsafe extern "C-unwind" fn on_log(error: *mut pg_sys::ErrorData) {
     // SAFETY: PostgreSQL passes a message that is valid during the call, whose text is a C string or NULL;
-    // NEXT_HOOK was set by the postmaster, before any other process was there.
+    // the state of the transaction is that of the process, read at any time; NEXT_HOOK was set by the postmaster, before any other process was there.
     unsafe {
         if let Some(message) = error.as_ref()
             && transaction::is_watched()
             && (message.elevel >= PgLogLevel::ERROR as i32 || is_lost_connection(message))
             && !message.message.is_null()
+            // The error that has aborted the block is what did it: in a savepoint, the transaction goes on,
+            // and errors follow from the first one.
+            && !pg_sys::IsAbortedTransactionBlockState()
         {
             keep(message.sqlerrcode, CStr::from_ptr(message.message));
         }

@@ -19,6 +19,13 @@ use crate::time::{end_of_execution, from_postgres};
 /// The tables that a start is written into.
 const TABLES: [&CStr; 3] = [c"execution_history", c"binding", c"recorded_loader"];
 
+/// Those that are written where it is known what became of it.
+const TABLES_OF_ENDS: [&CStr; 5] =
+    [c"execution_history", c"binding", c"derived_failure", c"abandoned_start", PREPARED_STARTS];
+
+/// The table of starts in prepared transactions, which earlier versions of the SQL have not.
+const PREPARED_STARTS: &CStr = c"prepared_start";
+
 thread_local! {
     static INSERT_STARTS: KeptStatement = const { KeptStatement::new(
         c"INSERT INTO loader.execution_history (id, loader_id, execution_start, status) \
@@ -61,6 +68,23 @@ thread_local! {
         c"DELETE FROM loader.abandoned_start AS a \
           WHERE NOT EXISTS (SELECT FROM loader.binding AS b WHERE b.execution_id = a.execution_id)",
         &[],
+    ) };
+    static SELECT_PREPARED: KeptStatement = const { KeptStatement::new(
+        c"SELECT execution_id, loader_id, execution_start, xid::text::bigint, abandoned_id \
+          FROM loader.prepared_start",
+        &[],
+    ) };
+    static INSERT_PREPARED: KeptStatement = const { KeptStatement::new(
+        c"INSERT INTO loader.prepared_start (execution_id, loader_id, execution_start, xid, abandoned_id) \
+          VALUES ($1, $2, $3, $4, NULLIF($5, 0)) ON CONFLICT (execution_id) DO NOTHING",
+        &[
+            BuiltinOid::INT8OID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID,
+            BuiltinOid::XID8OID, BuiltinOid::INT8OID,
+        ],
+    ) };
+    static DELETE_PREPARED: KeptStatement = const { KeptStatement::new(
+        c"DELETE FROM loader.prepared_start WHERE execution_id = ANY ($1)",
+        &[BuiltinOid::INT8ARRAYOID],
     ) };
     static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
         c"DELETE FROM loader.derived_failure WHERE execution_id = ANY ($1)",
@@ -114,16 +138,26 @@ pub fn lock_tables() -> Result<(), Error> {
     lock(&TABLES)
 }
 
+/// Locks the tables that are written where it is known what became of a start, where nobody else has them.
+///
+/// # Errors
+/// [`Error::TableLocked`].
+pub fn lock_to_close() -> Result<(), Error> {
+    lock(&TABLES_OF_ENDS)
+}
+
 /// Locks tables for writing, where nobody else has them.
 ///
 /// # Errors
 /// [`Error::TableLocked`].
 pub fn lock(tables: &[&CStr]) -> Result<(), Error> {
+    lock_for(tables, pg_sys::RowExclusiveLock)
+}
+
+fn lock_for(tables: &[&CStr], mode: u32) -> Result<(), Error> {
     for table in tables.iter().filter_map(|table| relation(table)) {
         // SAFETY: in a transaction, at whose end the lock goes.
-        let locked = unsafe {
-            pg_sys::ConditionalLockRelationOid(table, pg_sys::RowExclusiveLock.cast_signed())
-        };
+        let locked = unsafe { pg_sys::ConditionalLockRelationOid(table, mode.cast_signed()) };
         if !locked {
             return Err(Error::TableLocked);
         }
@@ -136,6 +170,12 @@ pub fn lock_loader(loader_id: i64) -> LoaderRow {
     let Some(history) = relation(c"execution_history") else { return LoaderRow::Missing };
     let history = OpenRelation::table(history, pg_sys::AccessShareLock);
     loader_row::lock(&history, loader_id, LockWaitPolicy::LockWaitSkip)
+}
+
+/// Whether all executions have loaders by the foreign key: it is there, and valid.
+pub fn is_key_valid() -> bool {
+    let Some(history) = relation(c"execution_history") else { return false };
+    loader_row::is_key_valid(&OpenRelation::table(history, pg_sys::AccessShareLock))
 }
 
 /// Inserts RUNNING executions and their bindings.
@@ -179,11 +219,12 @@ fn insert_execution(execution_id: i64, loader_id: i64, start: i64) -> Result<(),
     })
 }
 
-fn insert_binding(start: &Start) -> Result<(), Error> {
+fn xid8(xid: u64) -> DatumWithOid<'static> {
     // SAFETY: an xid8 is passed by value, as a bigint is.
-    let xid8 = |xid: u64| unsafe {
-        DatumWithOid::new((xid != 0).then(|| xid.cast_signed()), pg_sys::XID8OID)
-    };
+    unsafe { DatumWithOid::new((xid != 0).then(|| xid.cast_signed()), pg_sys::XID8OID) }
+}
+
+fn insert_binding(start: &Start) -> Result<(), Error> {
     Spi::connect(|client| {
         let arguments = [start.execution_id.into(), xid8(start.xid), xid8(start.subxid)];
         INSERT_BINDING.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
@@ -197,6 +238,7 @@ fn insert_binding(start: &Start) -> Result<(), Error> {
 /// # Errors
 /// What SPI says of a call.
 pub fn tidy_up() -> Result<(), Error> {
+    lock(&[c"abandoned_start"])?;
     Spi::connect(|client| {
         DELETE_SETTLED.with(|delete| delete.run(client, Sight::Usual, &[]))?;
         Ok(())
@@ -206,8 +248,9 @@ pub fn tidy_up() -> Result<(), Error> {
 /// Every binding: the execution's id, its loader's, the transaction's and the subtransaction's, or 0.
 ///
 /// # Errors
-/// What SPI says of a call.
+/// [`Error::TableLocked`], or what SPI says of a call.
 pub fn bindings() -> Result<Vec<(i64, i64, u64, u64)>, Error> {
+    lock_for(&[c"binding", c"execution_history"], pg_sys::AccessShareLock)?;
     Spi::connect(|client| {
         let rows = SELECT_BINDINGS.with(|select| select.run(client, Sight::Usual, &[]))?;
         let number = |row, column| rows.get::<i64>(row, column).unwrap_or_default();
@@ -221,6 +264,56 @@ pub fn bindings() -> Result<Vec<(i64, i64, u64, u64)>, Error> {
     })
 }
 
+/// Every start that is lost where its prepared transaction is rolled back.
+///
+/// # Errors
+/// [`Error::TableLocked`], or what SPI says of a call.
+pub fn prepared_starts() -> Result<Vec<LostStart>, Error> {
+    if relation(PREPARED_STARTS).is_none() {
+        return Ok(Vec::new());
+    }
+    lock_for(&[PREPARED_STARTS], pg_sys::AccessShareLock)?;
+    Spi::connect(|client| {
+        let rows = SELECT_PREPARED.with(|select| select.run(client, Sight::Usual, &[]))?;
+        Ok((0..rows.len())
+            .filter_map(|row| {
+                Some(LostStart {
+                    execution_id: rows.get(row, 1)?,
+                    loader_id: rows.get(row, 2)?,
+                    start: rows.get::<TimestampWithTimeZone>(row, 3)?.into_inner(),
+                    prepared: rows.get::<i64>(row, 4)?.cast_unsigned(),
+                    abandoned: rows.get(row, 5).unwrap_or_default(),
+                    text: String::new(),
+                    message: None,
+                })
+            })
+            .collect())
+    })
+}
+
+/// Notes a start that is lost where its prepared transaction is rolled back; false where this version of the
+/// SQL has no table for it.
+///
+/// # Errors
+/// [`Error::TableLocked`], or what SPI says of a call.
+pub fn note_prepared_start(start: &LostStart) -> Result<bool, Error> {
+    if relation(PREPARED_STARTS).is_none() {
+        return Ok(false);
+    }
+    lock(&[PREPARED_STARTS])?;
+    Spi::connect(|client| {
+        let arguments = [
+            start.execution_id.into(),
+            start.loader_id.into(),
+            TimestampWithTimeZone::try_from(start.start).ok().into(),
+            xid8(start.prepared),
+            start.abandoned.into(),
+        ];
+        INSERT_PREPARED.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
+        Ok(true)
+    })
+}
+
 /// Deletes the bindings of executions whose starts are committed, and those executions that their
 /// callers have recorded under another id.
 ///
@@ -229,8 +322,17 @@ pub fn bindings() -> Result<Vec<(i64, i64, u64, u64)>, Error> {
 pub fn forget(ids: &[i64]) -> Result<(), Error> {
     let abandoned = run(&DELETE_ABANDONED, ids)?;
     run(&DELETE_BINDINGS, ids)?;
+    forget_prepared(ids)?;
     if !abandoned.is_empty() {
         run(&DELETE_EXECUTIONS, &abandoned)?;
+    }
+    Ok(())
+}
+
+/// Deletes the notes of starts in prepared transactions that are over.
+fn forget_prepared(ids: &[i64]) -> Result<(), Error> {
+    if relation(PREPARED_STARTS).is_some() {
+        run(&DELETE_PREPARED, ids)?;
     }
     Ok(())
 }
@@ -313,7 +415,11 @@ pub fn start_event(execution_id: i64, loader_id: i64, start: i64) -> Result<Stri
 /// [`Error::TableLocked`], or what SPI says of a call.
 pub fn record_lost_start(lost: &LostStart, message: &str) -> Result<Vec<String>, Error> {
     lock_tables()?;
-    let LostStart { execution_id, loader_id, start, abandoned, .. } = *lost;
+    lock_to_close()?;
+    let LostStart { execution_id, loader_id, start, abandoned, prepared, .. } = *lost;
+    if prepared != 0 {
+        forget_prepared(&[execution_id])?;
+    }
     if abandoned != 0 {
         remove(&[abandoned])?;
     }

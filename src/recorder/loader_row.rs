@@ -111,19 +111,45 @@ fn tables(table: &OpenRelation, oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     }
 }
 
+/// Whether the history's foreign key holds for all rows that there are.
+pub fn is_key_valid(history: &OpenRelation) -> bool {
+    let Some(key) = key(history, |key| key.conoid) else { return false };
+    // SAFETY: a catalog lookup, in a transaction; the tuple is read before it is released.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::CONSTROID.cast_signed(),
+            pg_sys::Datum::from(key),
+        );
+        if tuple.is_null() {
+            return false;
+        }
+        let is_valid =
+            (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_constraint>()).convalidated;
+        pg_sys::ReleaseSysCache(tuple);
+        is_valid
+    }
+}
+
 /// The table and the column that the history's foreign key names, where it is enforced.
 fn target(history: &OpenRelation) -> Option<(pg_sys::Oid, pg_sys::AttrNumber)> {
+    key(history, |key| (key.confrelid, key.confkey[0]))
+}
+
+/// What `read` says of the history's foreign key, where it is enforced.
+fn key<R>(
+    history: &OpenRelation,
+    read: impl FnOnce(&pg_sys::ForeignKeyCacheInfo) -> R,
+) -> Option<R> {
     // SAFETY: the relation is open, and its cache entry keeps the list and what is in it; it is read
     // before anything can invalidate them.
     unsafe {
         let keys = pg_sys::RelationGetFKeyList(history.as_ptr());
         let count = if keys.is_null() { 0 } else { (*keys).length };
-        (0..count).find_map(|place| {
-            let key = pg_sys::list_nth(keys, place).cast::<pg_sys::ForeignKeyCacheInfo>();
-            ((*key).nkeys == 1
-                && (*key).conkey[0] == LOADER_ID_COLUMN
-                && version::is_enforced(&*key))
-            .then(|| ((*key).confrelid, (*key).confkey[0]))
-        })
+        let key = (0..count)
+            .map(|place| &*pg_sys::list_nth(keys, place).cast::<pg_sys::ForeignKeyCacheInfo>())
+            .find(|key| {
+                key.nkeys == 1 && key.conkey[0] == LOADER_ID_COLUMN && version::is_enforced(key)
+            })?;
+        Some(read(key))
     }
 }

@@ -188,11 +188,16 @@ impl Current {
         }
     }
 
-    /// Hands over the plain starts that are gone: all, or those whose subtransaction was rolled back.
-    fn post_lost_starts(&self, shared: Shared, all: bool) {
+    /// Hands over the plain starts that are gone: all, or those whose subtransaction was rolled back; and
+    /// those that the transaction, where it is `prepared`, may yet take along.
+    fn post_lost_starts(&self, shared: Shared, all: bool, prepared: u64) {
         let Ok(mut plain) = self.plain.try_borrow_mut() else { return };
         let is_lost = |start: &&PlainStart| {
-            if all { !start.new_extension } else { start.subtransaction.is_none() }
+            if all || prepared != 0 && start.subtransaction.is_some() {
+                !start.new_extension
+            } else {
+                start.subtransaction.is_none()
+            }
         };
         for start in plain.iter().filter(is_lost) {
             last_error::with(|text| {
@@ -203,6 +208,7 @@ impl Current {
                         loader_id: start.loader_id,
                         start: start.start,
                         abandoned: start.abandoned,
+                        prepared: if start.subtransaction.is_some() { prepared } else { 0 },
                         text: if all { text } else { &[] },
                     },
                 )
@@ -285,7 +291,12 @@ impl Current {
                 shared.post(my_database(), &Posting::Error { xid, subxid: 0, text })
             });
         }
-        self.post_lost_starts(shared, aborted);
+        let prepared = match (committed, aborted) {
+            // SAFETY: at the end of PREPARE TRANSACTION, which has not taken the id from the process yet.
+            (false, false) => unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value,
+            _ => 0,
+        };
+        self.post_lost_starts(shared, aborted, prepared);
         if let Ok(mut bound) = self.bound.try_borrow_mut() {
             bound.clear();
         }

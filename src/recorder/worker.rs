@@ -17,8 +17,8 @@ use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::EXTENSION;
 use super::background::{
-    Trouble, check_for_interrupts, is_to_stop, listen_to_signals, log, reload_settings,
-    report_activity, set, set_local, sleep, transaction,
+    Trouble, check_for_interrupts, end_by_sigterm, is_to_stop, listen_to_signals, log,
+    reload_settings, report_activity, set, set_local, sleep, transaction,
 };
 use super::binding::{Outcome, outcome};
 use super::emitter::Emitter;
@@ -51,9 +51,16 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Executions ended in one transaction. Starts wait for its end.
 const CLOSED_AT_ONCE: usize = 32;
 
+/// Bindings deleted in one transaction. Starts wait for its end.
+const FORGOTTEN_AT_ONCE: usize = 500;
+
 /// How long starts are tried again where a table is locked, and the pause between.
 const LOCK_PATIENCE: Duration = Duration::from_millis(20);
 const LOCK_PAUSE: Duration = Duration::from_millis(4);
+
+/// How long those who wait do so for a worker that another session's lock keeps from reading the bindings:
+/// whoever creates the extension has its locks for a moment after the commit.
+const UNKNOWN_BINDINGS_PATIENCE: Duration = Duration::from_millis(250);
 
 /// When the worker tries again what another session's lock kept it from.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
@@ -93,7 +100,7 @@ pub fn is_worker() -> bool {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn loader_history_worker_main(argument: pg_sys::Datum) {
-    listen_to_signals();
+    end_by_sigterm();
     let oid = pg_sys::Oid::from(u32::try_from(argument.value()).unwrap_or_default());
     let Some(shared) = shared() else { return };
     let Some(database) = shared.database(oid) else { return };
@@ -106,11 +113,13 @@ pub extern "C-unwind" fn loader_history_worker_main(argument: pg_sys::Datum) {
         pg_sys::before_shmem_exit(Some(at_exit), argument);
         pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
     }
+    listen_to_signals();
     for (name, value) in SETTINGS {
         set(name, value);
     }
     IS_WORKER.set(true);
-    let left = Worker::new(shared, database, oid).and_then(Worker::run);
+    let left = Worker::come_up(shared, database, oid)
+        .and_then(|worker| worker.map_or(Ok(Leaving::ForNow), Worker::run));
     AT_EXIT.set(match left {
         Ok(Leaving::ForGood) => Serving::Left,
         Ok(Leaving::ForNow) => {
@@ -158,8 +167,8 @@ struct Binding {
     was_open: bool,
     /// When the rollback was first seen.
     rolled_back: Option<Instant>,
-    /// Whether it waits in `closing`.
-    is_closing: bool,
+    /// Whether it waits in `closing` or `over`: its outcome is known.
+    is_settled: bool,
 }
 
 struct Worker {
@@ -173,8 +182,14 @@ struct Worker {
     texts: HashMap<(u64, u64), String>,
     /// Executions to end.
     closing: VecDeque<Closing>,
+    /// How many of them at once: fewer while a lock keeps it from some of them.
+    closed_at_once: usize,
+    /// Executions whose bindings say nothing any more.
+    over: VecDeque<i64>,
     /// Starts to record as failed.
     lost: VecDeque<LostStart>,
+    /// Starts to record as failed where the prepared transactions that have recorded them are rolled back.
+    prepared: Vec<PreparedStart>,
     /// Executions that were recorded when nobody may have held the loader's row any more.
     unattended: VecDeque<Unattended>,
     emitter: Emitter,
@@ -182,7 +197,9 @@ struct Worker {
     next_look: Instant,
     next_settling: Instant,
     next_lost_start: Instant,
+    next_noting: Instant,
     next_closing: Instant,
+    next_forgetting: Instant,
     next_extension_check: Instant,
     logged: Option<(String, Instant)>,
 }
@@ -195,6 +212,13 @@ struct Unattended {
     is_certain: bool,
 }
 
+/// A start recorded in a transaction that is prepared.
+struct PreparedStart {
+    start: LostStart,
+    /// Whether the database knows of it, for when the server stops.
+    is_noted: bool,
+}
+
 /// An execution whose start was rolled back.
 struct Closing {
     execution_id: i64,
@@ -203,6 +227,37 @@ struct Closing {
 }
 
 impl Worker {
+    /// A worker that knows the bindings; `None` where it is to leave before. Where another session's lock
+    /// keeps it from reading them for long, as a migration's does, it answers those who wait.
+    fn come_up(
+        shared: Shared,
+        database: &'static Database,
+        oid: pg_sys::Oid,
+    ) -> Result<Option<Self>, Trouble> {
+        let patience_ends = Instant::now() + UNKNOWN_BINDINGS_PATIENCE;
+        loop {
+            match Self::new(shared, database, oid) {
+                Err(trouble) if trouble.is_lock() => {}
+                result => return result.map(Some),
+            }
+            if is_to_stop() || shared.is_barred(oid) {
+                return Ok(None);
+            }
+            if Instant::now() < patience_ends {
+                sleep(Some(LOCK_PAUSE));
+                continue;
+            }
+            // Not as starting: the launcher waits for those before it starts others.
+            database.set_serving(Serving::Running);
+            database.late.store(false, Relaxed);
+            shared.launcher().wake();
+            for request in shared.requests_of(oid).filter(|request| request.take(oid)) {
+                request.decline(Reason::TableLocked.code());
+            }
+            sleep(Some(LOCK_RETRY));
+        }
+    }
+
     fn new(shared: Shared, database: &'static Database, oid: pg_sys::Oid) -> Result<Self, Trouble> {
         let now = Instant::now();
         let mut worker = Self {
@@ -213,14 +268,19 @@ impl Worker {
             bindings: HashMap::new(),
             texts: HashMap::new(),
             closing: VecDeque::new(),
+            closed_at_once: CLOSED_AT_ONCE,
+            over: VecDeque::new(),
             lost: VecDeque::new(),
+            prepared: Vec::new(),
             unattended: VecDeque::new(),
             emitter: Emitter::new(shared, database, oid),
             retention: Retention::new(oid)?,
             next_look: now,
             next_settling: now,
             next_lost_start: now,
+            next_noting: now,
             next_closing: now,
+            next_forgetting: now,
             next_extension_check: now + EXTENSION_INTERVAL,
             logged: None,
         };
@@ -243,15 +303,27 @@ impl Worker {
     /// Sessions that insert rows by themselves take ids, too.
     fn skip_lost_ids(&mut self) {
         if let Err(trouble) = transaction(skip_lost_ids) {
-            self.report(&trouble);
+            self.report_unless_locked(&trouble);
             self.next_extension_check = Instant::now() + EXTENSION_RETRY;
         }
     }
 
     fn load_bindings(&mut self) -> Result<(), Trouble> {
+        let read = || transaction(|| Ok((ledger::bindings()?, ledger::prepared_starts()?)));
+        let deadline = Instant::now() + LOCK_RETRY;
+        let mut result = read();
+        while result.as_ref().is_err_and(Trouble::is_lock) && Instant::now() < deadline {
+            std::thread::sleep(LOCK_PAUSE);
+            result = read();
+        }
+        let (bindings, prepared) = result?;
         self.closing.clear();
+        self.over.clear();
         self.bindings.clear();
-        for (execution_id, loader_id, xid, subxid) in transaction(ledger::bindings)? {
+        self.prepared.retain(|one| !one.is_noted);
+        self.prepared
+            .extend(prepared.into_iter().map(|start| PreparedStart { start, is_noted: true }));
+        for (execution_id, loader_id, xid, subxid) in bindings {
             let notify = settings::NOTIFY.get();
             self.bindings.insert(execution_id, Binding::new(xid, subxid, notify, false));
             // A worker before this one may have left it so.
@@ -262,11 +334,11 @@ impl Worker {
 
     /// Answers the requests that a worker before this one had taken and not answered.
     fn take_over(&mut self) {
-        for request in self.shared.requests_of(self.oid).filter(|request| !request.is_queued()) {
+        for request in self.shared.requests_of(self.oid).filter(|request| request.is_taken()) {
             let Start { execution_id, loader_id, .. } = request.start();
             if !self.bindings.contains_key(&execution_id) {
                 request.decline(Reason::Late.code());
-            } else if request.answer() == Answered::Nobody {
+            } else if request.answer() != Answered::Caller {
                 self.unattended.push_back(Unattended { execution_id, loader_id, is_certain: true });
             }
         }
@@ -299,13 +371,15 @@ impl Worker {
                 self.settle_unattended(),
                 self.read_messages(),
                 self.record_lost_start(),
+                self.note_prepared_starts(),
                 self.look(),
                 self.close_some(),
+                self.forget_some(),
                 self.emit_events(),
                 self.purge(),
             ];
             check_for_interrupts();
-            if busy.contains(&true) {
+            if busy.contains(&true) || self.shared.is_worker_wanted(self.oid) {
                 continue;
             }
             // Autovacuum learns of the rows by this.
@@ -320,10 +394,12 @@ impl Worker {
     fn next_duty(&self) -> Instant {
         let due = |is_due: bool, when: Instant| is_due.then_some(when);
         [
-            due(!self.bindings.is_empty(), self.next_look),
+            due(!self.bindings.is_empty() || !self.prepared.is_empty(), self.next_look),
             due(!self.unattended.is_empty(), self.next_settling),
             due(!self.lost.is_empty(), self.next_lost_start),
+            due(self.prepared.iter().any(|one| !one.is_noted), self.next_noting),
             due(!self.closing.is_empty(), self.next_closing),
+            due(!self.over.is_empty(), self.next_forgetting),
             self.emitter.next_duty(),
             self.retention.next(),
         ]
@@ -345,7 +421,7 @@ impl Worker {
         let extension = match found {
             Ok(extension) => extension,
             Err(trouble) => {
-                self.report(&trouble);
+                self.report_unless_locked(&trouble);
                 self.next_extension_check = Instant::now() + EXTENSION_RETRY;
                 if self.extension == pg_sys::InvalidOid {
                     // This worker leaves: another is to look.
@@ -362,7 +438,7 @@ impl Worker {
             }
             self.skip_lost_ids();
             if let Err(trouble) = transaction(ledger::tidy_up) {
-                self.report(&trouble);
+                self.report_unless_locked(&trouble);
             }
         }
         if let Err(trouble) = self.retention.check_setting(self.oid) {
@@ -395,6 +471,14 @@ impl Worker {
         if !known {
             log(&format!("loader_history worker: {trouble}"));
             self.logged = Some((trouble.message.clone(), now));
+        }
+    }
+
+    /// The same, but for what another session's lock keeps the worker from: nothing is wrong, and it is tried
+    /// again.
+    fn report_unless_locked(&mut self, trouble: &Trouble) {
+        if !trouble.is_lock() {
+            self.report(trouble);
         }
     }
 
@@ -435,9 +519,7 @@ impl Worker {
     }
 
     fn decline(&mut self, request: &Request, trouble: &Trouble) {
-        if !trouble.is_lock() {
-            self.report(trouble);
-        }
+        self.report_unless_locked(trouble);
         request.decline(if trouble.is_lock() { Reason::TableLocked.code() } else { 0 });
     }
 
@@ -477,7 +559,7 @@ impl Worker {
             }
             self.bindings.insert(execution_id, Binding::new(xid, subxid, notify, true));
             let answered = request.answer();
-            if answered == Answered::Nobody {
+            if answered != Answered::Caller {
                 self.unattended.push_back(Unattended { execution_id, loader_id, is_certain: true });
             }
             // One that was recorded otherwise as well will be removed.
@@ -492,8 +574,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Makes sure that the loader is there of a start whose caller was gone when it was committed: the
-    /// caller's lock was gone too. Whether it did anything.
+    /// Makes sure that the loader is there of a start whose caller was gone, or had gone on, when it was
+    /// committed: the caller's lock may have been gone too. Whether it did anything.
+    ///
+    /// Whether a caller that an earlier worker has answered was told that its start is durable, nobody knows.
+    /// Where the key is valid, it was not: the row was there as long as its lock, and since then the execution
+    /// keeps it. One that is NOT VALID came after starts of loaders that have never been: those stay.
     fn settle_unattended(&mut self) -> bool {
         if self.unattended.is_empty() || Instant::now() < self.next_settling {
             return false;
@@ -503,22 +589,25 @@ impl Worker {
         for one in some {
             let settled = transaction(|| {
                 let row = ledger::lock_loader(one.loader_id);
-                if row == LoaderRow::Missing {
+                let remove =
+                    row == LoaderRow::Missing && (one.is_certain || ledger::is_key_valid());
+                if remove {
+                    ledger::lock_to_close()?;
                     ledger::remove(&[one.execution_id])?;
                 }
-                Ok(row)
+                Ok((row, remove))
             });
             match settled {
-                Ok(LoaderRow::Missing) => {
+                Ok((_, true)) => {
                     self.bindings.remove(&one.execution_id);
                 }
-                Ok(LoaderRow::Busy | LoaderRow::TableBusy) => {
+                Ok((LoaderRow::Busy | LoaderRow::TableBusy, _)) => {
                     self.next_settling = Instant::now() + LOCK_RETRY;
                     self.unattended.push_back(one);
                 }
                 Ok(_) => {}
                 Err(trouble) => {
-                    self.report(&trouble);
+                    self.report_unless_locked(&trouble);
                     self.next_settling = Instant::now() + LOCK_RETRY;
                     self.unattended.push_back(one);
                 }
@@ -531,6 +620,15 @@ impl Worker {
     fn read_messages(&mut self) -> bool {
         let messages = self.shared.take_messages(self.oid);
         let any = !messages.is_empty();
+        let dropped = self.database.dropped_starts.swap(0, Relaxed);
+        if dropped > 0 {
+            self.report(&Trouble {
+                sqlstate: PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                message: format!(
+                    "starts recorded with a warning, rolled back, and not recorded as FAILED, since the queue was full: {dropped}"
+                ),
+            });
+        }
         for news in messages {
             match news {
                 News::Error { xid, subxid, text } => {
@@ -539,10 +637,50 @@ impl Worker {
                         self.next_look = Instant::now();
                     }
                 }
-                News::LostStart(lost) => self.lost.push_back(lost),
+                News::LostStart(lost) if lost.prepared == 0 => self.lost.push_back(lost),
+                News::LostStart(start) => {
+                    let known = |one: &PreparedStart| one.start.execution_id == start.execution_id;
+                    if self.prepared.iter().any(known) {
+                        self.release(&start);
+                    } else {
+                        self.prepared.push(PreparedStart { start, is_noted: false });
+                    }
+                    self.next_look = Instant::now();
+                }
             }
         }
         any
+    }
+
+    /// Frees the place of the message that told of a start.
+    fn release(&self, start: &LostStart) {
+        if let Some(message) = start.message {
+            self.shared.release(message);
+        }
+    }
+
+    /// Notes starts in the database whose transactions were prepared, which outlive the server; whether it did.
+    fn note_prepared_starts(&mut self) -> bool {
+        if Instant::now() < self.next_noting {
+            return false;
+        }
+        let Some(place) = self.prepared.iter().position(|one| !one.is_noted) else { return false };
+        let start = &self.prepared[place].start;
+        match transaction(|| ledger::note_prepared_start(start)) {
+            Ok(true) => {
+                self.release(start);
+                self.prepared[place].start.message = None;
+            }
+            // A version of the SQL without the table: the message stays where it is.
+            Ok(false) => {}
+            Err(trouble) => {
+                self.report_unless_locked(&trouble);
+                self.next_noting = Instant::now() + LOCK_RETRY;
+                return true;
+            }
+        }
+        self.prepared[place].is_noted = true;
+        true
     }
 
     /// Records a start that was rolled back with the caller's transaction; whether it did.
@@ -551,6 +689,10 @@ impl Worker {
             return false;
         }
         let Some(lost) = self.lost.pop_front() else { return false };
+        // Its loader may have lost patience, and have recorded it by itself.
+        if lost.message.is_some_and(|message| !message.begin(lost.execution_id)) {
+            return true;
+        }
         let message = if lost.text.is_empty() { ROLLED_BACK } else { &lost.text };
         match transaction(|| ledger::record_lost_start(&lost, message)) {
             Ok(events) => {
@@ -560,17 +702,23 @@ impl Worker {
                 self.bindings.remove(&lost.abandoned);
             }
             // It breaks a rule of the table's, and will tomorrow.
-            Err(trouble) if trouble.is_integrity_violation() => self.report(&trouble),
+            Err(trouble) if trouble.is_integrity_violation() => {
+                self.report(&trouble);
+                if lost.prepared != 0 {
+                    self.over.push_back(lost.execution_id);
+                }
+            }
             Err(trouble) => {
-                if !trouble.is_lock() {
-                    self.report(&trouble);
+                self.report_unless_locked(&trouble);
+                if let Some(message) = lost.message {
+                    message.put_off();
                 }
                 self.next_lost_start = Instant::now() + LOCK_RETRY;
                 self.lost.push_back(lost);
-                return false;
+                return true;
             }
         }
-        self.shared.release(lost.message);
+        self.release(&lost);
         true
     }
 
@@ -581,13 +729,15 @@ impl Worker {
             return false;
         }
         self.next_look = now + LOOK_INTERVAL;
-        if self.bindings.is_empty() {
+        if self.bindings.is_empty() && self.prepared.is_empty() {
             self.texts.clear();
             return false;
         }
         report_activity(Some("looking at transactions"));
-        let open = |binding: &&Binding| !binding.is_closing;
-        let xids: HashSet<_> = self.bindings.values().filter(open).map(|b| b.xid).collect();
+        let open = |binding: &&Binding| !binding.is_settled;
+        let prepared = self.prepared.iter().map(|one| one.start.prepared);
+        let xids: HashSet<_> =
+            self.bindings.values().filter(open).map(|b| b.xid).chain(prepared).collect();
         let subxids: HashSet<_> =
             self.bindings.values().filter(open).map(|b| (b.xid, b.subxid)).collect();
         let outcomes = transaction(|| {
@@ -608,7 +758,7 @@ impl Worker {
         };
         let mut over = Vec::new();
         let mut unknown = Vec::new();
-        for (&execution_id, binding) in self.bindings.iter_mut().filter(|(_, b)| !b.is_closing) {
+        for (&execution_id, binding) in self.bindings.iter_mut().filter(|(_, b)| !b.is_settled) {
             let whole = whole.get(&binding.xid).copied().unwrap_or(Outcome::InProgress);
             let part = parts.get(&binding.subxid).copied().unwrap_or(whole);
             match (whole, part) {
@@ -616,13 +766,31 @@ impl Worker {
                 (_, Outcome::Aborted) => {
                     let died = self.shared.died_with_the_server(binding.xid);
                     if let Some(message) = binding.failure(whole, &self.texts, died, now) {
-                        binding.is_closing = true;
+                        binding.is_settled = true;
                         let notify = binding.notify;
                         self.closing.push_back(Closing { execution_id, message, notify });
                     }
                 }
-                (Outcome::Committed, Outcome::Committed) => over.push(execution_id),
-                _ => unknown.push(execution_id),
+                (Outcome::Committed, Outcome::Committed) => {
+                    binding.is_settled = true;
+                    over.push(execution_id);
+                }
+                _ => {
+                    binding.is_settled = true;
+                    unknown.push(execution_id);
+                }
+            }
+        }
+        for PreparedStart { start, .. } in self.prepared.extract_if(.., |one| {
+            whole.get(&one.start.prepared).is_some_and(|&outcome| outcome != Outcome::InProgress)
+        }) {
+            if whole.get(&start.prepared) == Some(&Outcome::Aborted) {
+                self.lost.push_back(start);
+            } else {
+                over.push(start.execution_id);
+                if let Some(message) = start.message {
+                    self.shared.release(message);
+                }
             }
         }
         for execution_id in &unknown {
@@ -633,29 +801,36 @@ impl Worker {
                 ),
             });
         }
-        over.append(&mut unknown);
-        self.forget(&over);
+        self.over.extend(over.into_iter().chain(unknown));
         let open: HashSet<_> = self.bindings.values().map(|binding| binding.xid).collect();
         self.texts.retain(|(xid, _), _| open.contains(xid));
         true
     }
 
-    /// Deletes the bindings of executions that they say nothing about any more.
-    fn forget(&mut self, over: &[i64]) {
-        if over.is_empty() {
-            return;
+    /// Deletes some of the bindings of executions that they say nothing about any more; whether it tried.
+    fn forget_some(&mut self) -> bool {
+        if self.over.is_empty() || Instant::now() < self.next_forgetting {
+            return false;
         }
+        report_activity(Some("forgetting transactions"));
+        let count = self.over.len().min(FORGOTTEN_AT_ONCE);
+        let some: Vec<_> = self.over.iter().take(count).copied().collect();
         let deleted = transaction(|| {
             // Where a crash undoes it, it is found out again.
             set_local(c"synchronous_commit", c"off");
-            ledger::forget(over)
+            ledger::lock_to_close()?;
+            ledger::forget(&some)
         });
         match deleted {
-            Ok(()) => over.iter().for_each(|id| {
-                self.bindings.remove(id);
+            Ok(()) => self.over.drain(..count).for_each(|id| {
+                self.bindings.remove(&id);
             }),
-            Err(trouble) => self.report(&trouble),
+            Err(trouble) => {
+                self.report_unless_locked(&trouble);
+                self.next_forgetting = Instant::now() + LOCK_RETRY;
+            }
         }
+        true
     }
 
     /// Ends some of the executions whose start was rolled back; whether it did.
@@ -664,13 +839,20 @@ impl Worker {
             return false;
         }
         report_activity(Some("ending executions"));
-        let count = self.closing.len().min(CLOSED_AT_ONCE);
+        let count = self.closing.len().min(self.closed_at_once);
         let some: Vec<_> = self.closing.drain(..count).collect();
+        let (mut waited, closed_at_once) = (false, self.closed_at_once);
+        self.closed_at_once = CLOSED_AT_ONCE;
         let busy = match self.close(&some) {
             Ok(busy) => busy,
-            // Something in it is bad: what, shows when each is alone.
+            // Something in it is bad: what, shows when each is alone. A lock may be of one of them too, and
+            // each wait for it holds starts up.
             Err(trouble) if some.len() == 1 || trouble.is_lock() => {
-                self.report(&trouble);
+                self.report_unless_locked(&trouble);
+                waited = trouble.is_lock();
+                if waited && closed_at_once > 1 {
+                    self.closed_at_once = 1;
+                }
                 some.iter().map(|closing| closing.execution_id).collect()
             }
             Err(_) => some
@@ -686,7 +868,8 @@ impl Worker {
         if !busy.is_empty() {
             self.next_closing = Instant::now() + LOCK_RETRY;
         }
-        let any = busy.len() < some.len();
+        // A wait for a lock may have swallowed a wake-up.
+        let any = waited || busy.len() < some.len();
         self.closing.extend(some.into_iter().filter(|one| busy.contains(&one.execution_id)));
         any
     }
@@ -696,6 +879,7 @@ impl Worker {
         let (closed, busy, events) = transaction(|| {
             // Where a crash undoes it, it is found out again.
             set_local(c"synchronous_commit", c"off");
+            ledger::lock_to_close()?;
             ledger::fire_triggers();
             let (mut closed, mut busy, mut events) = (Vec::new(), HashSet::new(), Vec::new());
             for Closing { execution_id, message, notify } in closing {
@@ -761,7 +945,7 @@ const ROLLED_BACK: &str = "The transaction that started the execution was rolled
 
 impl Binding {
     const fn new(xid: u64, subxid: u64, notify: bool, was_open: bool) -> Self {
-        Self { xid, subxid, notify, was_open, rolled_back: None, is_closing: false }
+        Self { xid, subxid, notify, was_open, rolled_back: None, is_settled: false }
     }
 
     /// What the history is to say of the rolled back start; `None` while the error's text may still

@@ -31,6 +31,8 @@ pub struct Database {
     pub late: AtomicBool,
     /// Set when the extension may have changed: the worker is to look.
     check: AtomicBool,
+    /// Starts that were rolled back and that there was no place for among the messages.
+    pub dropped_starts: AtomicU32,
     /// Its events.
     pub events: Batches,
     /// Whether there are events of prepared transactions.
@@ -184,6 +186,7 @@ impl Shared {
         database.last_error_at.store(0, Relaxed);
         database.worker.clear();
         database.pid.store(0, Relaxed);
+        database.dropped_starts.store(0, Relaxed);
         database.events.reset();
         // A server before this one may have left some.
         database.note_prepared_events(PreparedEvents::Due);

@@ -21,6 +21,7 @@ pub struct Message {
     loader_id: AtomicI64,
     start: AtomicI64,
     abandoned: AtomicI64,
+    prepared: AtomicU64,
     text: SharedText,
 }
 
@@ -29,6 +30,12 @@ const WRITING: u32 = 1;
 const READY: u32 = 2;
 /// The worker has read it, and keeps it until it has done what it says.
 const HELD: u32 = 3;
+/// The worker is doing what it says.
+const BEGUN: u32 = 4;
+
+/// Kinds of messages.
+const ERROR: u32 = 0;
+const LOST_START: u32 = 1;
 
 /// What a message says.
 pub enum News {
@@ -45,7 +52,7 @@ pub enum News {
     LostStart(LostStart),
 }
 
-/// A start that was rolled back together with the caller's transaction.
+/// A start that was rolled back together with the caller's transaction, or may yet be.
 pub struct LostStart {
     /// The execution's id.
     pub execution_id: i64,
@@ -55,10 +62,12 @@ pub struct LostStart {
     pub start: i64,
     /// The execution that the worker may have recorded in its stead; 0 for none.
     pub abandoned: i64,
+    /// The prepared transaction that has recorded it: it is lost if that is rolled back. 0 where it is lost.
+    pub prepared: u64,
     /// The error that did it; empty where none is known.
     pub text: String,
-    /// To release once it is recorded.
-    pub message: &'static Message,
+    /// The message that said so, to release once it is recorded.
+    pub message: Option<&'static Message>,
 }
 
 /// A message as a callback posts it: without an allocation.
@@ -82,6 +91,8 @@ pub enum Posting<'a> {
         start: i64,
         /// The execution that the worker may have recorded in its stead; 0 for none.
         abandoned: i64,
+        /// The prepared transaction that may yet be rolled back, or 0.
+        prepared: u64,
         /// The error that did it.
         text: &'a [u8],
     },
@@ -89,12 +100,36 @@ pub enum Posting<'a> {
 
 impl Message {
     fn is_posted(&self) -> bool {
-        matches!(self.state.load(Acquire), READY | HELD)
+        matches!(self.state.load(Acquire), READY | HELD | BEGUN)
+    }
+
+    fn advance(&self, from: u32, to: u32) -> bool {
+        self.state.compare_exchange(from, to, AcqRel, Relaxed).is_ok()
+    }
+
+    fn is_error(&self) -> bool {
+        self.kind.load(Relaxed) == ERROR
+    }
+
+    /// Whether it is about the execution `id`, whose start was recorded otherwise than through the worker.
+    fn is_about(&self, id: i64) -> bool {
+        !self.is_error() && self.execution_id.load(Relaxed) == id
+    }
+
+    /// The worker begins to record the lost start of an execution; false where the message that it held is
+    /// not there any more.
+    pub fn begin(&self, execution_id: i64) -> bool {
+        self.is_about(execution_id) && self.advance(HELD, BEGUN)
+    }
+
+    /// The worker could not record it, and will try again.
+    pub fn put_off(&self) {
+        self.advance(BEGUN, HELD);
     }
 
     fn news(&'static self) -> News {
         let text = self.text.get();
-        if self.kind.load(Relaxed) == 0 {
+        if self.is_error() {
             News::Error { xid: self.xid.load(Relaxed), subxid: self.subxid.load(Relaxed), text }
         } else {
             News::LostStart(LostStart {
@@ -102,8 +137,9 @@ impl Message {
                 loader_id: self.loader_id.load(Relaxed),
                 start: self.start.load(Relaxed),
                 abandoned: self.abandoned.load(Relaxed),
+                prepared: self.prepared.load(Relaxed),
                 text,
-                message: self,
+                message: Some(self),
             })
         }
     }
@@ -119,28 +155,40 @@ impl Shared {
     }
 
     /// Posts a message to the worker of a database and wakes it. Cannot fail; where there is no room, or
-    /// nobody to read it, the message is lost, and with it an error's text or a plain start.
+    /// nobody to read it, the message is lost, and with it an error's text or a plain start. A start takes
+    /// the place of an error where there is no other: a text can be missing.
     pub fn post(self, oid: pg_sys::Oid, posting: &Posting<'_>) {
         let database = self.database(oid);
-        let served = database.is_some_and(|database| database.serving() != Serving::NoRoom);
-        if matches!(posting, Posting::Error { .. }) && !served || self.has_too_many_messages(oid) {
+        let is_error = matches!(posting, Posting::Error { .. });
+        if is_error && database.is_none_or(|database| database.serving() == Serving::NoRoom) {
             return;
         }
-        let message = claim(self.messages(), &self.0.next_message, |message| {
-            message.state.compare_exchange(FREE, WRITING, AcqRel, Relaxed).is_ok()
-        });
+        let message = if self.has_too_many_messages(oid) {
+            (!is_error).then(|| self.displace_error(Some(oid))).flatten()
+        } else {
+            claim(self.messages(), &self.0.next_message, |message| message.advance(FREE, WRITING))
+                .or_else(|| (!is_error).then(|| self.displace_error(None)).flatten())
+        };
         if let Some(message) = message {
             message.database.store(oid.to_u32(), Relaxed);
             match *posting {
                 Posting::Error { xid, subxid, text } => {
-                    message.kind.store(0, Relaxed);
+                    message.kind.store(ERROR, Relaxed);
                     message.xid.store(xid, Relaxed);
                     message.subxid.store(subxid, Relaxed);
                     message.text.set(text);
                 }
-                Posting::LostStart { execution_id, loader_id, start, abandoned, text } => {
+                Posting::LostStart {
+                    execution_id,
+                    loader_id,
+                    start,
+                    abandoned,
+                    prepared,
+                    text,
+                } => {
                     message.abandoned.store(abandoned, Relaxed);
-                    message.kind.store(1, Relaxed);
+                    message.prepared.store(prepared, Relaxed);
+                    message.kind.store(LOST_START, Relaxed);
                     message.execution_id.store(execution_id, Relaxed);
                     message.loader_id.store(loader_id, Relaxed);
                     message.start.store(start, Relaxed);
@@ -149,11 +197,31 @@ impl Shared {
             }
             message.state.store(READY, Release);
             self.0.messages.fetch_add(1, AcqRel);
+        } else if let Some(database) = database.filter(|_| !is_error) {
+            database.dropped_starts.fetch_add(1, Relaxed);
         }
         match database {
             Some(database) => database.worker.wake(),
             None => self.announce(oid),
         }
+    }
+
+    /// The place of an error that nobody has read, of the database `oid` or of any, to be written to.
+    fn displace_error(self, oid: Option<pg_sys::Oid>) -> Option<&'static Message> {
+        let is_wanted = |message: &Message| {
+            message.is_error()
+                && oid.is_none_or(|oid| message.database.load(Relaxed) == oid.to_u32())
+        };
+        let displaced = claim(self.messages(), &self.0.next_message, |message| {
+            // Another may have taken the place meanwhile, and written something else.
+            is_wanted(message)
+                && message.advance(READY, WRITING)
+                && (is_wanted(message) || !message.advance(WRITING, READY))
+        });
+        if displaced.is_some() {
+            self.0.messages.fetch_sub(1, AcqRel);
+        }
+        displaced
     }
 
     /// Whether a database has three quarters of all messages: one whose worker reads none must leave room
@@ -179,7 +247,7 @@ impl Shared {
             return Vec::new();
         }
         self.messages_of(oid)
-            .filter(|message| message.state.compare_exchange(READY, HELD, AcqRel, Relaxed).is_ok())
+            .filter(|message| message.advance(READY, HELD))
             .map(|message| {
                 let news = message.news();
                 if matches!(news, News::Error { .. }) {
@@ -193,7 +261,7 @@ impl Shared {
     /// Has the messages that a worker before this one had kept read again.
     pub fn take_over_messages(self, oid: pg_sys::Oid) {
         for message in self.messages_of(oid) {
-            let _ = message.state.compare_exchange(HELD, READY, AcqRel, Relaxed);
+            let _ = message.advance(HELD, READY) || message.advance(BEGUN, READY);
         }
     }
 
@@ -202,13 +270,46 @@ impl Shared {
         self.messages_of(oid).for_each(|message| self.release(message));
     }
 
-    /// Whether the start of an execution waits to be recorded as lost.
-    pub fn is_lost(self, oid: pg_sys::Oid, execution_id: i64) -> bool {
+    /// Whether there are messages to the worker of a database that it has not read, or starts.
+    pub fn is_worker_wanted(self, oid: pg_sys::Oid) -> bool {
         self.0.messages.load(Acquire) > 0
-            && self.messages_of(oid).any(|message| {
-                message.kind.load(Relaxed) == 1
-                    && message.execution_id.load(Relaxed) == execution_id
-            })
+            && self.messages_of(oid).any(|message| message.state.load(Acquire) == READY)
+            || self.queued().any(|request| request.database() == oid)
+    }
+
+    /// Whether the start of an execution waits to be recorded as lost, and in which prepared transaction it
+    /// was recorded, or 0.
+    pub fn lost_in(self, oid: pg_sys::Oid, execution_id: i64) -> Option<u64> {
+        if self.0.messages.load(Acquire) == 0 {
+            return None;
+        }
+        self.messages_of(oid)
+            .find(|message| message.is_about(execution_id))
+            .map(|message| message.prepared.load(Relaxed))
+    }
+
+    /// Takes the lost start of an execution from the worker, which has not begun to record it, to be recorded
+    /// otherwise. Not where that has recorded another execution in its stead.
+    pub fn take_lost_start(self, oid: pg_sys::Oid, execution_id: i64) -> Option<LostStart> {
+        let is_wanted = |message: &Message| {
+            message.is_about(execution_id)
+                && message.database.load(Relaxed) == oid.to_u32()
+                && message.abandoned.load(Relaxed) == 0
+                && message.prepared.load(Relaxed) == 0
+        };
+        let message = self.messages_of(oid).find(|message| is_wanted(message))?;
+        let state = [READY, HELD].into_iter().find(|&state| message.advance(state, WRITING))?;
+        if !is_wanted(message) {
+            message.advance(WRITING, state);
+            return None;
+        }
+        let lost = match message.news() {
+            News::LostStart(lost) => Some(LostStart { message: None, ..lost }),
+            News::Error { .. } => None,
+        };
+        message.advance(WRITING, FREE);
+        self.0.messages.fetch_sub(1, AcqRel);
+        lost
     }
 
     /// Drops messages to databases that are not among `existing`. Only the launcher calls it.
@@ -230,8 +331,7 @@ impl Shared {
 
     /// Frees a message that has been posted.
     pub fn release(self, message: &Message) {
-        let free = |from| message.state.compare_exchange(from, FREE, AcqRel, Relaxed).is_ok();
-        if free(HELD) || free(READY) {
+        if [HELD, READY, BEGUN].into_iter().any(|from| message.advance(from, FREE)) {
             self.0.messages.fetch_sub(1, AcqRel);
         }
     }

@@ -73,9 +73,11 @@ impl Request {
         self.state.load(Acquire) == progress as u32
     }
 
-    /// Whether it waits for a worker.
-    pub fn is_queued(&self) -> bool {
-        self.is(Progress::Queued)
+    /// Whether a worker has it, or had it, and has not answered.
+    pub fn is_taken(&self) -> bool {
+        [Progress::Taken, Progress::Abandoned, Progress::Unattended]
+            .into_iter()
+            .any(|progress| self.is(progress))
     }
 
     /// Moves it from `from` to `to`, unless another process has moved it.
