@@ -24,3 +24,8 @@ pub fn has_unenforced_keys() -> bool {
 pub fn dumps_publications_of_extension_tables() -> bool {
     major() >= 18
 }
+
+/// Whether the queue of notifications can be made small.
+pub fn has_small_notify_queues() -> bool {
+    major() >= 17
+}
