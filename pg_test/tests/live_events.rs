@@ -523,14 +523,22 @@ fn an_end_waits_for_the_prepared_start_that_cannot_be_read() {
     let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
     let (mut holder, mut other) = (cluster.connect(), cluster.connect());
     client.batch_execute("SET loader_history.durable = off").unwrap();
-    for _ in 0..5 {
+    // A prepared start and its end, of which the worker hears when their table is locked.
+    let mut prepare = |holding: &mut postgres::Transaction<'_>| {
         client.batch_execute("BEGIN").unwrap();
         let id = start(&mut client);
         client.batch_execute("PREPARE TRANSACTION 'start'").unwrap();
-        let mut holding = holder.transaction().unwrap();
-        holding.batch_execute("LOCK TABLE loader.prepared_event IN EXCLUSIVE MODE").unwrap();
+        let worker = freeze_worker(&mut cluster.connect());
         client.batch_execute("COMMIT PREPARED 'start'").unwrap();
+        // Not while the prepared transaction has the table.
+        holding.batch_execute("LOCK TABLE loader.prepared_event IN EXCLUSIVE MODE").unwrap();
         end(&mut client, id);
+        send_signal(worker, SIGCONT);
+        id
+    };
+    for _ in 0..5 {
+        let mut holding = holder.transaction().unwrap();
+        let id = prepare(&mut holding);
         // The worker has had its turn to emit each time that it has recorded one.
         for _ in 0..10 {
             start(&mut other);
@@ -542,16 +550,12 @@ fn an_end_waits_for_the_prepared_start_that_cannot_be_read() {
         assert_eq!(listener.by_execution()[&id], ["STARTED", "SUCCESS"]);
     }
     // Nor does it wait on and on.
-    client.batch_execute("BEGIN").unwrap();
-    let prepared = start(&mut client);
-    client.batch_execute("PREPARE TRANSACTION 'start'").unwrap();
     let mut holding = holder.transaction().unwrap();
-    holding.batch_execute("LOCK TABLE loader.prepared_event IN EXCLUSIVE MODE").unwrap();
-    client.batch_execute("COMMIT PREPARED 'start'").unwrap();
-    listener.receive_all(&mut other);
-    assert_eq!(listener.by_execution().get(&prepared), None);
+    let id = prepare(&mut holding);
+    listener.receive_until("an end", |event| event["execution_id"] == id);
+    assert_eq!(listener.by_execution()[&id], ["SUCCESS"]);
     holding.rollback().unwrap();
-    listener.receive_until("the prepared start", |event| event["execution_id"] == prepared);
+    listener.receive_until("the prepared start", |event| event["execution_id"] == id);
 }
 
 #[test]
