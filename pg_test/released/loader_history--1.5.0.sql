@@ -259,16 +259,20 @@ COMMENT ON CONSTRAINT abandoned_start_pkey ON loader.abandoned_start IS
     'A start is given up once';
 COMMENT ON INDEX loader.abandoned_start_pkey IS 'Finds out whether a start was given up';
 
--- Events of transactions prepared for a two-phase commit, until they are committed. Without an index: the
--- background worker empties it.
+-- Events of transactions prepared for a two-phase commit, until they are committed.
 CREATE TABLE loader.prepared_event (
     id      bigint NOT NULL,
     payload text   NOT NULL
-);
+)
+-- To give back its last pages, vacuum locks a table against all others: events would be overtaken, and
+-- PREPARE TRANSACTION would wait.
+WITH (vacuum_truncate = off);
+CREATE INDEX prepared_event_id_idx ON loader.prepared_event (id);
+COMMENT ON INDEX loader.prepared_event_id_idx IS 'Finds the first events';
 -- Without a key, or a publication FOR ALL TABLES would make its deletion fail.
 ALTER TABLE loader.prepared_event REPLICA IDENTITY FULL;
 COMMENT ON TABLE loader.prepared_event IS
-    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it.';
+    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that ends before it could emit its own.';
 COMMENT ON COLUMN loader.prepared_event.id IS
     'In which order transactions made them';
 COMMENT ON COLUMN loader.prepared_event.payload IS 'What NOTIFY is to carry';
@@ -1135,7 +1139,7 @@ $$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/purge.rs:150
+-- src/purge.rs:155
 -- loader_history::purge::purge_execution_history
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */

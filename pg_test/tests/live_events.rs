@@ -100,8 +100,7 @@ fn a_commit_that_waits_for_a_standby_keeps_nobody_elses_events_back() {
     assert_eq!(listener.by_execution()[&slow], ["STARTED", "SUCCESS"]);
 }
 
-/// Changes executions at random, with savepoints and rollbacks, some of others' sessions, and returns
-/// what must have been heard of them.
+/// Changes executions at random, with savepoints and rollbacks, some of others' sessions.
 fn load(client: &mut Client, random: &mut StdRng, rounds: u32) {
     for _ in 0..rounds {
         let durable = *["on", "off"].choose(random).unwrap();
@@ -110,12 +109,14 @@ fn load(client: &mut Client, random: &mut StdRng, rounds: u32) {
         if in_transaction {
             client.batch_execute("BEGIN").unwrap();
         }
+        let mut ids = Vec::new();
         for _ in 0..random.random_range(1..4) {
             let savepoint = in_transaction && random.random_bool(0.4);
             if savepoint {
                 client.batch_execute("SAVEPOINT s").unwrap();
             }
             let id = start(client);
+            ids.push(id);
             if random.random_bool(0.7) {
                 // Another session may have ended it.
                 client
@@ -133,8 +134,22 @@ fn load(client: &mut Client, random: &mut StdRng, rounds: u32) {
             }
         }
         if in_transaction {
-            let how = if random.random_bool(0.7) { "COMMIT" } else { "ROLLBACK" };
-            client.batch_execute(how).unwrap();
+            let commits = random.random_bool(0.6);
+            client.batch_execute(if commits { "COMMIT" } else { "ROLLBACK" }).unwrap();
+            if !commits && random.random_bool(0.7) {
+                // Before the server finds them failed, or after.
+                thread::sleep(Duration::from_millis(random.random_range(0..40)));
+                for id in ids {
+                    client
+                        .batch_execute(&format!(
+                            "DO $$ BEGIN
+                                 PERFORM loader.record_execution_end({id}, 'SUCCESS');
+                             EXCEPTION WHEN object_not_in_prerequisite_state OR no_data_found THEN NULL;
+                             END $$"
+                        ))
+                        .unwrap();
+                }
+            }
         }
         // Whatever runs and is committed, whoever started it. Others do the same at the same time.
         if random.random_bool(0.5) {
@@ -153,19 +168,38 @@ fn load(client: &mut Client, random: &mut StdRng, rounds: u32) {
     }
 }
 
-/// What must have been heard of every execution in the history, but for FAILED that the server found and
-/// a loader's word has replaced: those come before it.
-fn history(client: &mut Client) -> BTreeMap<i64, Vec<String>> {
-    client
-        .query("SELECT id, status FROM loader.execution_history WHERE loader_id <> 10", &[])
-        .unwrap()
-        .iter()
-        .map(|row| {
-            let (id, status): (i64, String) = (row.get(0), row.get(1));
-            let started = "STARTED".to_owned();
-            (id, if status == "RUNNING" { vec![started] } else { vec![started, status] })
-        })
-        .collect()
+/// Has every committed change of the history noted in the transaction that makes it, whoever it is.
+const CHANGES: &str = "
+    CREATE TABLE change (number bigserial, execution_id bigint, loader_id bigint, kind text);
+    CREATE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'DELETE' THEN
+            -- The worker had recorded a start that its caller has recorded otherwise.
+            DELETE FROM public.change WHERE execution_id = OLD.id;
+        ELSE
+            INSERT INTO public.change (execution_id, loader_id, kind)
+            VALUES (NEW.id, NEW.loader_id, CASE NEW.status WHEN 'RUNNING' THEN 'STARTED' ELSE NEW.status END);
+        END IF;
+        RETURN NULL;
+    END
+    $$;
+    CREATE TRIGGER note_row AFTER INSERT OR DELETE ON loader.execution_history
+        FOR EACH ROW EXECUTE FUNCTION note_change();
+    CREATE TRIGGER note_outcome AFTER UPDATE ON loader.execution_history
+        FOR EACH ROW WHEN (OLD.status <> NEW.status) EXECUTE FUNCTION note_change();
+    -- The worker's too.
+    ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER note_row;
+    ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER note_outcome;
+";
+
+/// The changes that [`CHANGES`] has noted, of each execution in their order.
+fn changes(client: &mut Client) -> BTreeMap<i64, Vec<String>> {
+    let mut found = BTreeMap::<_, Vec<_>>::new();
+    let query = "SELECT execution_id, kind FROM change WHERE loader_id <> 10 ORDER BY number";
+    for row in client.query(query, &[]).unwrap() {
+        found.entry(row.get(0)).or_default().push(row.get(1));
+    }
+    found
 }
 
 /// Waits until the worker has settled what became of every transaction.
@@ -183,6 +217,7 @@ fn hear_everything(
     mut disturb: impl FnMut(&mut Client, &mut StdRng) + Send,
 ) {
     let seed = seed();
+    cluster.connect().batch_execute(CHANGES).unwrap();
     let mut listeners = [Listener::new(cluster), Listener::new(cluster)];
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -212,26 +247,22 @@ fn hear_everything(
     for listener in &mut listeners {
         listener.receive_all(&mut client);
     }
-    let expected = history(&mut client);
+    let mut expected = changes(&mut client);
     assert!(expected.len() > 20);
+    assert!(
+        expected.values().any(|kinds| kinds.len() > 2),
+        "failures that the server found, replaced"
+    );
     for listener in &mut listeners {
         listener.events.retain(|event| event["loader_id"] != 10);
         let mut heard = listener.by_execution();
-        for kinds in heard.values_mut() {
-            if !in_order {
-                kinds.sort_by_key(|kind| kind != "STARTED");
-            }
-            // The server's FAILED, and then the loader's word: two changes.
-            if let [_, found, told] = &kinds[..]
-                && found == "FAILED"
-            {
-                *kinds = vec!["STARTED".to_owned(), told.clone()];
-            }
+        if !in_order {
+            heard.values_mut().chain(expected.values_mut()).for_each(|kinds| kinds.sort());
         }
         for (id, kinds) in &expected {
             assert_eq!(heard.get(id), Some(kinds), "execution {id}, seed {seed}");
         }
-        assert_eq!(heard.len(), expected.len(), "no more than is in the history, seed {seed}");
+        assert_eq!(heard.len(), expected.len(), "no more than was committed, seed {seed}");
     }
 }
 
@@ -646,8 +677,8 @@ fn a_start_does_not_wait_for_a_pause_between_two_waits_for_the_lock_on_notify() 
     took.drain(..5);
     // Each comes during a wait of 400 ms, the rest of which it waits; but not the pause behind it, which is
     // as long.
-    let shortest = took.iter().min().unwrap();
-    assert!(*shortest < Duration::from_millis(700), "{took:?}");
+    took.sort_unstable();
+    assert!(took[took.len() * 3 / 4] < Duration::from_millis(650), "{took:?}");
 }
 
 #[test]
