@@ -48,7 +48,8 @@ COMMENT ON CONSTRAINT abandoned_start_pkey ON loader.abandoned_start IS
     'A start is given up once';
 COMMENT ON INDEX loader.abandoned_start_pkey IS 'Finds out whether a start was given up';
 
--- Events of transactions prepared for a two-phase commit, until they are committed.
+-- Events of transactions prepared for a two-phase commit, until they are committed. Without an index: the
+-- background worker empties it.
 CREATE TABLE loader.prepared_event (
     id      bigint NOT NULL,
     payload text   NOT NULL
@@ -56,8 +57,6 @@ CREATE TABLE loader.prepared_event (
 -- To give back its last pages, vacuum locks a table against all others: events would be overtaken, and
 -- PREPARE TRANSACTION would wait.
 WITH (vacuum_truncate = off);
-CREATE INDEX prepared_event_id_idx ON loader.prepared_event (id);
-COMMENT ON INDEX loader.prepared_event_id_idx IS 'Finds the first events';
 -- Without a key, or a publication FOR ALL TABLES would make its deletion fail.
 ALTER TABLE loader.prepared_event REPLICA IDENTITY FULL;
 COMMENT ON TABLE loader.prepared_event IS

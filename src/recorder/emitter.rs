@@ -23,6 +23,10 @@ use crate::notify;
 /// Events emitted in one transaction, at most.
 const EMITTED_AT_ONCE: usize = 1_000;
 
+/// The same where there are some of prepared transactions, and as many of these are read: each time their
+/// whole table is.
+const READ_AT_ONCE: usize = 10_000;
+
 /// The worker's own events that wait in its memory: more are written into the database.
 const MAX_IN_MEMORY: usize = 1_000;
 
@@ -263,7 +267,9 @@ impl Emitter {
             end = end.min(last.map_or(0, |last| last + 1));
         }
 
-        let mut emission = Emission { room: self.at_once, emitted: HashSet::new() };
+        let is_usual = prepared.is_empty() || self.at_once < EMITTED_AT_ONCE;
+        let room = if is_usual { self.at_once } else { READ_AT_ONCE };
+        let mut emission = Emission { room, emitted: HashSet::new() };
         let mut gone = Vec::new();
         let mut emitted = Emitted::default();
         let whole = self.emit_in_order(&mut emission, &prepared, end, &mut gone, &mut emitted);
@@ -337,10 +343,10 @@ impl Emitter {
             self.database.forget_prepared_events();
             // One that is prepared from now on says so, before it can be committed.
             let transactions = prepared_event::prepared_transactions()?;
-            match prepared_event::committed(EMITTED_AT_ONCE) {
+            match prepared_event::committed(READ_AT_ONCE) {
                 Ok(events) => {
                     known.transactions = transactions;
-                    known.more = events.len() >= EMITTED_AT_ONCE;
+                    known.more = events.len() >= READ_AT_ONCE;
                     known.retry = None;
                     known.failing = None;
                     return Ok((events, None));

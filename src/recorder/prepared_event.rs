@@ -23,14 +23,12 @@ const COLUMNS: [pg_sys::Oid; 2] = [pg_sys::INT8OID, pg_sys::TEXTOID];
 /// for the next one have lower ones.
 pub const FIRST_TICKET: u64 = 1 << 40;
 
-/// Settings under which the statements are planned: by the index, where this version of the SQL has it, and
-/// by the rows' places, whatever the table's statistics say.
-const PLANNER_SETTINGS: [Setting; 5] = [
+/// Settings under which the statements are planned: rows are deleted by their places, whatever the table's
+/// statistics say.
+const PLANNER_SETTINGS: [Setting; 3] = [
     (c"plan_cache_mode", c"force_generic_plan"),
-    (c"enable_indexscan", c"on"),
     (c"enable_tidscan", c"on"),
     (c"enable_seqscan", c"off"),
-    (c"enable_bitmapscan", c"off"),
 ];
 
 thread_local! {
@@ -108,13 +106,12 @@ fn open() -> Option<OpenRelation> {
     is_ours.then_some(table)
 }
 
-/// Inserts a row as PostgreSQL inserts into its catalogs: the session's user has no right to the table,
-/// which has no constraint, and where a transaction is about to be prepared no query should run.
+/// Inserts a row as PostgreSQL writes its catalogs': the session's user has no right to the table, which has
+/// neither index nor constraint, and where a transaction is about to be prepared no query should run.
 fn insert(table: &OpenRelation, ticket: u64, payload: &str) {
     // SAFETY: in a transaction that may write; the table is open and locked. The tuple is formed by the
-    // table's own descriptor, whose columns are a bigint and a text, both given. Its index is one as
-    // catalogs have them, of a plain column. A snapshot must be active where a long value goes to the
-    // TOAST table.
+    // table's own descriptor, whose columns are a bigint and a text, both given. A snapshot must
+    // be active where a long value goes to the TOAST table.
     unsafe {
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let mut values: [pg_sys::Datum; COLUMNS.len()] =
@@ -125,7 +122,7 @@ fn insert(table: &OpenRelation, ticket: u64, payload: &str) {
             values.as_mut_ptr(),
             nulls.as_mut_ptr(),
         );
-        pg_sys::CatalogTupleInsert(table.as_ptr(), tuple);
+        pg_sys::simple_heap_insert(table.as_ptr(), tuple);
         pg_sys::heap_freetuple(tuple);
         pg_sys::PopActiveSnapshot();
     }
