@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::background::{Trouble, set_local, transaction};
-use super::gathered::split;
+use super::gathered::{free_queue_pages, split};
 use super::prepared_event::{self, PreparedEvent};
 use super::shared::{Batch, Database, PreparedEvents, Shared};
 use crate::error::Error;
@@ -251,6 +251,10 @@ impl Emitter {
         set_local(c"synchronous_commit", c"off");
         if let Ok(patience) = CString::new(self.patience.as_millis().to_string()) {
             set_local(c"lock_timeout", &patience);
+        }
+        if self.at_once < EMITTED_AT_ONCE {
+            // PostgreSQL's queue was full.
+            free_queue_pages();
         }
         // Before the look: whatever the transactions have seen that made these, the look sees.
         let queue = self.shared.events();

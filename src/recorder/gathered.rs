@@ -56,8 +56,9 @@ fn queue_pages(payloads: &[u8]) -> usize {
     pages
 }
 
-/// Pages of that queue that are free, at least. May fail.
-fn free_queue_pages() -> usize {
+/// Pages of that queue that are free, at least. PostgreSQL finds out which are, and frees them: while it is
+/// full nobody else does. May fail.
+pub fn free_queue_pages() -> usize {
     // Since version 17 it is a setting; before, the queue had these, and could not use the last segment.
     const PAGES: u32 = 1 << 20;
     const SEGMENT: u32 = 34;
