@@ -74,11 +74,14 @@ COMMENT ON INDEX loader.prepared_start_pkey IS 'Finds the start of an execution'
 CREATE TABLE loader.prepared_event (
     id      bigint NOT NULL,
     payload text   NOT NULL
-);
+)
+-- To give back its last pages, vacuum locks a table against all others: events would be overtaken, and
+-- PREPARE TRANSACTION would wait.
+WITH (vacuum_truncate = off);
 -- Without a key, or a publication FOR ALL TABLES would make its deletion fail.
 ALTER TABLE loader.prepared_event REPLICA IDENTITY FULL;
 COMMENT ON TABLE loader.prepared_event IS
-    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it.';
+    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that ends before it could emit its own.';
 COMMENT ON COLUMN loader.prepared_event.id IS
     'In which order transactions made them';
 COMMENT ON COLUMN loader.prepared_event.payload IS 'What NOTIFY is to carry';

@@ -28,3 +28,9 @@ CREATE TRIGGER refuse_foreign_start BEFORE INSERT ON loader.prepared_start
 COMMENT ON TRIGGER refuse_foreign_start ON loader.prepared_start IS
     'Drops what the background worker of this cluster did not write';
 ALTER TABLE loader.prepared_start ENABLE ALWAYS TRIGGER refuse_foreign_start;
+
+-- To give back its last pages, vacuum locks a table against all others: events would be overtaken. No
+-- index: creating one would wait for transactions that are prepared.
+ALTER TABLE loader.prepared_event SET (vacuum_truncate = off);
+COMMENT ON TABLE loader.prepared_event IS
+    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that ends before it could emit its own.';

@@ -302,3 +302,16 @@ pub fn warn_of_plain_start(execution_id: i64, reason: &Reason) {
     .set_hint("SELECT * FROM loader.recorder_status() shows how the background worker is.")
     .report(PgLogLevel::WARNING);
 }
+
+/// Tells the caller that `count` events of its transaction are dropped: PostgreSQL has no room for them, and
+/// the commit goes first.
+pub fn warn_events_dropped(count: usize) {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+        format!("{count} events of this transaction are not notified"),
+        function_name!(),
+    )
+    .set_detail("PostgreSQL's queue of notifications is full.")
+    .set_hint("A session that listens is in a transaction and keeps the queue from being emptied: the server's log names it.")
+    .report(PgLogLevel::WARNING);
+}

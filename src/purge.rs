@@ -104,6 +104,11 @@ impl Place {
     pub const fn before(end: i64) -> Self {
         Self { end, id: i64::MIN }
     }
+
+    /// Its time.
+    pub const fn end(self) -> i64 {
+        self.end
+    }
 }
 
 /// The place of the last one of the next `looked` executions behind `after` that ended before `cutoff`;

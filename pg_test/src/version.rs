@@ -29,3 +29,8 @@ pub fn dumps_publications_of_extension_tables() -> bool {
 pub fn has_unenforced_checks() -> bool {
     major() >= 18
 }
+
+/// Whether the queue of notifications can be made small.
+pub fn has_small_notify_queues() -> bool {
+    major() >= 17
+}

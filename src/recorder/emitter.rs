@@ -2,26 +2,35 @@
 //!
 //! An execution's events come in their order. A session can change an execution only when it sees the
 //! commit of whoever changed it before; so an event waits while a transaction that began to commit earlier
-//! has committed, and not handed over its events yet. That is a matter of microseconds.
+//! has committed, and not handed over its events yet. That is a matter of microseconds. It also waits for
+//! a look at the events of prepared transactions that is later than itself.
+//!
+//! PostgreSQL drops a NOTIFY that a transaction repeats, so an emission ends before that.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::CString;
 use std::time::{Duration, Instant};
 
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::background::{Trouble, set_local, transaction};
-use super::gathered::emit_all;
-use super::prepared_event;
+use super::gathered::{free_queue_pages, split};
+use super::prepared_event::{self, PreparedEvent};
 use super::shared::{Batch, Database, PreparedEvents, Shared};
 use crate::error::Error;
 use crate::notify;
 
-/// Events emitted in one transaction, about.
+/// Events emitted in one transaction, at most.
 const EMITTED_AT_ONCE: usize = 1_000;
 
-/// The worker's own events that wait to be emitted, at most: where PostgreSQL's lock on NOTIFY is held on
-/// and on, by a commit that waits for a standby, the oldest are dropped.
+/// The same where there are some of prepared transactions, and as many of these are read: each time their
+/// whole table is.
+const READ_AT_ONCE: usize = 10_000;
+
+/// The worker's own events that wait in its memory: more are written into the database.
+const MAX_IN_MEMORY: usize = 1_000;
+
+/// The same where they can't be written: the oldest are dropped.
 const MAX_WAITING: usize = 65_536;
 
 /// The pause after an emission, in which more events gather.
@@ -35,6 +44,9 @@ const LONGEST_PATIENCE: Duration = Duration::from_millis(400);
 /// When an emission that met an error is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// The same where fewer events may find room in PostgreSQL's queue.
+const FEWER_RETRY: Duration = Duration::from_millis(100);
+
 /// How often the worker looks for a transaction that hands its events over.
 const HAND_OVER_PAUSE: Duration = Duration::from_millis(1);
 
@@ -45,7 +57,13 @@ const HAND_OVER_PATIENCE: Duration = Duration::from_secs(1);
 /// committed.
 const PREPARED_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How often the worker tries to emit its own events before it ends.
+/// When it looks again where somebody has locked their table.
+const LOCKED_RETRY: Duration = Duration::from_millis(20);
+
+/// How long other events wait for such a look, at most.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often the worker tries to emit its own events before it ends, and then to write them.
 const FLUSHES: u32 = 5;
 
 /// The events of a database.
@@ -58,20 +76,58 @@ pub struct Emitter {
     /// The events of transactions, in their order.
     batches: VecDeque<Batch>,
     next: Instant,
-    next_prepared: Instant,
-    prepared_retry: Option<Instant>,
     patience: Duration,
+    /// Events that the next emission has, at most.
+    at_once: usize,
     /// The batch that others wait for, and since when.
     awaited: Option<(u64, Instant)>,
+    prepared: Prepared,
 }
 
-/// What an emission came to.
+/// What is known of the events of prepared transactions.
+struct Prepared {
+    /// The transactions that were prepared at the last look.
+    transactions: Vec<pg_sys::TransactionId>,
+    /// Whether that look left some.
+    more: bool,
+    next: Instant,
+    /// Not before that, since a look has failed.
+    retry: Option<Instant>,
+    /// Since when looks fail.
+    failing: Option<Instant>,
+    /// Whether the current emission has looked.
+    looked: bool,
+}
+
+/// How far an emission has come.
+#[derive(Default)]
 struct Emitted {
     own: usize,
+    /// Whole batches.
     batches: usize,
-    /// Whether there may be more events of prepared transactions.
-    more_prepared: bool,
+    /// How many events of the batch behind them have been emitted.
+    of_next: Option<usize>,
     any: bool,
+    /// Until when all has to wait for a look.
+    held: Option<Instant>,
+}
+
+/// An emission, while it is made.
+struct Emission {
+    /// Events that it has room for.
+    room: usize,
+    emitted: HashSet<Vec<u8>>,
+}
+
+impl Emission {
+    /// Emits a payload; false where it is for another emission.
+    fn emit(&mut self, payload: &[u8]) -> bool {
+        let fits = self.emitted.len() < self.room && self.emitted.insert(payload.to_vec());
+        if fits {
+            notify::emit(payload);
+        }
+        fits
+    }
 }
 
 impl Emitter {
@@ -87,10 +143,17 @@ impl Emitter {
             own: VecDeque::new(),
             batches: shared.events().held(oid).into(),
             next: now,
-            next_prepared: now,
-            prepared_retry: None,
             patience: PATIENCE,
+            at_once: EMITTED_AT_ONCE,
             awaited: None,
+            prepared: Prepared {
+                transactions: Vec::new(),
+                more: false,
+                next: now,
+                retry: None,
+                failing: None,
+                looked: false,
+            },
         }
     }
 
@@ -106,12 +169,14 @@ impl Emitter {
 
     /// When there is something to emit; `None` where there is nothing.
     pub fn next_duty(&self) -> Option<Instant> {
+        let Prepared { transactions, more, next, retry, .. } = &self.prepared;
         let prepared = match self.database.prepared_events() {
-            PreparedEvents::None => None,
-            PreparedEvents::Some => Some(self.next.max(self.next_prepared)),
             PreparedEvents::Due => Some(self.next),
+            _ if *more => Some(self.next),
+            PreparedEvents::None if transactions.is_empty() => None,
+            PreparedEvents::None | PreparedEvents::Some => Some(self.next.max(*next)),
         };
-        let prepared = prepared.max(self.prepared_retry.filter(|_| prepared.is_some()));
+        let prepared = prepared.max(retry.filter(|_| prepared.is_some()));
         let any = !self.own.is_empty()
             || !self.batches.is_empty()
             || self.database.events.is_any_published();
@@ -127,40 +192,52 @@ impl Emitter {
         if self.next_duty().is_none_or(|due| now < due) {
             return Ok(false);
         }
-        // What is wrong with those of prepared transactions must not keep the others back.
-        let look = self.database.prepared_events() != PreparedEvents::None
-            && self.prepared_retry.is_none_or(|retry| retry <= now);
-        if look {
-            self.database.forget_prepared_events();
-            self.prepared_retry = None;
-        }
-        match transaction(|| self.emit_some(now, look)) {
+        self.prepared.looked = false;
+        match transaction(|| self.emit_some(now)) {
             Ok(emitted) => {
-                if emitted.more_prepared {
-                    self.database.note_prepared_events(PreparedEvents::Some);
-                }
-                self.next_prepared = now + PREPARED_INTERVAL;
+                self.prepared.next = now + PREPARED_INTERVAL;
                 self.patience = PATIENCE;
-                self.next = Instant::now() + if emitted.any { PAUSE } else { HAND_OVER_PAUSE };
+                let pause = if emitted.any { PAUSE } else { HAND_OVER_PAUSE };
+                self.next = emitted.held.unwrap_or_else(|| Instant::now() + pause);
+                if emitted.any {
+                    self.at_once = (self.at_once * 2).min(EMITTED_AT_ONCE);
+                }
                 self.own.drain(..emitted.own);
                 for batch in self.batches.drain(..emitted.batches) {
                     self.shared.events().free(Some(&self.database.events), batch);
                 }
+                if let (Some(count), Some(batch)) = (emitted.of_next, self.batches.front()) {
+                    self.shared.events().set_emitted(*batch, count);
+                }
                 Ok(emitted.any)
             }
             Err(trouble) => {
-                if look {
+                if self.prepared.looked {
                     self.database.note_prepared_events(PreparedEvents::Due);
+                }
+                if self.own.len() > MAX_IN_MEMORY {
+                    // Where that fails, they stay.
+                    let _ = self.write_own();
                 }
                 if trouble.is_lock() {
                     // As long for the starts.
                     self.next = Instant::now() + self.patience;
                     self.patience = (self.patience * 2).min(LONGEST_PATIENCE);
-                    return Ok(false);
+                    // The wait may have swallowed a wake-up.
+                    return Ok(true);
                 }
-                let retry = Instant::now() + RETRY;
-                if look {
-                    self.prepared_retry = Some(retry);
+                let mut retry = Instant::now() + RETRY;
+                if trouble.sqlstate == PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED {
+                    // PostgreSQL's queue is full.
+                    if self.at_once > 1 {
+                        retry = Instant::now() + FEWER_RETRY;
+                    }
+                    self.at_once = (self.at_once / 4).max(1);
+                    self.next = retry;
+                } else if self.prepared.looked {
+                    // What is wrong with those of prepared transactions must not keep the others back.
+                    self.prepared.retry = Some(retry);
+                    self.prepared.failing.get_or_insert(now);
                 } else {
                     self.next = retry;
                 }
@@ -169,49 +246,129 @@ impl Emitter {
         }
     }
 
-    fn emit_some(&mut self, now: Instant, look: bool) -> Result<Emitted, Error> {
+    fn emit_some(&mut self, now: Instant) -> Result<Emitted, Error> {
         // A crash that undoes it drops the listeners too.
         set_local(c"synchronous_commit", c"off");
         if let Ok(patience) = CString::new(self.patience.as_millis().to_string()) {
             set_local(c"lock_timeout", &patience);
         }
-        let mut more_prepared = look && prepared_event::is_any_prepared()?;
-        let mut prepared = Vec::new();
-        if look {
-            match prepared_event::committed() {
-                Ok(events) => prepared = events,
-                // They must not keep the others back.
-                Err(Error::TableLocked) => more_prepared = true,
+        if self.at_once < EMITTED_AT_ONCE {
+            // PostgreSQL's queue was full.
+            free_queue_pages();
+        }
+        // Before the look: whatever the transactions have seen that made these, the look sees.
+        let queue = self.shared.events();
+        self.batches.extend(queue.take(&self.database.events, self.oid));
+        let (prepared, held) = self.look(now)?;
+        if held.is_some() {
+            return Ok(Emitted { held, ..Emitted::default() });
+        }
+        // After it: whoever made what was found there has seen others' commits, and these have handed
+        // over, or are about to.
+        let last = prepared.last().map(|event| event.ticket);
+        let mut end = self.collect(now, last);
+        if self.prepared.more {
+            end = end.min(last.map_or(0, |last| last + 1));
+        }
+
+        let is_usual = prepared.is_empty() || self.at_once < EMITTED_AT_ONCE;
+        let room = if is_usual { self.at_once } else { READ_AT_ONCE };
+        let mut emission = Emission { room, emitted: HashSet::new() };
+        let mut gone = Vec::new();
+        let mut emitted = Emitted::default();
+        let whole = self.emit_in_order(&mut emission, &prepared, end, &mut gone, &mut emitted);
+        self.prepared.more |= !whole && gone.len() < prepared.len();
+        prepared_event::delete(&gone)?;
+        emitted.any = !emission.emitted.is_empty();
+        Ok(emitted)
+    }
+
+    /// Emits what comes before `end`: what a worker has written, the own events, and the others by their
+    /// tickets. False where something was left.
+    fn emit_in_order<'a>(
+        &self,
+        emission: &mut Emission,
+        prepared: &'a [PreparedEvent],
+        end: u64,
+        gone: &mut Vec<&'a PreparedEvent>,
+        emitted: &mut Emitted,
+    ) -> bool {
+        let mut prepared = prepared.iter().peekable();
+        let mut emit_prepared = |emission: &mut Emission, before: u64| {
+            while let Some(event) = prepared.next_if(|event| event.ticket < before) {
+                if !emission.emit(event.payload.as_bytes()) {
+                    return false;
+                }
+                gone.push(event);
+            }
+            true
+        };
+        if !emit_prepared(emission, end.min(prepared_event::FIRST_TICKET)) {
+            return false;
+        }
+        for payload in &self.own {
+            if !emission.emit(payload.as_bytes()) {
+                return false;
+            }
+            emitted.own += 1;
+        }
+        let queue = self.shared.events();
+        for batch in self.batches.iter().take_while(|batch| batch.ticket < end) {
+            if !emit_prepared(emission, batch.ticket) {
+                return false;
+            }
+            let before = queue.emitted(*batch);
+            for (number, payload) in split(&queue.payloads(*batch)).enumerate().skip(before) {
+                if !emission.emit(payload) {
+                    emitted.of_next = Some(number);
+                    return false;
+                }
+            }
+            emitted.batches += 1;
+        }
+        emit_prepared(emission, end) && prepared.peek().is_none()
+    }
+
+    /// The events of prepared transactions that were committed, in their order; and until when all others
+    /// have to wait, since some of these may belong before them.
+    fn look(&mut self, now: Instant) -> Result<(Vec<PreparedEvent>, Option<Instant>), Error> {
+        let known = &mut self.prepared;
+        // SAFETY: asks shared memory, in a transaction.
+        let is_over =
+            |&xid: &pg_sys::TransactionId| unsafe { !pg_sys::TransactionIdIsInProgress(xid) };
+        let is_due = known.more
+            || self.database.prepared_events() != PreparedEvents::None
+            || known.transactions.iter().any(is_over);
+        if !is_due {
+            return Ok((Vec::new(), None));
+        }
+        if known.retry.is_none_or(|retry| retry <= now) {
+            known.looked = true;
+            self.database.forget_prepared_events();
+            // One that is prepared from now on says so, before it can be committed.
+            let transactions = prepared_event::prepared_transactions()?;
+            match prepared_event::committed(READ_AT_ONCE) {
+                Ok(events) => {
+                    known.transactions = transactions;
+                    known.more = events.len() >= READ_AT_ONCE;
+                    known.retry = None;
+                    known.failing = None;
+                    return Ok((events, None));
+                }
+                Err(Error::TableLocked) => {
+                    self.database.note_prepared_events(PreparedEvents::Due);
+                    known.retry = Some(now + LOCKED_RETRY);
+                }
                 Err(error) => return Err(error),
             }
         }
-        more_prepared |= !prepared.is_empty();
-        // After the look into the table: whoever made what was found there has seen others' commits, and
-        // these have handed over, or are about to.
-        let end = self.collect(now, prepared.last().map(|event| event.ticket));
-        prepared.truncate(prepared.partition_point(|event| event.ticket < end));
-        let ready = self.batches.iter().take_while(|batch| batch.ticket < end).count();
-
-        // Those of prepared transactions have to come in between, so that then there is no limit.
-        let limit = if prepared.is_empty() { EMITTED_AT_ONCE } else { usize::MAX };
-        let own = self.own.len().min(limit);
-        let batches = ready.min(limit - own);
-        self.own.iter().take(own).for_each(|payload| notify::emit(payload.as_str()));
-        prepared_event::delete(&prepared)?;
-        let any = own + batches + prepared.len() > 0;
-        let mut prepared = prepared.into_iter().peekable();
-        for batch in self.batches.iter().take(batches) {
-            while let Some(event) = prepared.next_if(|event| event.ticket < batch.ticket) {
-                notify::emit(event.payload);
-            }
-            emit_all(&self.shared.events().payloads(*batch));
-        }
-        prepared.for_each(|event| notify::emit(event.payload));
-        Ok(Emitted { own, batches, more_prepared, any })
+        let until = *known.failing.get_or_insert(now) + LOOK_PATIENCE;
+        let held = (now < until).then(|| known.retry.map_or(until, |retry| retry.min(until)));
+        Ok((Vec::new(), held))
     }
 
-    /// Emits what there is, before the worker ends, and returns how many events of its own are lost. What
-    /// is in shared memory stays there for the next worker.
+    /// Emits what there is, before the worker ends, or leaves it to the next one; returns how many events
+    /// are lost.
     pub fn flush(&mut self) -> usize {
         for _ in 0..FLUSHES {
             self.next = Instant::now();
@@ -220,14 +377,32 @@ impl Emitter {
                 break;
             }
         }
+        for _ in 0..FLUSHES {
+            if self.own.is_empty() || !self.write_own().is_err_and(|trouble| trouble.is_lock()) {
+                break;
+            }
+        }
         self.own.len()
     }
 
-    /// Takes what transactions have handed over, in their order, and returns the ticket up to which it can
-    /// be emitted, `last` being the highest of what else there is.
+    /// Writes the worker's own events into the database, where they come before all that is there.
+    fn write_own(&mut self) -> Result<(), Trouble> {
+        let written = transaction(|| {
+            // A crash drops the listeners too.
+            set_local(c"synchronous_commit", c"off");
+            prepared_event::write_own(self.own.iter().map(String::as_str))
+        })?;
+        if written {
+            self.own.clear();
+            self.database.note_prepared_events(PreparedEvents::Due);
+        }
+        Ok(())
+    }
+
+    /// Takes what transactions have handed over meanwhile, and returns the ticket up to which all can be
+    /// emitted that was taken before, `last` being the highest of what else there is.
     fn collect(&mut self, now: Instant, last: Option<u64>) -> u64 {
         let (queue, batches) = (self.shared.events(), &self.database.events);
-        self.batches.extend(queue.take(batches, self.oid));
         let tickets = self.batches.iter().map(|batch| batch.ticket);
         let Some(last) = tickets.chain(last).max() else { return 0 };
         // SAFETY: asks shared memory, in a process attached to it.

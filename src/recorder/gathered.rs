@@ -1,10 +1,12 @@
 //! The events of the current transaction, until it ends.
 
+use std::ffi::CStr;
 use std::mem::ManuallyDrop;
 
-use pgrx::pg_sys::SubTransactionId;
+use pgrx::direct_function_call;
+use pgrx::pg_sys::{self, SubTransactionId};
 
-use crate::notify;
+use crate::{error, notify};
 
 /// What the payloads of several events are separated by: JSON never holds it.
 const SEPARATOR: u8 = 0;
@@ -17,6 +19,60 @@ pub fn split(payloads: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Emits payloads by NOTIFY when the current transaction commits. May fail.
 pub fn emit_all(payloads: &[u8]) {
     split(payloads).for_each(notify::emit);
+}
+
+/// Emits payloads by NOTIFY when the current transaction, which is about to commit, does; drops them with a
+/// warning where PostgreSQL's queue has no room, which would fail the commit. May fail.
+pub fn emit_what_fits(payloads: &[u8]) {
+    // SAFETY: in a transaction. It is the lock that PostgreSQL takes for a NOTIFY a moment later anyway:
+    // until the end of the transaction nobody else adds to the queue.
+    unsafe {
+        pg_sys::LockSharedObject(
+            pg_sys::DatabaseRelationId,
+            pg_sys::InvalidOid,
+            0,
+            pg_sys::AccessExclusiveLock.cast_signed(),
+        );
+    }
+    if queue_pages(payloads) <= free_queue_pages() {
+        emit_all(payloads);
+    } else {
+        error::warn_events_dropped(split(payloads).count());
+    }
+}
+
+/// Pages of PostgreSQL's queue of notifications.
+const PAGE_BYTES: usize = 8192;
+
+/// Bytes of an entry beside its payload: more than the header, the channel's name and the alignment.
+const ENTRY_BYTES: usize = 64;
+
+/// Pages that payloads take in PostgreSQL's queue, at most: an entry does not go over a page's end.
+fn queue_pages(payloads: &[u8]) -> usize {
+    let sizes = split(payloads).map(|payload| payload.len() + ENTRY_BYTES);
+    let (pages, _) = sizes.fold((2, 0), |(pages, used), size| {
+        if used + size > PAGE_BYTES { (pages + 1, size) } else { (pages, used + size) }
+    });
+    pages
+}
+
+/// Pages of that queue that are free, at least. PostgreSQL finds out which are, and frees them: while it is
+/// full nobody else does. May fail.
+pub fn free_queue_pages() -> usize {
+    // Since version 17 it is a setting; before, the queue had these, and could not use the last segment.
+    const PAGES: u32 = 1 << 20;
+    const SEGMENT: u32 = 34;
+    // SAFETY: a setting's value as text, which is read at once; NULL where there is no such setting.
+    let setting: Option<u32> = unsafe {
+        let value = pg_sys::GetConfigOption(c"max_notify_queue_pages".as_ptr(), true, false);
+        (!value.is_null()).then(|| CStr::from_ptr(value).to_str().ok()?.parse().ok()).flatten()
+    };
+    let (all, usable) = setting.map_or((PAGES, PAGES - SEGMENT), |pages| (pages, pages));
+    // SAFETY: the function takes no argument and returns a double precision.
+    let usage: Option<f64> =
+        unsafe { direct_function_call(pg_sys::pg_notification_queue_usage, &[]) };
+    let used = (usage.unwrap_or_default() * f64::from(all)).ceil();
+    (f64::from(usable) - used).max(0.0) as usize
 }
 
 /// Payloads in their order, and the subtransactions that they belong to.

@@ -10,6 +10,7 @@ use super::gathered::split;
 use super::ledger;
 use super::shared::EventQueue;
 use crate::error::Error;
+use crate::local_settings::{LocalSettings, Setting};
 use crate::lookup::{OpenRelation, relation};
 use crate::statement::{KeptStatement, Sight};
 
@@ -18,17 +19,33 @@ const TABLE: &CStr = c"prepared_event";
 /// The types of its columns.
 const COLUMNS: [pg_sys::Oid; 2] = [pg_sys::INT8OID, pg_sys::TEXTOID];
 
+/// The lowest ticket that a transaction's event can have: tickets go by the clock. Those that a worker leaves
+/// for the next one have lower ones.
+pub const FIRST_TICKET: u64 = 1 << 40;
+
+/// Settings under which the statements are planned: rows are deleted by their places, whatever the table's
+/// statistics say.
+const PLANNER_SETTINGS: [Setting; 3] = [
+    (c"plan_cache_mode", c"force_generic_plan"),
+    (c"enable_tidscan", c"on"),
+    (c"enable_seqscan", c"off"),
+];
+
 thread_local! {
     static SELECT: KeptStatement = const { KeptStatement::new(
-        c"SELECT id, payload FROM loader.prepared_event",
-        &[],
+        c"SELECT id, payload, ctid::text FROM loader.prepared_event ORDER BY id LIMIT $1",
+        &[BuiltinOid::INT8OID],
+    ) };
+    static SELECT_LAST_OWN: KeptStatement = const { KeptStatement::new(
+        c"SELECT id FROM loader.prepared_event WHERE id < $1 ORDER BY id DESC LIMIT 1",
+        &[BuiltinOid::INT8OID],
     ) };
     static DELETE: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.prepared_event WHERE id = ANY ($1)",
-        &[BuiltinOid::INT8ARRAYOID],
+        c"DELETE FROM loader.prepared_event WHERE ctid = ANY ($1::tid[])",
+        &[BuiltinOid::TEXTARRAYOID],
     ) };
     static SELECT_PREPARED: KeptStatement = const { KeptStatement::new(
-        c"SELECT 1 FROM pg_prepared_xacts WHERE database = current_database() LIMIT 1",
+        c"SELECT transaction FROM pg_prepared_xacts WHERE database = current_database()",
         &[],
     ) };
 }
@@ -39,16 +56,46 @@ pub struct PreparedEvent {
     pub ticket: u64,
     /// What NOTIFY is to carry.
     pub payload: String,
+    /// Where its row is.
+    place: String,
 }
 
 /// Writes the events of the current transaction, which is about to be prepared; false where this version
 /// of the SQL has no table for them.
-///
-/// A row is written as PostgreSQL writes its catalogs': the session's user has no right to the table,
-/// which has neither index nor constraint, and at this point of a transaction no query should run.
 pub fn write(payloads: &[u8], queue: EventQueue) -> bool {
-    let Some(table) = relation(TABLE) else { return false };
-    let table = OpenRelation::table(table, pg_sys::RowExclusiveLock);
+    let Some(table) = open() else { return false };
+    let count = u64::try_from(split(payloads).count()).unwrap_or_default();
+    for (ticket, payload) in (queue.draw_tickets(count)..).zip(split(payloads)) {
+        if let Ok(payload) = std::str::from_utf8(payload) {
+            insert(&table, ticket, payload);
+        }
+    }
+    true
+}
+
+/// Writes events of the worker's own, which come before those of transactions and behind those that are
+/// there; false where this version of the SQL has no table for them. Called in a transaction.
+///
+/// # Errors
+/// [`Error::TableLocked`], or what SPI says of a call.
+pub fn write_own<'a>(payloads: impl Iterator<Item = &'a str>) -> Result<bool, Error> {
+    ledger::lock(&[TABLE])?;
+    let Some(table) = open() else { return Ok(false) };
+    let last = Spi::connect(|client| {
+        let _planned_so = LocalSettings::set(&PLANNER_SETTINGS);
+        let before = FIRST_TICKET.cast_signed().into();
+        let rows = SELECT_LAST_OWN.with(|select| select.run(client, Sight::Usual, &[before]))?;
+        Ok::<_, Error>(rows.get::<i64>(0, 1).unwrap_or_default().cast_unsigned())
+    })?;
+    for (ticket, payload) in (last + 1..FIRST_TICKET).zip(payloads) {
+        insert(&table, ticket, payload);
+    }
+    Ok(true)
+}
+
+/// The table, open and locked for writing; `None` where this version of the SQL has none like that.
+fn open() -> Option<OpenRelation> {
+    let table = OpenRelation::table(relation(TABLE)?, pg_sys::RowExclusiveLock);
     // SAFETY: the relation is open; SPI_gettypeid() itself checks the column's number.
     let is_ours = unsafe {
         let descriptor = (*table.as_ptr()).rd_att;
@@ -56,78 +103,76 @@ pub fn write(payloads: &[u8], queue: EventQueue) -> bool {
             (1..=(*descriptor).natts).map(|column| pg_sys::SPI_gettypeid(descriptor, column));
         types.eq(COLUMNS)
     };
-    if !is_ours {
-        return false;
-    }
-    let count = u64::try_from(split(payloads).count()).unwrap_or_default();
-    for (ticket, payload) in (queue.draw_tickets(count)..).zip(split(payloads)) {
-        let Ok(payload) = std::str::from_utf8(payload) else { continue };
-        // SAFETY: in a transaction that may write; the table is open and locked. The tuple is formed by the
-        // table's own descriptor, whose columns are a bigint and a text, both given. A snapshot must be
-        // active where a long value goes to the TOAST table.
-        unsafe {
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            let mut values: [pg_sys::Datum; COLUMNS.len()] = [
-                ticket.cast_signed().into(),
-                payload.into_datum().unwrap_or(pg_sys::Datum::null()),
-            ];
-            let mut nulls = [false; COLUMNS.len()];
-            let tuple = pg_sys::heap_form_tuple(
-                (*table.as_ptr()).rd_att,
-                values.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-            );
-            pg_sys::simple_heap_insert(table.as_ptr(), tuple);
-            pg_sys::heap_freetuple(tuple);
-            pg_sys::PopActiveSnapshot();
-        }
-    }
-    true
+    is_ours.then_some(table)
 }
 
-/// The events of committed transactions, in their order. Called in a transaction, by the worker.
+/// Inserts a row as PostgreSQL writes its catalogs': the session's user has no right to the table, which has
+/// neither index nor constraint, and where a transaction is about to be prepared no query should run.
+fn insert(table: &OpenRelation, ticket: u64, payload: &str) {
+    // SAFETY: in a transaction that may write; the table is open and locked. The tuple is formed by the
+    // table's own descriptor, whose columns are a bigint and a text, both given. A snapshot must
+    // be active where a long value goes to the TOAST table.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let mut values: [pg_sys::Datum; COLUMNS.len()] =
+            [ticket.cast_signed().into(), payload.into_datum().unwrap_or(pg_sys::Datum::null())];
+        let mut nulls = [false; COLUMNS.len()];
+        let tuple = pg_sys::heap_form_tuple(
+            (*table.as_ptr()).rd_att,
+            values.as_mut_ptr(),
+            nulls.as_mut_ptr(),
+        );
+        pg_sys::simple_heap_insert(table.as_ptr(), tuple);
+        pg_sys::heap_freetuple(tuple);
+        pg_sys::PopActiveSnapshot();
+    }
+}
+
+/// The first `count` events of committed transactions, in their order. Called in a transaction, by the
+/// worker.
 ///
 /// # Errors
 /// [`Error::TableLocked`], or what SPI says of a call.
-pub fn committed() -> Result<Vec<PreparedEvent>, Error> {
+pub fn committed(count: usize) -> Result<Vec<PreparedEvent>, Error> {
     if relation(TABLE).is_none() {
         return Ok(Vec::new());
     }
     ledger::lock(&[TABLE])?;
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let _planned_so = LocalSettings::set(&PLANNER_SETTINGS);
     Spi::connect(|client| {
-        let rows = SELECT.with(|select| select.run(client, Sight::Usual, &[]))?;
-        let mut events: Vec<_> = (0..rows.len())
-            .filter_map(|row| {
-                let ticket = rows.get::<i64>(row, 1)?.cast_unsigned();
-                Some(PreparedEvent { ticket, payload: rows.get(row, 2)? })
-            })
-            .collect();
-        events.sort_unstable_by_key(|event| event.ticket);
-        Ok(events)
+        let rows = SELECT.with(|select| select.run(client, Sight::Usual, &[count.into()]))?;
+        let events = (0..rows.len()).filter_map(|row| {
+            let ticket = rows.get::<i64>(row, 1)?.cast_unsigned();
+            Some(PreparedEvent { ticket, payload: rows.get(row, 2)?, place: rows.get(row, 3)? })
+        });
+        Ok(events.collect())
     })
 }
 
-/// Deletes events, in the transaction that emits them.
+/// Deletes events, in the transaction that has read and that emits them.
 ///
 /// # Errors
 /// What SPI says of a call.
-pub fn delete(events: &[PreparedEvent]) -> Result<(), Error> {
+pub fn delete(events: &[&PreparedEvent]) -> Result<(), Error> {
     if events.is_empty() {
         return Ok(());
     }
-    let ids: Vec<_> = events.iter().map(|event| event.ticket.cast_signed()).collect();
+    let places: Vec<_> = events.iter().map(|event| event.place.as_str()).collect();
+    let _planned_so = LocalSettings::set(&PLANNER_SETTINGS);
     Spi::connect(|client| {
-        DELETE.with(|delete| delete.run(client, Sight::Usual, &[ids.into()]))?;
+        DELETE.with(|delete| delete.run(client, Sight::Usual, &[places.into()]))?;
         Ok(())
     })
 }
 
-/// Whether a transaction of this database is prepared. Called in a transaction.
+/// The transactions of this database that are prepared. Called in a transaction.
 ///
 /// # Errors
 /// What SPI says of a call.
-pub fn is_any_prepared() -> Result<bool, Error> {
+pub fn prepared_transactions() -> Result<Vec<pg_sys::TransactionId>, Error> {
     Spi::connect(|client| {
-        Ok(!SELECT_PREPARED.with(|select| select.run(client, Sight::Usual, &[]))?.is_empty())
+        let rows = SELECT_PREPARED.with(|select| select.run(client, Sight::Usual, &[]))?;
+        Ok((0..rows.len()).filter_map(|row| rows.get(row, 1)).collect())
     })
 }

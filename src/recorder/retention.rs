@@ -4,7 +4,8 @@
 //! was looked at and stays is not looked at again by the next batch, nor is what went and waits for
 //! vacuum. Behind the last old one it waits for others to get old. From time to time it walks anew, for
 //! what has stopped being a loader's newest, was locked, or came late. Nothing of this is kept: another
-//! worker begins anew.
+//! worker begins anew. Where too much went before the oldest one that vacuum has not been able to remove, it
+//! searches for that one.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -87,12 +88,54 @@ pub struct Retention {
     place: Place,
     /// Where it was before it began anew.
     resume: Place,
+    /// The search for the first execution that is left, where that takes too long from the beginning.
+    search: Option<Search>,
     /// Executions that the next batch looks at.
     size: i64,
     next: Instant,
     next_walk: Instant,
     /// The errors of this walk that were reported.
     reported: HashSet<String>,
+}
+
+/// A search for the first execution that is left, by batches that begin at different times: of those that
+/// begin amid what went, and waits for vacuum, none is over in time.
+struct Search {
+    /// From here it takes too long; `None` while no such time is known but the beginning.
+    slow: Option<i64>,
+    /// From here it does not.
+    quick: i64,
+    /// Behind it there is nothing to purge.
+    end: i64,
+}
+
+impl Search {
+    const fn new(cutoff: i64) -> Self {
+        Self { slow: None, quick: cutoff, end: cutoff }
+    }
+
+    /// Where the next batch is to begin; `None` where the search is over, and the purge goes on from `quick`.
+    fn next(&self) -> Option<i64> {
+        let age = self.end - self.quick;
+        match self.slow {
+            None => (self.quick > FIRST_TIMESTAMP).then(|| {
+                (self.end.saturating_sub((age * 2).max(MICROS_PER_MINUTE))).max(FIRST_TIMESTAMP)
+            }),
+            Some(slow) => {
+                let gap = self.quick - slow;
+                (gap > MICROS_PER_MINUTE && gap > age / 1_000).then_some(slow + gap / 2)
+            }
+        }
+    }
+
+    /// Goes by how a batch from `time` went.
+    const fn found(&mut self, time: i64, quick: bool) {
+        if quick {
+            self.quick = time;
+        } else {
+            self.slow = Some(time);
+        }
+    }
 }
 
 /// What a batch came to.
@@ -114,6 +157,7 @@ impl Retention {
             is_outdated: false,
             place: Place::FIRST,
             resume: Place::FIRST,
+            search: None,
             size: FIRST_SIZE,
             next: now,
             next_walk: now,
@@ -168,7 +212,11 @@ impl Retention {
         let trouble = match batch {
             Ok(Batch::Done(last)) => {
                 self.size = next_size(self.size, took);
-                self.go_on(last, cutoff, end, took);
+                if self.search.is_some() {
+                    self.search_on(true, end + pause(took));
+                } else {
+                    self.go_on(last, cutoff, end, took);
+                }
                 return Ok(true);
             }
             Ok(Batch::Refused(table)) => {
@@ -203,6 +251,13 @@ impl Retention {
                 None if self.place == Place::FIRST && self.resume != Place::FIRST => {
                     self.place = self.resume;
                     self.next = end + pause(took);
+                    return Ok(true);
+                }
+                None if trouble.sqlstate == PgSqlErrorCode::ERRCODE_QUERY_CANCELED
+                    && (self.place == Place::FIRST || self.search.is_some()) =>
+                {
+                    self.search.get_or_insert_with(|| Search::new(cutoff));
+                    self.search_on(false, end + pause(took));
                     return Ok(true);
                 }
                 None => {
@@ -261,7 +316,22 @@ impl Retention {
         }
     }
 
+    /// Goes on with the search, after a batch that was over in time or was not.
+    fn search_on(&mut self, quick: bool, next: Instant) {
+        let Some(search) = &mut self.search else { return };
+        if self.place != Place::FIRST {
+            search.found(self.place.end(), quick);
+        }
+        let time = search.next();
+        self.place = Place::before(time.unwrap_or(search.quick));
+        if time.is_none() {
+            self.search = None;
+        }
+        self.next = next;
+    }
+
     fn walk_anew(&mut self, now: Instant) {
+        self.search = None;
         self.resume = self.place;
         self.place = Place::FIRST;
         self.next = now;
@@ -327,6 +397,30 @@ mod tests {
         assert_eq!(pause(Duration::from_millis(4)), Duration::from_millis(20));
         assert_eq!(pause(Duration::ZERO), SHORTEST_PAUSE);
         assert_eq!(pause(Duration::from_secs(100)), LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn a_search_finds_the_first_execution_that_is_left() {
+        const DAY: i64 = 24 * 60 * MICROS_PER_MINUTE;
+        let cutoff = 9_000 * DAY;
+        for first in [0, 5_000 * DAY, 8_999 * DAY, cutoff - 90 * MICROS_PER_MINUTE, cutoff] {
+            let mut search = Search::new(cutoff);
+            let mut batches = 0;
+            while let Some(time) = search.next() {
+                search.found(time, time >= first);
+                batches += 1;
+            }
+            assert!(search.quick >= first);
+            let missed = search.quick - first;
+            assert!(missed <= ((cutoff - first) / 500).max(MICROS_PER_MINUTE), "{missed}");
+            assert!(batches < 50, "{batches}");
+        }
+        // Nothing went, or what did is quick by now.
+        let mut search = Search::new(cutoff);
+        while let Some(time) = search.next() {
+            search.found(time, true);
+        }
+        assert_eq!(search.quick, FIRST_TIMESTAMP);
     }
 
     #[test]

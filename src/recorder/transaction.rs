@@ -11,7 +11,7 @@ use std::mem::ManuallyDrop;
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, SubTransactionId, SubXactEvent, XactEvent};
 
-use super::gathered::{Gathered, emit_all};
+use super::gathered::{Gathered, emit_all, emit_what_fits};
 use super::shared::{
     Batch, Posting, PreparedEvents, Request, Serving, Shared, my_database, shared,
 };
@@ -236,7 +236,7 @@ impl Current {
             });
         match batch {
             Some(batch) => self.batch.set(Some(batch)),
-            None => emit_all(events.payloads()),
+            None => emit_what_fits(events.payloads()),
         }
     }
 

@@ -935,7 +935,8 @@ impl Worker {
     fn emit_events(&mut self) -> bool {
         self.emitter.emit().unwrap_or_else(|trouble| {
             self.report(&trouble);
-            false
+            // A wait for a lock may have come before.
+            true
         })
     }
 }

@@ -38,6 +38,8 @@ pub struct Slot {
     count: AtomicU32,
     /// Of a batch's first slot: its bytes.
     length: AtomicU32,
+    /// Of a batch's first slot: how many of its events have been emitted.
+    emitted: AtomicU32,
     database: AtomicU32,
     /// The transaction that made it.
     xid: AtomicU32,
@@ -170,6 +172,7 @@ impl EventQueue {
         let head = self.slot(first)?;
         head.count.store(count, Relaxed);
         head.length.store(u32::try_from(payloads.len()).unwrap_or_default(), Relaxed);
+        head.emitted.store(0, Relaxed);
         head.database.store(database.to_u32(), Relaxed);
         head.xid.store(xid.into_inner(), Relaxed);
         let ticket = self.draw_tickets(1);
@@ -291,6 +294,18 @@ impl EventQueue {
         payloads
     }
 
+    /// How many events of a batch have been emitted.
+    pub fn emitted(self, batch: Batch) -> usize {
+        self.slot(batch.place).map_or(0, |head| head.emitted.load(Relaxed) as usize)
+    }
+
+    /// Remembers how many events of a batch have been emitted: another worker goes on behind them.
+    pub fn set_emitted(self, batch: Batch, count: usize) {
+        if let Some(head) = self.slot(batch.place) {
+            head.emitted.store(u32::try_from(count).unwrap_or(u32::MAX), Relaxed);
+        }
+    }
+
     /// Frees what a database has published and what its worker held: nobody will emit it.
     pub fn drop_all(self, batches: &Batches, database: pg_sys::Oid) {
         for batch in self.take(batches, database).into_iter().chain(self.held(database)) {
@@ -333,6 +348,7 @@ mod tests {
             next_batch: number(),
             count: number(),
             length: number(),
+            emitted: number(),
             database: number(),
             xid: number(),
             ticket: AtomicU64::new(0),
