@@ -884,7 +884,8 @@ fn everybody_can_read_the_pages() {
                     }
                 }
                 // Tables stay tables for those who cannot see them, however they are laid out.
-                let lost = "[...document.querySelectorAll('table, thead, tbody, tr, th, td')]
+                let lost =
+                    "[...document.querySelectorAll('.scroll :is(table, thead, tbody, tr, th, td)')]
                     .filter((element) => !element.getAttribute('role')).length";
                 assert_eq!(browser.value(lost), 0, "{path}");
             }
