@@ -1,7 +1,9 @@
 //! Answers that many readers share: worked out once for all who ask at the same time, and kept until
 //! something has changed.
 
+use std::collections::HashMap;
 use std::future::Future;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,6 +89,29 @@ impl<T: Send + Sync + 'static, E: Send + Sync + 'static> Cached<T, E> {
             answer
         });
         asking.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+    }
+}
+
+/// Answers to questions that differ, so many of them at most that nobody waits for.
+const KEPT: usize = 64;
+
+/// The last answer to each question.
+pub struct CachedByKey<K, T, E>(std::sync::Mutex<HashMap<K, Cached<T, E>>>);
+
+impl<K, T, E> Default for CachedByKey<K, T, E> {
+    fn default() -> Self {
+        Self(std::sync::Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash, T, E> CachedByKey<K, T, E> {
+    /// The last answer to `question`.
+    pub fn of(&self, question: K) -> Cached<T, E> {
+        let mut kept = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if kept.len() >= KEPT && !kept.contains_key(&question) {
+            kept.retain(|_, answer| Arc::strong_count(&answer.0) > 1);
+        }
+        Cached(kept.entry(question).or_default().0.clone())
     }
 }
 
@@ -195,6 +220,19 @@ mod tests {
         let tick = ticks.recv().await.unwrap();
         assert!(tick.concerns(None) && !tick.concerns(Some(1)), "{tick:?}");
         assert_eq!(cached.get(&hub, slow(2)).await, Ok(Arc::new(2)));
+    }
+
+    #[tokio::test]
+    async fn questions_that_nobody_waits_for_are_forgotten_when_there_are_many() {
+        let (cached, hub) = (CachedByKey::<usize, usize, ()>::default(), hub());
+        let waiting = cached.of(7);
+        for question in 0..10 * KEPT {
+            let answer = cached.of(question).get(&hub, async move { Ok(question) }).await;
+            assert_eq!(answer, Ok(Arc::new(question)));
+            assert!(cached.0.lock().unwrap().len() <= KEPT);
+        }
+        // Still the one that others ask for.
+        assert!(Arc::ptr_eq(&waiting.0, &cached.of(7).0));
     }
 
     #[tokio::test(start_paused = true)]

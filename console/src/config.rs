@@ -21,7 +21,8 @@ pub struct Config {
     #[arg(long, env = "CONSOLE_LISTEN", default_value = "127.0.0.1:8700")]
     pub listen: SocketAddr,
 
-    /// postgresql:// URL of the database; without it the PG* variables.
+    /// postgresql:// URL of the database; without it the PG* variables. Others on the machine see arguments: a password
+    /// belongs into PGPASSFILE or the variable.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
 

@@ -1,6 +1,9 @@
 //! Every statement that the console runs. They select from the extension's views and call its one
 //! reading function: what something means is decided there.
 
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -14,7 +17,11 @@ use crate::timestamp::Timestamp;
 
 /// The database, through a pool of connections.
 #[derive(Clone)]
-pub struct Database(PgPool);
+pub struct Database {
+    pool: PgPool,
+    /// How many connections are in the middle of a statement.
+    busy: Arc<AtomicU32>,
+}
 
 /// A row of `loader.loader_summary`.
 #[derive(Debug, Clone, FromRow, Serialize)]
@@ -83,12 +90,52 @@ pub struct Execution {
     pub duration_seconds: Option<i32>,
 }
 
+/// An execution, as far as a chart shows it.
+#[derive(Debug, FromRow)]
+pub struct Point {
+    /// Its start, in seconds since 1970.
+    pub start: f64,
+    /// How long it took, in seconds; of one that runs, so far.
+    pub duration: f64,
+    pub status: String,
+}
+
+/// How many executions run, and of how many loaders.
+#[derive(Debug, FromRow)]
+pub struct Running {
+    pub executions: i64,
+    pub loaders: i64,
+}
+
+/// What `loader.recorder_status` says, as far as it is shown.
+#[derive(Debug, FromRow)]
+pub struct Recorder {
+    pub preloaded: bool,
+    pub worker_pid: Option<i32>,
+    pub unbound_running: i64,
+    pub last_error: Option<String>,
+    pub last_error_at: Option<Timestamp>,
+    pub foreign_key: bool,
+    pub detail: Option<String>,
+}
+
+/// Where the feed goes on: the oldest event of the page before.
+#[derive(Debug, Clone)]
+pub struct FeedCursor {
+    pub time: DateTime<Utc>,
+    pub execution_id: i64,
+    pub event_type: String,
+}
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The database's own, or of the connection to it.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
+    /// All connections of the pool are taken, for longer than a request waits.
+    #[error("all connections to the database are busy")]
+    Busy,
     /// A page of the history is not of the form that this console knows.
     #[error("the extension's answer is not understood: {0}")]
     Form(#[from] serde_json::Error),
@@ -104,8 +151,8 @@ const SUMMARY: &str = "SELECT loader_id, last_execution_id, last_status::text, l
 
 impl Database {
     /// The database behind `pool`.
-    pub const fn new(pool: PgPool) -> Self {
-        Self(pool)
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool, busy: Arc::default() }
     }
 
     /// How many loaders fail, and the trend.
@@ -115,26 +162,111 @@ impl Database {
         self.row(sqlx::query_as(query)).await?.ok_or(Error::Database(sqlx::Error::RowNotFound))
     }
 
-    /// The newest `limit` events, of those later than `since` and not later than `until` where these are given.
+    /// The newest `limit` events, of those later than `since`, not later than `until` and older than `before`
+    /// where these are given.
     pub async fn activity_feed(
         &self,
         limit: i64,
         since: Option<DateTime<Utc>>,
         until: Option<DateTime<Utc>>,
+        before: Option<FeedCursor>,
     ) -> Result<Vec<FeedEvent>, Error> {
         // A statement for each: a condition that may be none could not use the indexes.
-        let condition = match (since, until) {
-            (None, None) => "",
-            (Some(_), None) => "WHERE event_time > $2",
-            (None, Some(_)) => "WHERE event_time <= $2",
-            (Some(_), Some(_)) => "WHERE event_time > $2 AND event_time <= $3",
+        let mut conditions = Vec::new();
+        let mut parameters = 1;
+        let mut parameter = || {
+            parameters += 1;
+            parameters
+        };
+        if since.is_some() {
+            conditions.push(format!("event_time > ${}", parameter()));
+        }
+        if until.is_some() {
+            conditions.push(format!("event_time <= ${}", parameter()));
+        }
+        if before.is_some() {
+            let (time, id, kind) = (parameter(), parameter(), parameter());
+            // An end comes before the start of the same execution and time; it may have been put right since.
+            conditions.push(format!(
+                "(event_time, execution_id) <= (${time}, ${id}) AND NOT (event_time = ${time} AND execution_id = ${id} \
+                 AND (event_type = ${kind} OR event_type <> 'EXECUTION_STARTED'))"
+            ));
+        }
+        let condition = if conditions.is_empty() {
+            String::new()
+        } else {
+            format!("WHERE {}", conditions.join(" AND "))
         };
         let query = format!(
             "SELECT event_time, event_type, severity, execution_id, loader_id, message FROM loader.activity_feed \
-             {condition} ORDER BY event_time DESC, execution_id DESC LIMIT $1"
+             {condition} ORDER BY event_time DESC, execution_id DESC, event_type = 'EXECUTION_STARTED' LIMIT $1"
         );
         let bounds = [since, until].into_iter().flatten();
-        self.rows(bounds.fold(sqlx::query_as(&query).bind(limit), QueryAs::bind)).await
+        let mut asked = bounds.fold(sqlx::query_as(&query).bind(limit), QueryAs::bind);
+        if let Some(FeedCursor { time, execution_id, event_type }) = before {
+            asked = asked.bind(time).bind(execution_id).bind(event_type);
+        }
+        self.rows(asked).await
+    }
+
+    /// The newest `limit` executions of `loader` that `filter` leaves, as a chart shows them.
+    pub async fn points(
+        &self,
+        loader: i64,
+        filter: &ExecutionFilter,
+        limit: i64,
+    ) -> Result<Vec<Point>, Error> {
+        let mut condition = String::new();
+        // Written out: an index may be limited to one.
+        if let Some(status) = filter.status {
+            let _ = write!(condition, " AND status = '{}'", status.as_str());
+        }
+        let mut parameter = 2;
+        for (bound, operator) in [(filter.started_from, ">="), (filter.started_before, "<")] {
+            if bound.is_some() {
+                parameter += 1;
+                let _ = write!(condition, " AND execution_start {operator} ${parameter}");
+            }
+        }
+        let query = format!(
+            "SELECT extract(epoch FROM execution_start)::float8 AS start, extract(epoch FROM duration)::float8 AS duration, \
+             status::text FROM loader.execution_details WHERE loader_id = $1{condition} \
+             ORDER BY execution_start DESC, id DESC LIMIT $2"
+        );
+        let bounds = [filter.started_from, filter.started_before].into_iter().flatten();
+        self.rows(bounds.fold(sqlx::query_as(&query).bind(loader).bind(limit), QueryAs::bind)).await
+    }
+
+    /// What runs.
+    pub async fn running(&self) -> Result<Running, Error> {
+        let query = "SELECT count(*) AS executions, count(DISTINCT loader_id) AS loaders \
+                     FROM loader.execution_details WHERE is_running AND status = 'RUNNING'";
+        self.row(sqlx::query_as(query)).await?.ok_or(Error::Database(sqlx::Error::RowNotFound))
+    }
+
+    /// How many loaders have history.
+    pub async fn count_loaders(&self) -> Result<i64, Error> {
+        let counted: Option<(i64,)> =
+            self.row(sqlx::query_as("SELECT count(*) FROM loader.loader_summary")).await?;
+        Ok(counted.ok_or(sqlx::Error::RowNotFound)?.0)
+    }
+
+    /// How the recorder is.
+    pub async fn recorder(&self) -> Result<Recorder, Error> {
+        let query = "SELECT preloaded, worker_pid, unbound_running, last_error, last_error_at, foreign_key, detail \
+                     FROM loader.recorder_status()";
+        self.row(sqlx::query_as(query)).await?.ok_or(Error::Database(sqlx::Error::RowNotFound))
+    }
+
+    /// Notifies `token` on `channel`, as any role may; returns whether the extension's own events are on.
+    pub async fn notify(&self, channel: &str, token: &str) -> Result<bool, Error> {
+        // As text: sqlx has no type for void.
+        let query =
+            "SELECT pg_notify($1, $2)::text, current_setting('loader_history.notify', true)";
+        let row: Option<(String, Option<String>)> =
+            self.row(sqlx::query_as(query).bind(channel).bind(token)).await?;
+        let (_, notify) = row.ok_or(sqlx::Error::RowNotFound)?;
+        Ok(notify.as_deref() != Some("off"))
     }
 
     /// At most `limit` loaders with an id above `after`, by id; only those that fail, or that do not.
@@ -220,12 +352,25 @@ impl Database {
     ) -> Result<Vec<T>, Error> {
         let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?.unwrap_or_default();
         let sql = query.sql().to_owned();
-        let mut connection = self.0.acquire().await?;
+        let mut connection = match self.pool.acquire().await {
+            // It is the same where the database refuses connections.
+            Err(sqlx::Error::PoolTimedOut)
+                if self.busy.load(Ordering::Relaxed)
+                    >= self.pool.options().get_max_connections() =>
+            {
+                return Err(Error::Busy);
+            }
+            connection => connection?,
+        };
+        let busy = self.busy.clone();
         // To its end, though its client may leave: the pool would ask the connection whether it is well, and
         // wait for as long as the statement or the network takes.
         let asking = tokio::spawn(async move {
+            busy.fetch_add(1, Ordering::Relaxed);
             let rows = sqlx::query_as_with(&sql, arguments).fetch_all(&mut *connection);
-            let Ok(rows) = tokio::time::timeout(ANSWER, rows).await else {
+            let rows = tokio::time::timeout(ANSWER, rows).await;
+            busy.fetch_sub(1, Ordering::Relaxed);
+            let Ok(rows) = rows else {
                 // The network is cut: it would keep its place in the pool for long.
                 drop(connection.detach());
                 return Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));

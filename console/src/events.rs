@@ -14,8 +14,9 @@ use serde::Deserialize;
 use sqlx::Executor;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::{Notify, broadcast};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
+use crate::database::{self, Database};
 use crate::filter::Status;
 
 /// The channel of the extension's events.
@@ -30,10 +31,17 @@ const TICK: Duration = Duration::from_secs(1);
 /// The waits between attempts to reach the database, the first and the longest.
 const RETRY: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 
-/// After so long without an event the database is asked whether it is still there.
-const SILENCE: Duration = Duration::from_secs(15);
+/// The channel on which the console tells itself something, to see whether it arrives: through a pooler LISTEN
+/// may work and bring nothing.
+const OWN_CHANNEL: &str = "loader_history_console";
 
-/// The longest that it may take to answer then, and when events are asked for.
+/// So often it does.
+const PROBE: Duration = Duration::from_secs(15);
+
+/// The longest that it may take to arrive, after what came before it.
+const ARRIVAL: Duration = Duration::from_secs(10);
+
+/// The longest that the database may take to answer when events are asked for.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Loaders that a tick names, at most; with more it stands for all.
@@ -118,6 +126,38 @@ enum Kind {
     Failed,
 }
 
+/// Why no events arrive.
+#[derive(Debug, thiserror::Error)]
+enum Silence {
+    /// Of the connection that listens.
+    #[error(transparent)]
+    Listen(#[from] sqlx::Error),
+    /// Of the connection that notifies.
+    #[error(transparent)]
+    Notify(#[from] database::Error),
+    /// Nothing comes, though the database takes everything.
+    #[error(
+        "what is notified does not arrive: the network is cut, or a pooler in the mode of transactions takes no LISTEN"
+    )]
+    Swallowed,
+    /// Nobody would notify.
+    #[error("loader_history.notify is off")]
+    Off,
+}
+
+impl Silence {
+    /// Whether the database said so, over a connection that is well.
+    fn is_of_database(&self) -> bool {
+        match self {
+            Self::Listen(error) | Self::Notify(database::Error::Database(error)) => {
+                error.as_database_error().is_some()
+            }
+            Self::Notify(_) | Self::Swallowed => false,
+            Self::Off => true,
+        }
+    }
+}
+
 fn lost() -> sqlx::Error {
     sqlx::Error::Io(io::ErrorKind::ConnectionAborted.into())
 }
@@ -162,8 +202,9 @@ impl Hub {
         self.live.load(Ordering::Acquire)
     }
 
-    /// Listens for ever, over a connection of its own, and connects again when it is lost.
-    pub async fn listen(&self, options: PgConnectOptions) {
+    /// Listens for ever, over a connection of its own, and connects again when it is lost. What it tells itself goes
+    /// through `database`.
+    pub async fn listen(&self, options: PgConnectOptions, database: Database) {
         let connect = || {
             PgPoolOptions::new()
                 .max_connections(1)
@@ -175,7 +216,7 @@ impl Hub {
         let mut said = false;
         let mut number = 0;
         loop {
-            let error = self.listen_once(&pool, &mut number).await;
+            let error = self.listen_once(&pool, &database, &mut number).await;
             if self.live.swap(false, Ordering::AcqRel) {
                 (wait, said) = (RETRY[0], false);
                 self.change_all();
@@ -186,7 +227,7 @@ impl Hub {
                 said = true;
             }
             // A connection that does not answer keeps its place in the pool for long.
-            if error.as_database_error().is_none() {
+            if !error.is_of_database() {
                 pool = connect();
             }
             sleep(wait).await;
@@ -195,29 +236,61 @@ impl Hub {
     }
 
     /// Listens until the connection is lost; returns why.
-    async fn listen_once(&self, pool: &sqlx::PgPool, number: &mut u64) -> sqlx::Error {
-        match self.receive(pool, number).await {
+    async fn listen_once(
+        &self,
+        pool: &sqlx::PgPool,
+        database: &Database,
+        number: &mut u64,
+    ) -> Silence {
+        match self.receive(pool, database, number).await {
             Ok(never) => match never {},
             Err(error) => error,
         }
     }
 
-    async fn receive(&self, pool: &sqlx::PgPool, number: &mut u64) -> sqlx::Result<Infallible> {
+    async fn receive(
+        &self,
+        pool: &sqlx::PgPool,
+        database: &Database,
+        number: &mut u64,
+    ) -> Result<Infallible, Silence> {
         let mut listener = PgListener::connect_with(pool).await?;
         listener.eager_reconnect(false);
-        in_time(listener.listen(CHANNEL)).await?;
-        tracing::info!("live events arrive");
-        self.live.store(true, Ordering::Release);
-        // What was committed before the LISTEN was told to nobody.
-        let _ = self.events.send(Event::Gap);
-        self.change_all();
+        in_time(listener.listen_all([CHANNEL, OWN_CHANNEL])).await?;
+        // Other consoles may tell themselves something too.
+        let token = format!("{} {}", std::process::id(), Utc::now().timestamp_micros());
+        // Whether it waits for what it told itself, and until when it does that or waits to.
+        let (mut waits, mut until) = (false, Instant::now());
         loop {
-            let Ok(received) = timeout(SILENCE, listener.try_recv()).await else {
-                // A network that is cut does not say so.
-                in_time(listener.execute("SELECT")).await?;
+            let Ok(received) = timeout_at(until, listener.try_recv()).await else {
+                if waits {
+                    return Err(Silence::Swallowed);
+                }
+                waits = match database.notify(OWN_CHANNEL, &token).await {
+                    Ok(true) => true,
+                    Ok(false) => return Err(Silence::Off),
+                    // That pages keep all connections busy says nothing. A network that is cut does not say so.
+                    Err(database::Error::Busy) => {
+                        in_time(listener.execute("SELECT")).await?;
+                        false
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                until = Instant::now() + if waits { ARRIVAL } else { PROBE };
                 continue;
             };
             let notification = received?.ok_or_else(lost)?;
+            if notification.channel() == OWN_CHANNEL {
+                if notification.payload() == token {
+                    (waits, until) = (false, Instant::now() + PROBE);
+                    self.become_live();
+                }
+                continue;
+            }
+            // It waits behind these.
+            if waits {
+                until = Instant::now() + ARRIVAL;
+            }
             // Anyone may NOTIFY on a channel; what is no event of the extension's is no event.
             let Ok(Payload { loader_id, .. }) = serde_json::from_str(notification.payload()) else {
                 tracing::debug!("a notification that is no event of an execution");
@@ -228,6 +301,16 @@ impl Hub {
             let payload = notification.payload().replace(['\r', '\n'], " ").into();
             let _ = self.events.send(Event::Execution { number: *number, loader_id, payload });
             self.change(loader_id);
+        }
+    }
+
+    /// Notes that events arrive.
+    fn become_live(&self) {
+        if !self.live.swap(true, Ordering::AcqRel) {
+            tracing::info!("live events arrive");
+            // What was committed before the LISTEN was told to nobody.
+            let _ = self.events.send(Event::Gap);
+            self.change_all();
         }
     }
 

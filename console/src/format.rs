@@ -21,6 +21,25 @@ pub fn duration(duration: TimeDelta) -> String {
     }
 }
 
+/// How long something runs so far, to the second: "39 s".
+pub fn running(so_far: TimeDelta) -> String {
+    let seconds = so_far.num_seconds().max(0);
+    if seconds < 60 { format!("{seconds} s") } else { duration(TimeDelta::seconds(seconds)) }
+}
+
+/// How long ago `time` was: "3 min ago". What is more than a month ago, or to come, is a date.
+pub fn ago(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let past = now - time;
+    match (past.num_minutes(), past.num_hours(), past.num_days()) {
+        _ if past < TimeDelta::zero() => self::time(time),
+        (0, ..) => "just now".to_owned(),
+        (minutes, 0, _) => format!("{minutes} min ago"),
+        (_, hours, 0) => format!("{hours} h ago"),
+        (.., days @ ..30) => format!("{days} d ago"),
+        _ => self::time(time),
+    }
+}
+
 /// "1,245".
 pub fn count(number: i64) -> String {
     let digits = number.unsigned_abs().to_string();
@@ -44,6 +63,14 @@ pub fn machine_time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
 }
 
+/// The address `path` with those of `parameters` that have a value.
+pub fn address(path: &str, parameters: &[(&str, &str)]) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(parameters.iter().filter(|(_, value)| !value.is_empty()));
+    let query = query.finish();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +89,31 @@ mod tests {
             (187_200_000, "2 d 4 h"),
         ] {
             assert_eq!(duration(TimeDelta::milliseconds(milliseconds)), text);
+        }
+    }
+
+    #[test]
+    fn running_durations() {
+        for (milliseconds, text) in
+            [(-5, "0 s"), (39_999, "39 s"), (59_999, "59 s"), (60_000, "1 min 0 s")]
+        {
+            assert_eq!(running(TimeDelta::milliseconds(milliseconds)), text);
+        }
+    }
+
+    #[test]
+    fn how_long_ago() {
+        let now = DateTime::UNIX_EPOCH + TimeDelta::days(1000);
+        for (seconds, text) in [
+            (-1, "1972-09-27 00:00:01"),
+            (59, "just now"),
+            (60, "1 min ago"),
+            (7_199, "1 h ago"),
+            (86_400, "1 d ago"),
+            (86_400 * 30 - 1, "29 d ago"),
+            (86_400 * 30, "1972-08-28 00:00:00"),
+        ] {
+            assert_eq!(ago(now - TimeDelta::seconds(seconds), now), text);
         }
     }
 

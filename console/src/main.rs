@@ -15,6 +15,7 @@ mod api;
 mod assets;
 mod cache;
 mod config;
+mod connection;
 mod database;
 mod events;
 mod filter;

@@ -1,6 +1,7 @@
 //! Errors as RFC 9457 problem details.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -60,6 +61,19 @@ impl Problem {
     }
 }
 
+/// Between two warnings of what requests meet: in an outage each of them does.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Warns, unless it did so a moment ago.
+fn warn(what: &str) {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_none_or(|last| last.elapsed() >= PAUSE) {
+        *last = Some(Instant::now());
+        tracing::warn!("{what}");
+    }
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self)).into_response();
@@ -95,10 +109,16 @@ impl From<&database::Error> for Problem {
                     "The database's answer is not understood: the extension and the console may be of different versions.",
                 );
             }
+            database::Error::Busy => {
+                return Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "All of the console's connections to the database are busy. Try again soon.",
+                );
+            }
             database::Error::Database(error) => error,
         };
         let Some(of_database) = error.as_database_error() else {
-            tracing::warn!("the database does not answer: {error}");
+            warn(&format!("the database does not answer: {error}"));
             return Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "The database does not answer. Try again soon.",
@@ -124,6 +144,21 @@ impl From<&database::Error> for Problem {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "The database does not answer. Try again soon.",
             ),
+            code if code.starts_with("28") => {
+                warn(&format!("the database: {code} {}", of_database.message()));
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "The database does not let the console's login in: see PGUSER, PGPASSWORD and pg_hba.conf.",
+                )
+            }
+            "3D000" => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "There is no database of the name that the console was given: see PGDATABASE.",
+            ),
+            "53300" => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The database takes no more connections. Try again soon.",
+            ),
             "3F000" | "42P01" | "42883" => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Extension loader_history is not installed in the database.",
@@ -133,7 +168,7 @@ impl From<&database::Error> for Problem {
                 "The console's login may not read the history: SELECT loader.grant_reader() to it.",
             ),
             _ => {
-                tracing::warn!("the database: {code} {}", of_database.message());
+                warn(&format!("the database: {code} {}", of_database.message()));
                 Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "The database does not answer as it should. Try again soon.",

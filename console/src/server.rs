@@ -11,9 +11,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use axum::serve::ListenerExt;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -25,13 +23,10 @@ use crate::database::Database;
 use crate::events::Hub;
 use crate::problem::Problem;
 use crate::state::State;
-use crate::{api, assets, pages};
+use crate::{api, assets, connection, pages};
 
 /// A request that is not answered by then gets 504.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A client that takes nothing for so long is gone.
-const VANISHED: Duration = Duration::from_secs(30);
 
 /// Open requests get so long when the console stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -78,7 +73,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let (stop, stopping) = watch::channel(false);
     let hub = Arc::new(Hub::new());
     let database = Database::new(config.pool(options.clone()));
-    let state = State::new(database, hub.clone(), config.max_streams, stopping.clone());
+    let state = State::new(database.clone(), hub.clone(), config.max_streams, stopping.clone());
 
     let listener = TcpListener::bind(config.listen)
         .await
@@ -88,7 +83,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
 
     let listening = tokio::spawn({
         let hub = hub.clone();
-        async move { hub.listen(options).await }
+        async move { hub.listen(options, database).await }
     });
     let ticking = tokio::spawn(async move { hub.tick().await });
     tokio::spawn(async move {
@@ -99,15 +94,16 @@ pub async fn run(config: Config) -> Result<(), Error> {
         let _ = stop.send(true);
     });
 
+    // An empty variable is no name.
+    let allowed = config.allowed_hosts.into_iter().filter(|name| !name.is_empty()).collect();
     let serving =
-        axum::serve(listener.tap_io(watch_connection), router(state, config.allowed_hosts.into()))
-            .with_graceful_shutdown(until_stopping(stopping.clone()));
+        connection::serve(listener, router(state, allowed), until_stopping(stopping.clone()));
     let grace = async {
         until_stopping(stopping).await;
         tokio::time::sleep(GRACE).await;
     };
     tokio::select! {
-        served = serving => served?,
+        () = serving => {}
         () = grace => {}
     }
     listening.abort();
@@ -118,19 +114,6 @@ pub async fn run(config: Config) -> Result<(), Error> {
 async fn until_stopping(mut stopping: watch::Receiver<bool>) {
     // An error says that the sender is gone, and with it whoever could stop the console.
     let _ = stopping.wait_for(|&stopping| stopping).await;
-}
-
-/// Has the system find out that a client is gone though it said nothing.
-fn watch_connection(connection: &mut TcpStream) {
-    let socket = SockRef::from(&*connection);
-    let keepalive = TcpKeepalive::new().with_time(VANISHED).with_interval(VANISHED / 3);
-    let set = socket
-        .set_tcp_nodelay(true)
-        .and_then(|()| socket.set_tcp_keepalive(&keepalive))
-        .and_then(|()| socket.set_tcp_user_timeout(Some(VANISHED)));
-    if let Err(error) = set {
-        tracing::debug!("cannot watch a connection: {error}");
-    }
 }
 
 fn router(state: State, allowed_hosts: Arc<[String]>) -> Router {
@@ -144,10 +127,10 @@ fn router(state: State, allowed_hosts: Arc<[String]>) -> Router {
             header::CACHE_CONTROL,
             HeaderValue::from_static("no-store"),
         ))
-        .with_state(state);
+        .with_state(state.clone());
     let mut router = answers
         .merge(assets::router())
-        .layer(from_fn_with_state(allowed_hosts, by_a_known_name))
+        .layer(from_fn_with_state((state, allowed_hosts), by_a_known_name))
         .layer(CatchPanicLayer::custom(|_| panicked()))
         .layer(SetResponseHeaderLayer::if_not_present(header::RETRY_AFTER, retry_after))
         // Leaves streams of events as they are.
@@ -161,7 +144,7 @@ fn router(state: State, allowed_hosts: Arc<[String]>) -> Router {
 /// The response to who asks by an address, by localhost, or by one of the names `allowed`. By another's name,
 /// which its owner lets stand for this machine, the owner's pages would read what is here (DNS rebinding).
 async fn by_a_known_name(
-    Shared(allowed): Shared<Arc<[String]>>,
+    Shared((state, allowed)): Shared<(State, Arc<[String]>)>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -175,7 +158,13 @@ async fn by_a_known_name(
     }
     let detail =
         format!("The console does not answer to the name {host:?}: see its --allowed-hosts.");
-    Problem::new(StatusCode::MISDIRECTED_REQUEST, detail).into_response()
+    let problem = Problem::new(StatusCode::MISDIRECTED_REQUEST, detail);
+    let accepts = request.headers().get(header::ACCEPT).and_then(|accepts| accepts.to_str().ok());
+    if accepts.is_some_and(|accepts| accepts.contains("text/html")) {
+        pages::error(&state, &problem)
+    } else {
+        problem.into_response()
+    }
 }
 
 /// The response, which may take longer once it has begun: a stream of events goes on for ever.

@@ -4,7 +4,7 @@ mod support;
 
 use pg_test::{Client, HISTORY, Session, column, wait_for_equal};
 use serde_json::Value;
-use support::{Console, cluster, fail, normal, one, rows_as_json, start, succeed};
+use support::{Console, cluster, fail, normal, one, rows_as_json, start, succeed, walk_feed};
 
 #[test]
 fn the_feed_has_the_keys_that_its_front_end_reads() {
@@ -204,23 +204,10 @@ fn the_feed_is_the_view_s_newest_first_and_since_a_time_to_the_microsecond() {
     let found = console.json(&format!("/api/v1/activity?limit=1000&since={seen}"));
     assert_eq!(normal(found), expected);
     // And the one who has missed more than a page goes back from the oldest that it got.
-    let whole = console.json("/api/v1/activity?limit=1000");
-    let mut walked = Vec::<Value>::new();
-    loop {
-        let until = walked.last().map_or_else(String::new, |oldest| {
-            format!("&until={}", oldest["timestamp"].as_str().unwrap())
-        });
-        let page = console.json(&format!("/api/v1/activity?limit=100{until}"));
-        let page = page.as_array().unwrap().iter();
-        let new: Vec<_> = page.filter(|event| !walked.contains(event)).cloned().collect();
-        if new.is_empty() {
-            break;
-        }
-        walked.extend(new);
-    }
-    let whole = whole.as_array().unwrap();
-    assert!(whole.len() > 200);
-    assert_eq!(walked[..whole.len()], *whole);
+    let walked = walk_feed(&console, 100, "");
+    let whole = rows_as_json(&mut client, &format!("{feed} {order}"));
+    assert!(walked.len() > 200);
+    assert_eq!(normal(Value::Array(walked.clone())), whole);
     let (since, until) = (&walked[30]["timestamp"], &walked[10]["timestamp"]);
     let (since, until) = (since.as_str().unwrap(), until.as_str().unwrap());
     let between =
@@ -233,6 +220,57 @@ fn the_feed_is_the_view_s_newest_first_and_since_a_time_to_the_microsecond() {
     let offset = offset.to_rfc3339().replace('+', "%2B");
     let found = console.json(&format!("/api/v1/activity?limit=1000&since={offset}"));
     assert_eq!(normal(found), expected);
+}
+
+#[test]
+fn the_feed_goes_on_where_more_than_a_page_happened_at_once() {
+    let cluster = cluster();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+             SELECT 1, t, t, (ARRAY['SUCCESS', 'FAILED'])[n % 2 + 1]
+             FROM generate_series(1, 700) AS n, (VALUES (timestamptz '2026-01-01 00:00:00.123456')) AS x (t)",
+        )
+        .unwrap();
+    let console = Console::start(&cluster);
+    let feed = "SELECT event_time AS timestamp, event_type AS type, loader_id::text AS \"loaderCode\", message, \
+                severity AS status, execution_id AS \"executionId\" FROM loader.activity_feed \
+                ORDER BY event_time DESC, execution_id DESC, event_type = 'EXECUTION_STARTED'";
+    let expected = rows_as_json(&mut client, feed);
+    assert_eq!(expected.as_array().unwrap().len(), 1400);
+    for limit in [99, 100, 1000] {
+        for query in ["", "&since=2026-01-01T00:00:00.123455Z"] {
+            let walked = walk_feed(&console, limit, query);
+            assert_eq!(normal(Value::Array(walked)), expected, "{limit} a page {query}");
+        }
+    }
+    for cursor in ["x", "1_2", "1_2_EXPLODED", "1_2_SUCCESS_", "99999999999999999999_1_FAILED"] {
+        assert_eq!(
+            console.get(&format!("/api/v1/activity?before={cursor}")).status,
+            400,
+            "{cursor}"
+        );
+    }
+}
+
+#[test]
+fn statistics_count_loaders() {
+    let cluster = cluster();
+    let mut client = cluster.connect();
+    client.batch_execute(HISTORY).unwrap();
+    let mut session = Session::new(&cluster, "postgres");
+    for _ in 0..2 {
+        start(&mut session, 3);
+    }
+    let console = Console::start(&cluster);
+    let expected = rows_as_json(
+        &mut client,
+        "SELECT count(*) AS total, count(*) FILTER (WHERE is_failed) AS failed,
+             count(*) FILTER (WHERE running_executions > 0) AS running FROM loader.loader_summary",
+    );
+    assert!(expected[0]["failed"].as_i64().unwrap() > 0);
+    assert_eq!(console.json("/api/v1/statistics"), expected[0]);
 }
 
 #[test]

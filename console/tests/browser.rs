@@ -26,6 +26,14 @@ const PAST: &str = "
             interval '1.234 s' * (n % 7 + loader) AS took, n % (loader + 3) = 1 AND loader < 4 AS failed) AS run;
     ";
 
+/// Counts the changes that the page is told of.
+const COUNT_TICKS: &str =
+    "source.addEventListener('change', () => { window.ticks = (window.ticks ?? 0) + 1; })";
+
+/// Shows times as they are exactly, rather than how long ago they were.
+const EXACTLY: &str = "document.querySelectorAll('time[title]').forEach((time) => {
+    time.removeAttribute('data-ago'); time.textContent = time.title.replace(' UTC', ''); })";
+
 fn fill(cluster: &Cluster) {
     cluster.connect().batch_execute(PAST).unwrap();
 }
@@ -141,7 +149,7 @@ fn a_change_while_the_page_is_asked_for_is_not_missed() {
     let browser = Browser::open(&console);
     browser.go("/");
     browser.wait_for_text("#live", "Live");
-    browser.value("document.body.addEventListener('htmx:sseMessage', () => { window.ticks = (window.ticks ?? 0) + 1; })");
+    browser.value(COUNT_TICKS);
     let ticks = || browser.value("window.ticks ?? 0").as_i64().unwrap();
 
     // A lock that pages wait for, and no loader.
@@ -164,6 +172,159 @@ fn a_change_while_the_page_is_asked_for_is_not_missed() {
     }
     assert!(freed.elapsed() < Duration::from_secs(12), "only the page's clock, of 15 s, found it");
     browser.assert_clean();
+}
+
+#[test]
+fn an_open_page_asks_once_a_change_however_long_it_is_open() {
+    let cluster = cluster();
+    fill(&cluster);
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    let mut loader = Session::new(&cluster, "postgres");
+    for path in ["/", "/loaders", "/loaders/1", "/executions"] {
+        browser.go(path);
+        browser.wait_for_text("#live", "Live");
+        browser.value(COUNT_TICKS);
+        browser.value("document.body.addEventListener('htmx:beforeRequest', () => { window.asked = (window.asked ?? 0) + 1; })");
+        let mut listeners = 0;
+        for n in 0..8 {
+            let made = browser.string("document.getElementById('made').dataset.made");
+            succeed(&mut loader, 1, n);
+            browser.wait(&format!("document.getElementById('made').dataset.made !== '{made}'"));
+            if n == 0 {
+                listeners = browser.listeners();
+            }
+        }
+        let asked = browser.value("window.asked ?? 0").as_i64().unwrap();
+        let ticks = browser.value("window.ticks ?? 0").as_i64().unwrap();
+        // And by its clock, every 15 seconds.
+        assert!((5..=ticks + 2).contains(&asked), "{path}: {asked} requests, {ticks} changes");
+        // A request that is under way has some.
+        pg_test::wait_for("as many listeners as before", || browser.listeners() <= listeners + 3);
+    }
+    browser.assert_clean();
+}
+
+#[test]
+fn nothing_is_asked_for_a_page_that_nobody_looks_at() {
+    let cluster = cluster();
+    let console = Console::start_live(&cluster, &["--max-streams", "1"]);
+    let browser = Browser::open(&console);
+    let look = |away: bool| {
+        browser.value(&format!(
+            "Object.defineProperty(document, 'hidden', {{ value: {away}, configurable: true }}) \
+             && document.dispatchEvent(new Event('visibilitychange'))"
+        ));
+    };
+    browser.go("/");
+    browser.wait_for_text("#live", "Live");
+    browser.wait("source.readyState === EventSource.OPEN");
+    look(true);
+    // It leaves its place to others.
+    pg_test::wait_for("the place", || {
+        support::sse::Stream::open_with(&console, "/changes", "").status == 200
+    });
+    let id = start(&mut Session::new(&cluster, "postgres"), 1);
+    browser.value("window.from = Date.now()");
+    browser.wait("Date.now() > window.from + 3000");
+    assert!(!browser.has("#running"));
+    look(false);
+    browser.wait(&format!("document.querySelector('#running-{id}')"));
+    browser.wait_for_text("#live", "Live");
+    browser.wait("source?.readyState === EventSource.OPEN");
+}
+
+#[test]
+fn failures_are_said_and_counted_in_the_title() {
+    let cluster = cluster();
+    let mut loader = Session::new(&cluster, "postgres");
+    fail(&mut loader, 1, "seen when the page was opened");
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    let title = |begin: &str| browser.wait(&format!("document.title.startsWith('{begin}')"));
+    browser.go("/");
+    browser.wait_for_text("#live", "Live");
+    title("(1) Overview");
+    assert_eq!(browser.text("#announced").as_deref(), Some(""));
+    succeed(&mut loader, 3, 1);
+    fail(&mut loader, 2, "no such file");
+    title("(2) Overview");
+    browser.wait("document.getElementById('announced').textContent.includes('of loader 2 failed after 0 s: no such file')");
+    succeed(&mut loader, 1, 1);
+    succeed(&mut loader, 2, 1);
+    title("Overview");
+    browser.go("/loaders/2");
+    browser.wait_for_text("#live", "Live");
+    let id = fail(&mut loader, 2, "again");
+    browser.wait_for_text("#announced", &format!("Execution {id} failed"));
+    browser.assert_clean();
+}
+
+#[test]
+fn the_overview_says_what_is_wrong_with_the_recorder() {
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    pg_test::wait_for("a worker", || {
+        browser.go("/");
+        !browser.has("#wrong")
+    });
+    let key = one(
+        &mut cluster.connect(),
+        "SELECT conname FROM pg_constraint WHERE contype = 'f' AND conrelid = 'loader.execution_history'::regclass",
+    );
+    cluster
+        .connect()
+        .batch_execute(&format!("ALTER TABLE loader.execution_history DROP CONSTRAINT {key}"))
+        .unwrap();
+    browser.wait("document.querySelector('#wrong')");
+    let wrong = browser.text("#wrong").unwrap();
+    assert!(wrong.contains("The foreign key to loader.loader is not there"), "{wrong}");
+    assert_eq!(browser.violations(), [""; 0]);
+    browser.assert_clean();
+}
+
+#[test]
+fn durations_of_what_runs_never_step_back() {
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    let mut loader = Session::new(&cluster, "postgres");
+    let id = start(&mut loader, 3);
+    browser.go("/");
+    browser.wait_for_text("#live", "Live");
+    browser.value(&format!(
+        "new MutationObserver(() => {{
+            const text = document.querySelector('#running-{id} [data-running-since]')?.textContent;
+            if (text && text !== (window.said ??= []).at(-1)) window.said.push(text);
+        }}).observe(document.body, {{ subtree: true, childList: true, characterData: true, attributes: true }})"
+    ));
+    for n in 0..5 {
+        let made = browser.string("document.getElementById('made').dataset.made");
+        succeed(&mut loader, 1, n);
+        browser.wait(&format!("document.getElementById('made').dataset.made !== '{made}'"));
+    }
+    browser.wait("window.said?.length > 3");
+    let said: Vec<String> = serde_json::from_value(browser.value("window.said")).unwrap();
+    let seconds: Vec<u32> =
+        said.iter().filter_map(|text| text.strip_suffix(" s")?.parse().ok()).collect();
+    assert!(seconds.len() > 3 && seconds.is_sorted(), "{said:?}");
+}
+
+#[test]
+fn a_time_with_an_offset_is_one_that_the_form_can_send_again() {
+    let cluster = cluster();
+    fill(&cluster);
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    browser.go("/executions?from=2026-01-01T03:00:00%2B05:00");
+    assert_eq!(
+        browser.string("document.querySelector('[name=from]').getAttribute('value')"),
+        "2025-12-31T22:00:00"
+    );
+    browser.click(".filter button");
+    browser.wait("location.search.includes('from=2025-12-31T22')");
+    assert_eq!(browser.texts("#history tbody tr").len(), 50);
 }
 
 #[test]
@@ -265,6 +426,7 @@ fn numbers_are_those_of_the_views() {
     let cells = |table: &str, columns: &[usize]| -> Vec<String> {
         let cells = columns.iter().map(|column| format!(".children[{column}].innerText.trim()"));
         let cells: Vec<_> = cells.map(|cell| format!("row{cell}")).collect();
+        browser.value(EXACTLY);
         let rows = browser.value(&format!(
             "[...document.querySelectorAll('{table} tbody tr')].map((row) => [{}].join('|'))",
             cells.join(",")
@@ -278,6 +440,7 @@ fn numbers_are_those_of_the_views() {
         ("#failed-loaders-24h", "failed_loaders_24h"),
         ("#failed-executions-24h", "failed_executions_24h"),
     ] {
+        // In the tile's link, where it is one.
         let expected =
             one(&mut reader, &format!("SELECT {count} FROM loader.failed_loader_counts"));
         assert_ne!(expected, "0");
@@ -311,6 +474,7 @@ fn numbers_are_those_of_the_views() {
          ORDER BY event_time DESC, execution_id DESC LIMIT 50",
         time("event_time")
     );
+    browser.value(EXACTLY);
     let events: Vec<_> =
         browser.texts("#activity li").iter().map(|event| event.replace('\n', " ")).collect();
     assert_eq!(events, column::<String>(&mut reader, &feed));
@@ -403,10 +567,35 @@ fn the_chart_is_drawn_in_both_colors_and_moves() {
     let before = browser.string(described);
     fail(&mut Session::new(&cluster, "postgres"), 1, "once more");
     browser.wait(&format!("{described} !== '{before}'"));
-    assert_eq!(before, "60 executions, 15 of them failed");
-    assert_eq!(browser.string(described), "61 executions, 16 of them failed");
+    assert_eq!(
+        before,
+        "60 executions, 15 of them failed; from 1.2 s to 8.6 s, half of them in 4.9 s or less"
+    );
+    let after = browser.string(described);
+    assert!(after.starts_with("61 executions, 16 of them failed; from 0."), "{after}");
+    assert_eq!(browser.text("#charted"), Some(browser.string(described)));
     assert!(pixels("--good") > 100 && pixels("--bad") > 100);
+    // It follows the filter.
+    browser.go("/loaders/1?status=FAILED");
+    pg_test::wait_for("failures alone", || pixels("--good") == 0 && pixels("--bad") > 100);
+    assert!(browser.string(described).starts_with("16 executions, 16 of them failed"));
+    // Long ones are in units that people read.
+    session_of_hours(&cluster);
+    browser.go("/loaders/6");
+    browser.wait("plot?.axes[1]._values?.some((label) => label.endsWith(' h 0 min'))");
     browser.assert_clean();
+}
+
+/// Executions of loader 6 that took hours.
+fn session_of_hours(cluster: &Cluster) {
+    cluster
+        .connect()
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+             SELECT 6, now() - n * interval '1 day', now() - n * interval '1 day' + n * interval '1 h', 'SUCCESS'
+             FROM generate_series(1, 9) AS n",
+        )
+        .unwrap();
 }
 
 #[test]
@@ -428,8 +617,16 @@ fn pages_say_that_there_is_nothing() {
     assert_eq!(browser.texts(".empty"), ["No loader fails."]);
     browser.assert_clean();
 
+    // It may come.
+    browser.go("/loaders/1");
+    assert_eq!(browser.texts(".empty"), ["Loader 1 has no history yet."]);
+    browser.wait_for_text("#live", "Live");
+    let id = start(&mut Session::new(&cluster, "postgres"), 1);
+    browser.wait(&format!("document.querySelector('#execution-{id}')"));
+    browser.wait_for_text("#running-now", "1");
+    browser.assert_clean();
+
     for (path, says) in [
-        ("/loaders/1", "Loader 1 has no history."),
         ("/loaders/one", "A loader's id is a whole number of 64 bits."),
         ("/nothing", "There is no page /nothing."),
         ("/executions?status=GOOD", "status is RUNNING, SUCCESS or FAILED."),
@@ -449,16 +646,28 @@ fn pages_say_that_the_database_is_away_and_go_on_when_it_is_back() {
     let late = Browser::open(&console);
     open.go("/");
     open.wait_for_text("#live", "Live");
+    let runs = start(&mut Session::new(&cluster, "postgres"), 2);
+    open.wait(&format!("document.querySelector('#running-{runs}')"));
     open.assert_clean();
+    assert_eq!(open.value("document.getElementById('as-of').hidden"), json!(true));
 
     cluster.stop_server();
     open.wait_for_text("#live", "Not live: The database does not answer. Try again soon.");
+    // What is shown is as it was then, and nobody knows how long it ran.
+    let as_of = open.text("#as-of").unwrap();
+    assert!(as_of.starts_with("As of ") && as_of.len() == 14, "{as_of}");
+    let duration = "document.querySelector('[data-running-since]').textContent";
+    let shown = open.string(duration);
+    open.value("window.asked = Date.now()");
+    open.wait("Date.now() > window.asked + 2500");
+    assert_eq!(open.string(duration), shown);
     assert!(open.has("#activity li"), "what is known stays");
     late.go("/loaders/1");
     late.wait_for_text("#problem", "The database does not answer. Try again soon.");
 
     cluster.start_server();
     open.wait_for_text("#live", "Live");
+    assert_eq!(open.value("document.getElementById('as-of').hidden"), json!(true));
     late.wait_for_text("h1", "Loader 1");
     late.wait_for_text("#live", "Live");
     assert!(late.string("document.title").starts_with("Loader 1"));
@@ -581,7 +790,7 @@ fn a_page_without_a_stream_never_says_that_it_is_live() {
     browser.wait("document.getElementById('live').innerText.startsWith('Not live')");
     for _ in 0..3 {
         let made = browser.string("document.getElementById('made').dataset.made");
-        browser.value("htmx.trigger('#moving', 'sse:change')");
+        browser.value("move()");
         browser.wait(&format!("document.getElementById('made').dataset.made !== '{made}'"));
         let live = browser.text("#live").unwrap();
         assert!(live.starts_with("Not live"), "{live}");
@@ -661,19 +870,31 @@ fn everybody_can_read_the_pages() {
             }
         }
     };
-    let check_phone = |paths: &[&str]| {
-        browser.resize(390, 844);
-        for path in paths {
-            browser.go(path);
-            let width = "document.documentElement.scrollWidth";
-            assert_eq!(browser.value(width), 390, "{path} fits the width of a phone");
-            assert_eq!(browser.violations(), [""; 0], "{path} on a phone");
+    let check_widths = |paths: &[&str]| {
+        for width in [320, 390, 768, 1920] {
+            browser.resize(width, 844);
+            for path in paths {
+                browser.go(path);
+                let fits = browser.value("document.documentElement.scrollWidth");
+                assert_eq!(fits, width, "{path} fits a width of {width}");
+                for colors in [Colors::Light, Colors::Dark] {
+                    if width == 390 || width == 320 && matches!(colors, Colors::Light) {
+                        browser.set_colors(colors);
+                        assert_eq!(browser.violations(), [""; 0], "{path} {width} {colors:?}");
+                    }
+                }
+                // Tables stay tables for those who cannot see them, however they are laid out.
+                let lost =
+                    "[...document.querySelectorAll('.scroll :is(table, thead, tbody, tr, th, td)')]
+                    .filter((element) => !element.getAttribute('role')).length";
+                assert_eq!(browser.value(lost), 0, "{path}");
+            }
         }
         browser.resize(1280, 900);
     };
     let empty = ["/", "/loaders", "/executions"];
     check(&empty);
-    check_phone(&empty);
+    check_widths(&empty);
 
     fill(&cluster);
     let mut session = Session::new(&cluster, "postgres");
@@ -693,5 +914,5 @@ fn everybody_can_read_the_pages() {
         "/nothing",
     ];
     check(&pages);
-    check_phone(&pages);
+    check_widths(&pages);
 }

@@ -22,7 +22,7 @@ fn it_is_served_and_of_the_package_s_version() {
 
 /// Requests that schemathesis makes of each operation in each of its phases: `CONSOLE_EXAMPLES` says otherwise.
 fn examples() -> String {
-    std::env::var("CONSOLE_EXAMPLES").unwrap_or_else(|_| "10".to_owned())
+    std::env::var("CONSOLE_EXAMPLES").unwrap_or_else(|_| "15".to_owned())
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn schemathesis_finds_nothing_else() {
         .args(["--max-examples", &examples(), "--seed", &(pg_test::seed() % 1_000_000).to_string()])
         .arg(format!("{}/api/v1/openapi.yaml", console.url)));
     println!("{report}");
-    assert!(report.contains("Operations:       9 selected / 10 total"), "{report}");
+    assert!(report.contains("Operations:       10 selected / 11 total"), "{report}");
     assert_eq!(console.get("/api/v1/health").status, 200);
     assert!(!console.log().contains("ERROR"), "{}", console.log());
 }

@@ -2,10 +2,12 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pg_test::{APPLICATION_SQL, Session, wait_for_equal};
+use pg_test::{APPLICATION_SQL, Session, column, wait_for, wait_for_equal};
 use serde_json::Value;
 use support::{Answer, Console, cluster, fail, succeed};
 
@@ -40,7 +42,8 @@ fn assert_secure(answer: &Answer) {
 }
 
 /// Every kind of request that asks the database, of the API and of the pages.
-const API: [&str; 8] = [
+const API: [&str; 9] = [
+    "/api/v1/statistics",
     "/api/v1/activity",
     "/api/v1/failed-loaders/counts",
     "/api/v1/loaders",
@@ -162,13 +165,14 @@ fn what_is_not_there_is_not_found_and_what_is_not_read_is_not_allowed() {
         let detail = problem(&console.get(path), 404);
         assert!(detail.contains("4711") || detail.contains(path), "{path}: {detail}");
     }
-    for path in
-        ["/nothing", "/loaders/4711", "/api", "/api/v2/loaders", "/assets/0/x.js", "/../etc/passwd"]
-    {
+    for path in ["/nothing", "/api", "/api/v2/loaders", "/assets/0/x.js", "/../etc/passwd"] {
         let answer = console.get(path);
         assert_eq!(answer.status, 404, "{path}");
         assert_secure(&answer);
     }
+    // Its page is there: it may run for the first time while somebody looks.
+    let page = console.get("/loaders/4711");
+    assert!(page.status == 200 && page.body.contains("Loader 4711 has no history yet."));
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY"] {
         for path in API {
             let answer = console.request(method, path, &[]);
@@ -242,7 +246,68 @@ fn it_is_asked_by_names_that_are_its_own_alone() {
             let detail = problem(&ask(host, path), 421);
             assert!(detail.contains("--allowed-hosts"), "{detail}");
         }
+        // People get a page.
+        let accepts = ("Accept", "text/html,application/xhtml+xml;q=0.9");
+        let page = console.request("GET", "/", &[("Host", host), accepts]);
+        assert_eq!(page.status, 421);
+        assert!(
+            page.body.contains("<html") && page.body.contains("--allowed-hosts"),
+            "{}",
+            page.body
+        );
+        assert_secure(&page);
     }
+    // An empty variable allows no name.
+    let console = Console::spawn(Console::command(&cluster).env("CONSOLE_ALLOWED_HOSTS", ""));
+    for host in ["", "evil.example", "\"<"] {
+        problem(&console.request("GET", "/", &[("Host", host)]), 421);
+    }
+    assert_eq!(console.get("/").status, 200);
+}
+
+#[test]
+fn files_of_pages_are_kept_by_what_they_hold() {
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    let page = console.get("/").body;
+    let files: Vec<_> =
+        page.split('"').filter(|part| part.starts_with("/assets/")).map(str::to_owned).collect();
+    assert_eq!(files.len(), 6);
+    for file in files {
+        let answer = console.get(&file);
+        assert_eq!(answer.status, 200, "{file}");
+        assert!(answer.header("cache-control").contains("immutable"));
+        let hash = file.split('/').nth(2).unwrap();
+        assert!(hash.len() == 16 && hash != env!("CARGO_PKG_VERSION"), "{file}");
+    }
+}
+
+#[test]
+fn exports_have_places_of_their_own() {
+    let cluster = cluster();
+    cluster
+        .connect()
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status, error_message)
+             SELECT 1, now(), now(), 'FAILED', repeat('x', 8000) FROM generate_series(1, 5000)",
+        )
+        .unwrap();
+    let console = Console::start(&cluster);
+    let exports: Vec<_> = (0..16)
+        .map(|_| {
+            let mut client = TcpStream::connect(console.address()).unwrap();
+            client.write_all(b"GET /api/v1/executions.csv HTTP/1.0\r\n\r\n").unwrap();
+            client.read_exact(&mut [0; 1]).unwrap();
+            client
+        })
+        .collect();
+    let refused = problem(&console.get("/api/v1/loaders/1/executions.csv"), 503);
+    assert!(refused.contains("Too many exports"), "{refused}");
+    assert_eq!(console.get("/").status, 200, "they hold no connection of the database's");
+    drop(exports);
+    wait_for_equal("a place", &200, || {
+        console.get("/api/v1/loaders/1/executions.csv?status=RUNNING").status
+    });
 }
 
 #[test]
@@ -253,7 +318,9 @@ fn a_database_that_stops_is_unavailable_until_it_is_back() {
     assert_eq!(console.get("/").status, 200);
     cluster.stop_server();
     // What all share is kept for a moment.
-    wait_for_equal("the outage", &503, || console.get("/").status);
+    for path in API.into_iter().chain(PAGES) {
+        wait_for_equal(path, &503, || console.get(path).status);
+    }
     assert_unavailable(&console, "The database does not answer");
     assert_eq!(console.get("/api/v1/openapi.yaml").status, 200, "needs no database");
     cluster.start_server();
@@ -276,6 +343,13 @@ fn a_database_without_the_extension_and_a_login_without_grants_say_what_to_do() 
     bare.run("CREATE EXTENSION loader_history; SELECT loader.grant_reader('dashboard')");
     wait_for_equal("the extension", &200, || console.get("/").status);
 
+    let console = Console::spawn(Console::command(&cluster).env("PGDATABASE", "no_such"));
+    assert_unavailable(&console, "no database of the name");
+    let console = Console::spawn(Console::command(&cluster).env("PGUSER", "no_such"));
+    assert_unavailable(&console, "does not let the console");
+    // An outage is warned of, not every request that meets it.
+    assert!(console.log().matches("the database: 28").count() <= 2, "{}", console.log());
+
     let console = Console::spawn(Console::command(&cluster).env("PGUSER", "nobody"));
     assert_unavailable(&console, "loader.grant_reader()");
     session.run("SELECT loader.grant_reader('nobody')");
@@ -292,7 +366,7 @@ fn a_database_that_is_too_slow_costs_each_request_its_time_once() {
     let began = Instant::now();
     thread::scope(|scope| {
         // Many who share an answer wait for it together, not one after the other.
-        for path in API.iter().take(7).chain(&["/api/v1/failed-loaders/counts"; 10]) {
+        for path in API.iter().take(8).chain(&["/api/v1/failed-loaders/counts"; 10]) {
             let console = &console;
             scope.spawn(move || {
                 let detail = problem(&console.get(path), 504);
@@ -311,6 +385,25 @@ fn a_database_that_is_too_slow_costs_each_request_its_time_once() {
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     session.run("COMMIT");
     wait_for_equal("the answer", &200, || console.get("/").status);
+}
+
+#[test]
+fn connections_that_are_all_busy_are_no_outage() {
+    let cluster = cluster();
+    let mut session = Session::new(&cluster, "postgres");
+    succeed(&mut session, 1, 1);
+    let console = Console::start_with(&cluster, &["--connections", "1"]);
+    session.run("BEGIN; LOCK TABLE loader.execution_history");
+    thread::scope(|scope| {
+        scope.spawn(|| console.get("/api/v1/executions"));
+        wait_for("the one that waits", || {
+            let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+            column::<i64>(&mut cluster.connect(), waiting) == [1]
+        });
+        let detail = problem(&console.get("/api/v1/loaders/1"), 503);
+        assert!(detail.contains("connections to the database are busy"), "{detail}");
+        session.run("COMMIT");
+    });
 }
 
 #[test]

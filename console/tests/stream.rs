@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use pg_test::{Cluster, Listener, Session, column, wait_for, wait_for_equal};
 use serde_json::{Value, json};
 use support::sse::{Event, Stream};
-use support::{Console, cluster, fail, succeed};
+use support::{Console, cluster, fail, succeed, walk_feed};
 
 /// The data of the events, all of which are of executions.
 #[track_caller]
@@ -105,24 +106,101 @@ fn a_restart_of_the_database_is_a_gap_and_then_events_again() {
     assert_arrive(&cluster, &mut stream);
 }
 
+/// A client that does what the README says.
+struct Reader<'a> {
+    console: &'a Console,
+    known: HashSet<(i64, String)>,
+    /// The time of the last event.
+    last: Option<String>,
+    gaps: usize,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, event: &Event) {
+        if event.is_gap() {
+            self.gaps += 1;
+            self.read_the_feed_again();
+        } else {
+            let kind = event.data["event"].as_str().unwrap().to_owned();
+            self.known.insert((event.data["execution_id"].as_i64().unwrap(), kind));
+            self.last = event.data["event_time"].as_str().map(str::to_owned);
+        }
+    }
+
+    fn read_the_feed_again(&mut self) {
+        let since = self.last.as_deref().map_or_else(String::new, |last| {
+            // The longest load's transaction.
+            let since =
+                chrono::DateTime::parse_from_rfc3339(last).unwrap() - Duration::from_secs(60);
+            format!("&since={}", since.to_rfc3339().replace('+', "%2B"))
+        });
+        for item in walk_feed(self.console, 7, &since) {
+            let kind = item["type"].as_str().unwrap().to_owned();
+            self.known.insert((item["executionId"].as_i64().unwrap(), kind));
+        }
+    }
+}
+
 #[test]
-fn whoever_comes_back_is_told_of_a_gap_first() {
+fn who_reads_the_feed_again_at_each_gap_misses_nothing() {
+    let mut cluster = cluster();
+    let before = succeed(&mut Session::new(&cluster, "postgres"), 1, 1);
+    let console = Console::start_live(&cluster, &[]);
+    let (known, last) = (HashSet::new(), None);
+    let mut reader = Reader { console: &console, known, last, gaps: 0 };
+    let record = |cluster: &Cluster| {
+        let mut session = Session::new(cluster, "postgres");
+        for loader in 1..=9 {
+            fail(&mut session, loader, "x");
+        }
+        succeed(&mut session, 10, 1)
+    };
+    for crash in [true, false] {
+        // A stream of its own each time: such a client does not say that it had one.
+        let mut stream = Stream::open_with(&console, "/api/v1/events", "");
+        let last = record(&cluster);
+        for event in stream.read_until(|event| event.is_end_of(last)) {
+            reader.take(&event);
+        }
+        if crash {
+            cluster.crash_server();
+        } else {
+            drop(stream);
+            cluster.stop_server();
+            stream = Stream::open_with(&console, "/api/v1/events", "");
+        }
+        cluster.start_server();
+        // Some of these before anybody listens again.
+        record(&cluster);
+        console.wait_until_live();
+        let last = record(&cluster);
+        for event in stream.read_until(|event| event.is_end_of(last)) {
+            reader.take(&event);
+        }
+    }
+    assert!(reader.known.contains(&(before, "EXECUTION_SUCCESS".to_owned())));
+    assert!(reader.gaps >= 4, "{} gaps", reader.gaps);
+    let query = "SELECT execution_id || ' ' || event_type FROM loader.activity_feed";
+    let mut expected: Vec<_> = column::<String>(&mut cluster.connect(), query);
+    let mut known: Vec<_> = reader.known.iter().map(|(id, kind)| format!("{id} {kind}")).collect();
+    expected.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(known, expected);
+}
+
+#[test]
+fn every_stream_begins_with_a_gap() {
     let cluster = cluster();
     let console = Console::start_live(&cluster, &[]);
-    // One that got no event before it was cut off too.
-    for path in ["/api/v1/events", "/api/v1/events?loader_id=4711"] {
-        let mut stream = Stream::open(&console, path);
-        if path.ends_with("events") {
-            let events = assert_arrive(&cluster, &mut stream);
-            assert!(!events.iter().any(Event::is_gap), "a new client has missed nothing");
-        } else {
-            stream.read_greeting();
+    for (path, header) in
+        [("", ""), ("?loader_id=1", ""), ("", "Last-Event-ID: 17\r\n"), ("?loader_id=4711", "")]
+    {
+        let path = format!("/api/v1/events{path}");
+        let mut stream = Stream::open_with(&console, &path, header);
+        assert!(stream.next_event().unwrap().is_gap(), "{path}");
+        if !path.ends_with("4711") {
+            assert!(!assert_arrive(&cluster, &mut stream).iter().any(Event::is_gap));
         }
-        let header = format!("Last-Event-ID: {}\r\n", stream.last_id);
-        assert_ne!(stream.last_id, "", "browsers send no empty id");
-        let mut again = Stream::open_with(&console, "/api/v1/events", &header);
-        assert!(again.next_event().unwrap().is_gap());
-        assert!(!assert_arrive(&cluster, &mut again).iter().any(Event::is_gap));
     }
 }
 
@@ -259,6 +337,8 @@ fn over_a_standby_pages_are_read_and_say_that_they_are_not_live() {
 struct Network {
     port: u16,
     is_cut: Arc<AtomicBool>,
+    /// Whether notifications get lost, as behind a pooler that gives each transaction another connection.
+    swallows: Arc<AtomicBool>,
 }
 
 impl Network {
@@ -266,15 +346,19 @@ impl Network {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let is_cut = Arc::new(AtomicBool::new(false));
+        let swallows = Arc::new(AtomicBool::new(false));
+        let swallowing = swallows.clone();
         let (cut, socket) = (is_cut.clone(), cluster.directory().join(".s.PGSQL.5432"));
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let Ok(server) = UnixStream::connect(&socket) else { continue };
                 // Connections that the cut has hit stay dead when it is mended.
                 let dead = Arc::new(AtomicBool::new(false));
+                let answers =
+                    Answers { server: server.try_clone().unwrap(), swallows: swallowing.clone() };
                 let ways: [(Box<dyn Read + Send>, Box<dyn Write + Send>); 2] = [
-                    (Box::new(client.try_clone().unwrap()), Box::new(server.try_clone().unwrap())),
-                    (Box::new(server), Box::new(client)),
+                    (Box::new(client.try_clone().unwrap()), Box::new(server)),
+                    (Box::new(answers), Box::new(client)),
                 ];
                 for (from, to) in ways {
                     let (cut, dead) = (cut.clone(), dead.clone());
@@ -282,12 +366,48 @@ impl Network {
                 }
             }
         });
-        Self { port, is_cut }
+        Self { port, is_cut, swallows }
+    }
+
+    /// A console that reaches its database this way.
+    fn console(&self, cluster: &Cluster) -> Console {
+        Console::spawn(
+            Console::command(cluster)
+                .env("PGHOST", "127.0.0.1")
+                .env("PGPORT", self.port.to_string())
+                .env("PGSSLMODE", "disable"),
+        )
+    }
+}
+
+/// What the server says, message by message.
+struct Answers {
+    server: UnixStream,
+    swallows: Arc<AtomicBool>,
+}
+
+impl Read for Answers {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            let mut head = [0; 5];
+            if self.server.read(&mut head[..1])? == 0 {
+                return Ok(0);
+            }
+            self.server.read_exact(&mut head[1..])?;
+            let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize + 1;
+            assert!(length <= bytes.len(), "a message of {length} bytes");
+            bytes[..5].copy_from_slice(&head);
+            self.server.read_exact(&mut bytes[5..length])?;
+            // NotificationResponse.
+            if head[0] != b'A' || !self.swallows.load(Ordering::SeqCst) {
+                return Ok(length);
+            }
+        }
     }
 }
 
 fn pass(mut from: impl Read, mut to: impl Write, is_cut: &AtomicBool, is_dead: &AtomicBool) {
-    let mut bytes = [0; 8192];
+    let mut bytes = vec![0; 1 << 20];
     while let Ok(read @ 1..) = from.read(&mut bytes) {
         if is_cut.load(Ordering::SeqCst) {
             is_dead.store(true, Ordering::SeqCst);
@@ -305,12 +425,7 @@ fn pass(mut from: impl Read, mut to: impl Write, is_cut: &AtomicBool, is_dead: &
 fn a_network_that_is_cut_silently_is_noticed_and_left_behind() {
     let cluster = cluster();
     let network = Network::to(&cluster);
-    let console = Console::spawn(
-        Console::command(&cluster)
-            .env("PGHOST", "127.0.0.1")
-            .env("PGPORT", network.port.to_string())
-            .env("PGSSLMODE", "disable"),
-    );
+    let console = network.console(&cluster);
     console.wait_until_live();
     let mut stream = Stream::open(&console, "/api/v1/events");
     let mut session = Session::new(&cluster, "postgres");
@@ -346,4 +461,79 @@ fn a_network_that_is_cut_silently_is_noticed_and_left_behind() {
     let sessions =
         "SELECT count(*) FROM pg_stat_activity WHERE usename = 'dashboard' AND state IS NOT NULL";
     assert!(column::<i64>(&mut client, sessions)[0] > 0);
+}
+
+#[test]
+fn a_console_to_which_nothing_comes_does_not_say_that_it_is_live() {
+    let cluster = cluster();
+    let network = Network::to(&cluster);
+    let is_live = |console: &Console| console.json("/api/v1/health")["live_events"] == true;
+    network.swallows.store(true, Ordering::SeqCst);
+    let console = network.console(&cluster);
+    wait_for("the finding", || console.log().contains("what is notified does not arrive"));
+    assert!(!is_live(&console) && !console.log().contains("live events arrive"));
+    assert!(console.get("/").body.contains("data-live=\"false\""));
+    network.swallows.store(false, Ordering::SeqCst);
+    console.wait_until_live();
+    let mut stream = Stream::open(&console, "/api/v1/events");
+    assert_arrive(&cluster, &mut stream);
+    // Without any event, and without an error.
+    network.swallows.store(true, Ordering::SeqCst);
+    wait_for("the silence", || !is_live(&console));
+    network.swallows.store(false, Ordering::SeqCst);
+    console.wait_until_live();
+
+    let set = |value: &str| {
+        let mut client = cluster.connect();
+        let setting = format!("ALTER SYSTEM SET loader_history.notify = {value}");
+        client.batch_execute(&setting).unwrap();
+        client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    };
+    set("off");
+    wait_for("the setting", || console.log().contains("loader_history.notify is off"));
+    assert!(!is_live(&console));
+    set("on");
+    console.wait_until_live();
+    assert!(stream.read_until(Event::is_gap).len() < 10);
+    assert_arrive(&cluster, &mut stream);
+}
+
+#[test]
+fn a_connection_that_asks_for_nothing_is_closed() {
+    let cluster = cluster();
+    let console = Console::start_live(&cluster, &[]);
+    for says in [
+        "",
+        "GET / HTTP/1.1\r\nHost: localhost\r\n",
+        "GET /assets/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ] {
+        let mut client = TcpStream::connect(console.address()).unwrap();
+        client.set_read_timeout(Some(pg_test::TIMEOUT)).unwrap();
+        client.write_all(says.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        // It ends, with an answer or without.
+        client.read_to_end(&mut answer).unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_takes_nothing_gives_its_place_up() {
+    let cluster = cluster();
+    let console = Console::start_live(&cluster, &["--max-streams", "1"]);
+    let mute = Stream::open(&console, "/api/v1/events");
+    let burst = r#"SELECT count(pg_notify('loader_execution', json_build_object(
+        'event', 'EXECUTION_SUCCESS', 'execution_id', n, 'loader_id', 1, 'status', 'SUCCESS',
+        'event_time', '2026-11-23T20:52:27Z', 'error_message', repeat('x', 7000))::text))
+        FROM generate_series(1, 1000) AS n"#;
+    let mut client = cluster.connect();
+    let mut bursts = 0;
+    wait_for("the place", || {
+        // More than the system keeps for it.
+        if bursts < 20 {
+            client.batch_execute(burst).unwrap();
+            bursts += 1;
+        }
+        Stream::open_with(&console, "/api/v1/events", "").status == 200
+    });
+    drop(mute);
 }

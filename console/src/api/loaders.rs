@@ -46,6 +46,21 @@ pub async fn one(
     loader.map(Json).ok_or_else(|| Problem::not_found(format!("Loader {id} has no history.")))
 }
 
+/// How many loaders there are, fail and run: what a front end polls for its tiles.
+#[derive(Serialize)]
+pub struct Statistics {
+    total: i64,
+    failed: i64,
+    running: i64,
+}
+
+pub async fn statistics(Shared(state): Shared<State>) -> Result<Json<Statistics>, Problem> {
+    let (total, counts, running) =
+        tokio::join!(state.loader_count(), state.failed_loader_counts(), state.running_counts());
+    let failed = counts?.failed_loaders;
+    Ok(Json(Statistics { total: *total?, failed, running: running?.loaders }))
+}
+
 #[derive(Serialize)]
 pub struct Counts {
     #[serde(flatten)]

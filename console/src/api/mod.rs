@@ -35,6 +35,7 @@ pub fn router() -> Router<State> {
         .route("/health", get(health))
         .route("/activity", get(activity::activity))
         .route("/failed-loaders/counts", get(loaders::counts))
+        .route("/statistics", get(loaders::statistics))
         .route("/loaders", get(loaders::list))
         .route("/loaders/{loader_id}", get(loaders::one))
         .route("/loaders/{loader_id}/executions", get(executions::of_loader))

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::State as Shared;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
@@ -32,7 +32,6 @@ pub struct Wanted {
 /// Every event, or those of one loader.
 pub async fn events(
     Shared(state): Shared<State>,
-    headers: HeaderMap,
     Parameters(wanted): Parameters<Wanted>,
 ) -> Result<Response, Problem> {
     let permit = permit(&state)?;
@@ -52,11 +51,9 @@ pub async fn events(
         };
         std::future::ready(sent)
     });
-    // Whoever was connected before has missed what came meanwhile.
-    let returns = headers.contains_key("last-event-id");
-    // With an id, so that a client that got no event says too that it was here.
-    let first = sse::Event::default().retry(RETRY).id("0").comment("connected");
-    let first = stream::iter([Some(first), returns.then(gap)].into_iter().flatten());
+    // What came before was told to nobody, and a client that makes a new stream, as browsers' must after any
+    // other answer than 200, does not say that it had one.
+    let first = stream::iter([gap().retry(RETRY)]);
     Ok(respond(&state, permit, first.chain(events)))
 }
 

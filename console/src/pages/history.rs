@@ -6,19 +6,13 @@ use axum::response::Response;
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::Deserialize;
 
-use super::view::{ChartPoint, ExecutionRow, LoaderRow, StatusOption, status_options};
-use super::{Frame, address, error, page};
+use super::view::{ChartPoint, ExecutionRow, LoaderRow, StatusOption, describe, status_options};
+use super::{Frame, error, page};
 use crate::api::{LoaderId, Parameters};
 use crate::filter::{ExecutionFilter, Status};
-use crate::format::machine_time;
+use crate::format::{address, machine_time};
 use crate::problem::Problem;
 use crate::state::State;
-
-/// Executions of a page.
-const PAGE_SIZE: i32 = 50;
-
-/// Executions that the chart shows.
-const CHART_SIZE: i32 = 200;
 
 /// As forms send it: what is not filled in is empty.
 #[derive(Deserialize, Default)]
@@ -50,6 +44,7 @@ struct History {
     csv: String,
     /// What the chart shows, in words.
     charted: String,
+    has_points: bool,
     /// JSON for the chart.
     chart: String,
 }
@@ -80,31 +75,21 @@ pub async fn of_all(
 async fn make(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<History, Problem> {
     let filter = wanted.filter()?;
     let cursor = wanted.cursor.as_deref().filter(|cursor| !cursor.is_empty());
-    let recent = ExecutionFilter::default();
-    let (found, summary, charted) = tokio::try_join!(
-        state.database.history(loader, &filter, PAGE_SIZE, cursor),
-        async {
-            match loader {
-                Some(id) => state.database.loader(id).await,
-                None => Ok(None),
-            }
-        },
-        async {
-            match loader {
-                Some(_) => {
-                    state.database.history(loader, &recent, CHART_SIZE, None).await.map(Some)
-                }
-                None => Ok(None),
-            }
-        },
-    )?;
-    if let (Some(id), None) = (loader, &summary) {
-        return Err(Problem::not_found(format!("Loader {id} has no history.")));
-    }
-    let points: Vec<_> = charted
-        .iter()
-        .flat_map(|page| page.executions.iter().rev().filter_map(ChartPoint::of))
-        .collect();
+    // Each to its end, though one fails: others wait for the same answers.
+    let (found, of_loader) = tokio::join!(state.history(loader, &filter, cursor), async {
+        let id = loader?;
+        Some(tokio::join!(state.loader(id), state.points(id, &filter)))
+    });
+    let found = found?;
+    let now = found.now();
+    // That a loader has no history does not mean that there is none: it may run for the first time soon.
+    let (summary, points) = match of_loader {
+        Some((summary, points)) => (
+            summary?.as_ref().as_ref().map(|summary| LoaderRow::new(summary, now)),
+            points?.iter().rev().filter_map(ChartPoint::of).collect(),
+        ),
+        None => (None, Vec::new()),
+    };
     let path = loader.map_or_else(|| "/executions".to_owned(), |id| format!("/loaders/{id}"));
     let csv_path = loader.map_or_else(
         || "/api/v1/executions.csv".to_owned(),
@@ -119,19 +104,18 @@ async fn make(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Hist
         ];
         address(&path, &parameters)
     };
-    let failures = points.iter().filter(|point| point.is_failed()).count();
     Ok(History {
         frame: Frame::new(state, if loader.is_some() { "" } else { "executions" })
-            .at(found.now())
+            .at(now)
             .moving(cursor.is_none()),
-        loader: loader.map(|id| (id, summary.as_ref().map(LoaderRow::from))),
+        loader: loader.map(|id| (id, summary)),
         statuses: status_options(filter.status),
         is_filtered: filter.is_set(),
         is_first: cursor.is_none(),
         executions: found
             .executions
             .iter()
-            .map(|execution| ExecutionRow::new(execution, found.now()))
+            .map(|execution| ExecutionRow::new(execution, now))
             .collect(),
         newest: page_at(""),
         next: found.next_cursor.as_deref().map(page_at),
@@ -143,11 +127,17 @@ async fn make(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Hist
                 ("started_before", &machine(filter.started_before)),
             ],
         ),
-        charted: format!("{} executions, {failures} of them failed", points.len()),
+        charted: describe(&points),
+        has_points: !points.is_empty(),
         chart: serde_json::to_string(&points).map_err(crate::database::Error::from)?,
-        from: wanted.from,
-        before: wanted.before,
+        from: field(filter.started_from),
+        before: field(filter.started_before),
     })
+}
+
+/// As a form's field of a time takes it, whichever way it was written.
+fn field(time: Option<DateTime<Utc>>) -> String {
+    time.map_or_else(String::new, |time| time.format("%Y-%m-%dT%H:%M:%S").to_string())
 }
 
 fn machine(time: Option<DateTime<Utc>>) -> String {

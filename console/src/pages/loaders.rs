@@ -3,11 +3,13 @@
 use askama::Template;
 use axum::extract::State as Shared;
 use axum::response::Response;
+use chrono::Utc;
 use serde::Deserialize;
 
 use super::view::LoaderRow;
-use super::{Frame, address, error, page};
+use super::{Frame, error, page};
 use crate::api::Parameters;
+use crate::format::address;
 use crate::problem::Problem;
 use crate::state::{OVERVIEW_ROWS, State};
 
@@ -41,16 +43,14 @@ pub async fn list(
 }
 
 async fn make(state: &State, wanted: &Wanted) -> Result<Loaders, Problem> {
-    let after = wanted.after.unwrap_or(i64::MIN);
-    let only = wanted.failed.then_some(true);
-    let size = usize::from(OVERVIEW_ROWS);
-    let mut found = state.database.loaders(after, only, i64::from(OVERVIEW_ROWS) + 1).await?;
-    let more = found.len() > size;
-    found.truncate(size);
+    let found = state.loaders(wanted.after.unwrap_or(i64::MIN), wanted.failed).await?;
+    let shown = &found[..found.len().min(OVERVIEW_ROWS.into())];
+    let more = found.len() > shown.len();
+    let now = Utc::now();
     Ok(Loaders {
         frame: Frame::new(state, "loaders"),
-        next_after: found.last().filter(|_| more).map(|last| last.loader_id),
-        loaders: found.iter().map(LoaderRow::from).collect(),
+        next_after: shown.last().filter(|_| more).map(|last| last.loader_id),
+        loaders: shown.iter().map(|loader| LoaderRow::new(loader, now)).collect(),
         only_failed: wanted.failed,
         here: address(
             "/loaders",

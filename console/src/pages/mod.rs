@@ -46,7 +46,7 @@ struct Frame {
 impl Frame {
     fn new(state: &State, menu: &'static str) -> Self {
         Self {
-            version: assets::VERSION,
+            version: assets::version(),
             made: machine_time(Utc::now()),
             live: state.hub.is_live(),
             moves: true,
@@ -65,14 +65,6 @@ impl Frame {
     }
 }
 
-/// `path` with those of `parameters` that have a value.
-fn address(path: &str, parameters: &[(&str, &str)]) -> String {
-    let mut query = form_urlencoded::Serializer::new(String::new());
-    query.extend_pairs(parameters.iter().filter(|(_, value)| !value.is_empty()));
-    let query = query.finish();
-    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
-}
-
 #[derive(Template)]
 #[template(path = "error.html")]
 struct ErrorPage<'a> {
@@ -88,7 +80,8 @@ fn page(state: &State, made: Result<impl Template, Problem>) -> Response {
     }
 }
 
-fn error(state: &State, problem: &Problem) -> Response {
+/// The page that says what `problem` is.
+pub fn error(state: &State, problem: &Problem) -> Response {
     let page = ErrorPage { frame: Frame::new(state, "").moving(false), problem };
     render(problem.status(), &page)
 }

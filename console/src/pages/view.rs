@@ -1,9 +1,9 @@
 //! Rows as pages show them.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
-use crate::database::{Execution, FeedEvent, LoaderSummary};
+use crate::database::{Execution, FeedEvent, LoaderSummary, Point, Recorder};
 use crate::filter::Status;
 use crate::format;
 use crate::timestamp::Timestamp;
@@ -14,17 +14,18 @@ pub struct Time {
     pub text: String,
     /// To the microsecond.
     pub machine: String,
+    /// How long ago it was.
+    pub ago: String,
 }
 
-impl From<DateTime<Utc>> for Time {
-    fn from(time: DateTime<Utc>) -> Self {
-        Self { text: format::time(time), machine: format::machine_time(time) }
-    }
-}
-
-impl From<Timestamp> for Time {
-    fn from(time: Timestamp) -> Self {
-        time.0.into()
+impl Time {
+    /// `time`, as it is `now`.
+    pub fn new(time: DateTime<Utc>, now: DateTime<Utc>) -> Self {
+        Self {
+            text: format::time(time),
+            machine: format::machine_time(time),
+            ago: format::ago(time, now),
+        }
     }
 }
 
@@ -66,14 +67,16 @@ impl ErrorText {
 impl ExecutionRow {
     /// `execution` as it is `now`.
     pub fn new(execution: &Execution, now: DateTime<Utc>) -> Self {
-        let end = execution.execution_end.unwrap_or(now);
         let error = execution.error_message.clone();
         Self {
             id: execution.id,
             loader_id: execution.loader_id,
-            start: execution.execution_start.into(),
+            start: Time::new(execution.execution_start, now),
             status: execution.status.clone(),
-            duration: format::duration(end - execution.execution_start),
+            duration: match execution.execution_end {
+                Some(end) => format::duration(end - execution.execution_start),
+                None => format::running(now - execution.execution_start),
+            },
             is_running: execution.execution_end.is_none(),
             // The count of one that runs is not known yet.
             records: execution
@@ -103,8 +106,10 @@ pub struct LoaderRow {
 /// Where the counts of a loader's summary stop.
 const COUNTED: i64 = 1000;
 
-impl From<&LoaderSummary> for LoaderRow {
-    fn from(loader: &LoaderSummary) -> Self {
+impl LoaderRow {
+    /// `loader` as it is `now`.
+    pub fn new(loader: &LoaderSummary, now: DateTime<Utc>) -> Self {
+        let time = |time: Timestamp| Time::new(time.0, now);
         let failures = format::count(loader.consecutive_failures);
         let more = if loader.consecutive_failures >= COUNTED { " or more" } else { "" };
         let error = loader.last_error_message.clone().filter(|error| !error.is_empty());
@@ -113,9 +118,9 @@ impl From<&LoaderSummary> for LoaderRow {
             status: loader.last_status.clone(),
             is_failed: loader.is_failed,
             running: loader.running_executions,
-            last_start: loader.last_execution_start.into(),
-            last_success: loader.last_success_at.map(Time::from),
-            last_failure: loader.last_failure_at.map(Time::from),
+            last_start: time(loader.last_execution_start),
+            last_success: loader.last_success_at.map(time),
+            last_failure: loader.last_failure_at.map(time),
             failures: failures + more,
             error: error.map(|error| ErrorText::new(error, false)),
         }
@@ -132,10 +137,11 @@ pub struct EventRow {
     pub message: String,
 }
 
-impl From<&FeedEvent> for EventRow {
-    fn from(event: &FeedEvent) -> Self {
+impl EventRow {
+    /// `event` as it is `now`.
+    pub fn new(event: &FeedEvent, now: DateTime<Utc>) -> Self {
         Self {
-            time: event.event_time.into(),
+            time: Time::new(event.event_time.0, now),
             severity: event.severity.clone(),
             execution_id: event.execution_id,
             loader_id: event.loader_id,
@@ -161,19 +167,52 @@ impl ChartPoint {
         self.status == Status::Failed.as_str()
     }
 
-    /// What the chart shows of `execution`; nothing of one that runs.
-    pub fn of(execution: &Execution) -> Option<Self> {
-        let end = execution.execution_end?;
-        // Exact enough: f64 holds microseconds since 1970 beyond the year 2200.
-        #[expect(clippy::cast_precision_loss, reason = "a chart")]
-        let seconds = |micros: i64| micros as f64 / 1e6;
-        let duration = (end - execution.execution_start).num_microseconds().unwrap_or(i64::MAX);
-        Some(Self {
-            start: seconds(execution.execution_start.timestamp_micros()),
-            duration: seconds(duration),
-            status: execution.status.clone(),
-        })
+    /// What the chart shows of `point`; nothing of what runs.
+    pub fn of(point: &Point) -> Option<Self> {
+        let Point { start, duration, ref status } = *point;
+        let has_ended = *status != Status::Running.as_str();
+        has_ended.then(|| Self { start, duration, status: status.clone() })
     }
+}
+
+/// What the chart shows, in words: "60 executions, 15 of them failed; from 1.2 s to 8.6 s, half of them in 5.0 s or less".
+pub fn describe(points: &[ChartPoint]) -> String {
+    let failures = points.iter().filter(|point| point.is_failed()).count();
+    let mut durations: Vec<_> = points.iter().map(|point| point.duration).collect();
+    durations.sort_by(f64::total_cmp);
+    let (Some(&shortest), Some(&longest)) = (durations.first(), durations.last()) else {
+        return "no executions".to_owned();
+    };
+    let median = durations[(durations.len() - 1) / 2];
+    #[expect(clippy::cast_possible_truncation, reason = "a duration in words")]
+    let say =
+        |seconds: f64| format::duration(TimeDelta::milliseconds((seconds * 1e3).min(1e15) as i64));
+    format!(
+        "{} executions, {failures} of them failed; from {} to {}, half of them in {} or less",
+        durations.len(),
+        say(shortest),
+        say(longest),
+        say(median)
+    )
+}
+
+/// What a DBA should see to, in sentences; nothing where the recorder is well.
+pub fn what_is_wrong(recorder: &Recorder, now: DateTime<Utc>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let has_no_worker = recorder.preloaded && recorder.worker_pid.is_none();
+    if has_no_worker {
+        wrong.push("The recorder's background worker does not run.".to_owned());
+    }
+    if has_no_worker || !recorder.foreign_key {
+        wrong.extend(recorder.detail.clone());
+    }
+    // It is kept for ever: what is older has passed.
+    if let (Some(error), Some(at)) = (&recorder.last_error, recorder.last_error_at)
+        && now - at.0 < TimeDelta::days(1)
+    {
+        wrong.push(format!("The recorder's last error, {}: {error}", format::ago(at.0, now)));
+    }
+    wrong
 }
 
 /// A status to filter by.

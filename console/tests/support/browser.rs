@@ -206,6 +206,17 @@ impl Browser {
         self.runtime.block_on(sent).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
+    /// How many listeners of events the page has, once what is no more is gone.
+    #[track_caller]
+    pub fn listeners(&self) -> i64 {
+        self.command("Performance.enable", json!({}));
+        self.command("HeapProfiler.collectGarbage", json!({}));
+        let metrics = self.command("Performance.getMetrics", json!({}));
+        let metrics = metrics["metrics"].as_array().unwrap();
+        let found = metrics.iter().find(|metric| metric["name"] == "JSEventListeners").unwrap();
+        found["value"].as_f64().unwrap() as i64
+    }
+
     /// Makes the page so large.
     #[track_caller]
     pub fn resize(&self, width: u16, height: u16) {

@@ -177,6 +177,23 @@ impl Answer {
     }
 }
 
+/// All events of the feed that `query` leaves, from page to page of `limit` by their links.
+pub fn walk_feed(console: &Console, limit: usize, query: &str) -> Vec<serde_json::Value> {
+    let mut found = Vec::new();
+    let mut path = format!("/api/v1/activity?limit={limit}{query}");
+    loop {
+        let answer = console.get(&path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        let page: Vec<serde_json::Value> = serde_json::from_str(&answer.body).unwrap();
+        found.extend(page.iter().cloned());
+        match answer.header("link").strip_suffix(">; rel=\"next\"") {
+            Some(next) => next[1..].clone_into(&mut path),
+            None => return found,
+        }
+        assert_eq!(page.len(), limit, "only the last page is short");
+    }
+}
+
 /// A load of `loader` that succeeds; returns the execution's id.
 pub fn succeed(session: &mut Session, loader: i64, records: i64) -> i64 {
     let id = start(session, loader);

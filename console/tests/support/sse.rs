@@ -13,8 +13,6 @@ pub struct Stream {
     reader: BufReader<TcpStream>,
     /// The status of the response.
     pub status: u16,
-    /// The id that the client would come back with.
-    pub last_id: String,
 }
 
 /// An event of a stream.
@@ -31,18 +29,21 @@ impl Stream {
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         // Of HTTP 1.0, whose body comes as it is.
         write!(socket, "GET {path} HTTP/1.0\r\n{headers}\r\n").unwrap();
-        let mut stream = Self { reader: BufReader::new(socket), status: 0, last_id: String::new() };
+        let mut stream = Self { reader: BufReader::new(socket), status: 0 };
         let status = stream.line().unwrap();
         stream.status = status.split(' ').nth(1).unwrap().parse().unwrap();
         while !stream.line().unwrap().is_empty() {}
         stream
     }
 
-    /// Opens the stream of events, which there must be.
+    /// Opens a stream, which there must be. One of events begins with a gap, which is read.
     #[track_caller]
     pub fn open(console: &Console, path: &str) -> Self {
-        let stream = Self::open_with(console, path, "");
+        let mut stream = Self::open_with(console, path, "");
         assert_eq!(stream.status, 200, "{path}");
+        if path.contains("/events") {
+            assert!(stream.next_event().unwrap().is_gap(), "what came before was told to nobody");
+        }
         stream
     }
 
@@ -56,15 +57,6 @@ impl Stream {
         let mut line = String::new();
         let read = self.reader.read_line(&mut line).expect("the stream stays open");
         (read > 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned())
-    }
-
-    /// Reads what every stream begins with, which is no event.
-    pub fn read_greeting(&mut self) {
-        while let Some(line) = self.line().filter(|line| !line.is_empty()) {
-            if let Some(id) = line.strip_prefix("id: ") {
-                id.clone_into(&mut self.last_id);
-            }
-        }
     }
 
     /// The next event; `None` where the stream has ended.
@@ -81,7 +73,6 @@ impl Stream {
             match (field, line.is_empty()) {
                 ("event", _) => kind = value,
                 ("data", _) => data.push(value),
-                ("id", _) => self.last_id = value,
                 (_, true) if !data.is_empty() => {
                     let data = serde_json::from_str(&data.join("\n")).expect("valid JSON");
                     return Some(Event { kind, data });

@@ -74,7 +74,9 @@ pub fn show(
 ) -> Result<()> {
     let console = Console::start(cluster)?;
     let page = console.get("/")?;
-    let shown = format!("<dd id=\"failed-loaders\">{failed_loaders}</dd>");
+    let shown = format!(
+        "<dd id=\"failed-loaders\"><a href=\"/loaders?failed=true\">{failed_loaders}</a></dd>"
+    );
     if !page.contains(&shown) {
         return Err(format!("the console does not show {failed_loaders} failed loaders").into());
     }
