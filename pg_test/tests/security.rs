@@ -79,7 +79,7 @@ const RELATIONS: [&str; 13] = [
     "failed_loader_counts v",
     "foreign_key_request r",
     "loader_summary v",
-    "prepared_event r",
+    "prepared_event r vacuum_truncate=off",
     "prepared_start r",
     "recorded_loader r",
 ];
