@@ -9,9 +9,10 @@ use std::sync::LazyLock;
 
 use pgrx::pg_sys::{self, NodeTag};
 
+use crate::version::client_has_sent_more;
+
 unsafe extern "C-unwind" {
-    // PostgreSQL's libpq.h: what the client has sent.
-    fn pq_buffer_has_data() -> bool;
+    // PostgreSQL's libpq.h: the next byte that the client has sent.
     fn pq_peekbyte() -> c_int;
 }
 
@@ -55,7 +56,7 @@ fn sync_follows() -> bool {
         }
     });
     // SAFETY: in a process with a client; what is there is looked at and not taken.
-    !*CHECKS_ASSERTIONS && unsafe { pq_buffer_has_data() && pq_peekbyte() == SYNC }
+    !*CHECKS_ASSERTIONS && client_has_sent_more() && unsafe { pq_peekbyte() == SYNC }
 }
 
 /// Whether a statement is one call of `function`, as SELECT f() or SELECT * FROM f().
