@@ -15,6 +15,7 @@ mod last_error;
 mod launcher;
 mod ledger;
 mod loader_row;
+mod lone_call;
 mod prepared_event;
 mod retention;
 mod shared;

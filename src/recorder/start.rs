@@ -8,6 +8,7 @@ use pgrx::pg_sys::{self, LockWaitPolicy};
 
 use super::binding::{Outcome, outcome, prepared_start};
 use super::loader_row::{self, LoaderRow};
+use super::lone_call::is_lone;
 use super::shared::{Progress, Request, Serving, Shared, Start, my_database, shared};
 use super::transaction;
 use crate::lookup::{OpenRelation, relation};
@@ -106,10 +107,11 @@ impl From<Reason> for Declined {
     }
 }
 
-/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds.
+/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds, for a call of
+/// `function`.
 ///
 /// Errors of PostgreSQL pass as they are.
-pub fn start(loader_id: i64, time: i64) -> Started {
+pub fn start(loader_id: i64, time: i64, function: pg_sys::Oid) -> Started {
     let Some(shared) = shared().filter(|_| settings::DURABLE.get()) else {
         return Started::Plainly;
     };
@@ -143,7 +145,8 @@ pub fn start(loader_id: i64, time: i64) -> Started {
         };
         let execution_id = pg_sys::nextval_internal(sequence, false);
         let notify = settings::NOTIFY.get();
-        Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify }
+        let is_lone = is_lone(function);
+        Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify, is_lone }
     };
     match hand_over(shared, &start) {
         Ok(()) => {

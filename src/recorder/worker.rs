@@ -525,7 +525,12 @@ impl Worker {
 
     /// Records starts in one transaction, and answers those who wait.
     fn record(&mut self, taken: &[(&'static Request, Start)]) -> Result<(), Trouble> {
+        // Each of these is committed once more, and waited for, before its client learns of it.
+        let asynchronously = taken.iter().all(|(_, start)| start.is_lone);
         let declined = transaction(|| {
+            if asynchronously {
+                set_local(c"synchronous_commit", c"off");
+            }
             ledger::lock_tables()?;
             let mut declined = HashMap::new();
             for (_, start) in taken.iter().filter(|(_, start)| start.check_loader) {

@@ -24,6 +24,7 @@ pub struct Request {
     subxid: AtomicU64,
     check_loader: AtomicBool,
     notify: AtomicBool,
+    is_lone: AtomicBool,
 }
 
 /// Where a request stands.
@@ -65,6 +66,8 @@ pub struct Start {
     pub check_loader: bool,
     /// Whether the start is to be notified.
     pub notify: bool,
+    /// Whether the caller's transaction commits at once, and waits for the disk then.
+    pub is_lone: bool,
 }
 
 impl Request {
@@ -100,6 +103,7 @@ impl Request {
             subxid: self.subxid.load(Relaxed),
             check_loader: self.check_loader.load(Relaxed),
             notify: self.notify.load(Relaxed),
+            is_lone: self.is_lone.load(Relaxed),
         }
     }
 
@@ -193,6 +197,7 @@ impl Shared {
         request.subxid.store(start.subxid, Relaxed);
         request.check_loader.store(start.check_loader, Relaxed);
         request.notify.store(start.notify, Relaxed);
+        request.is_lone.store(start.is_lone, Relaxed);
         request.advance(Progress::Filling, Progress::Queued);
         Some(request)
     }

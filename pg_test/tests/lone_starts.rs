@@ -1,0 +1,199 @@
+//! Promise: a start is never lost, also where the worker does not wait for the disk, since the caller's own
+//! commit follows at once and does: a start whose call has returned survives a crash of the server, and so does
+//! one whose transaction goes on, whatever that looks like.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pg_test::{
+    Client, Cluster, Process, column, preloaded_cluster_with, python, seed, status_of, wait_for,
+    wait_for_worker,
+};
+use postgres::SimpleQueryMessage;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// What is committed and not waited for is on disk after ten seconds: a crash before loses it.
+const LAZY: &str = "wal_writer_delay = '10s'\n";
+
+/// Restarts a crashed server, and waits until the worker has judged what was open.
+fn restart(cluster: &mut Cluster) -> Client {
+    cluster.start_server();
+    let mut client = cluster.connect();
+    wait_for_worker(&mut client);
+    client
+}
+
+/// Starts an execution, alone in its transaction, in one of three ways.
+fn start_alone(client: &mut Client, way: usize) -> Result<i64, postgres::Error> {
+    match way % 3 {
+        0 => Ok(client.query_one("SELECT loader.record_execution_start($1)", &[&1_i64])?.get(0)),
+        1 => {
+            let query = "SELECT * FROM loader.record_execution_start($1)";
+            Ok(client.query_one(query, &[&2_i64])?.get(0))
+        }
+        _ => {
+            let messages = client.simple_query("SELECT loader.record_execution_start(3)")?;
+            let id = messages.iter().find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0),
+                _ => None,
+            });
+            Ok(id.expect("a row").parse().expect("an id"))
+        }
+    }
+}
+
+#[test]
+fn starts_that_have_returned_survive_a_crash() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let mut cluster = preloaded_cluster_with(LAZY);
+    for round in 0..4 {
+        // Whoever does not wait for commits is not told of a start that the disk has not.
+        let settings = ["", "SET synchronous_commit = off", "SET synchronous_commit = local"];
+        let sessions: Vec<_> = (0..6)
+            .map(|number| {
+                let mut client = cluster.connect();
+                client.batch_execute(settings[(number + round) % settings.len()]).unwrap();
+                thread::spawn(move || {
+                    // Until the server is gone.
+                    std::iter::from_fn(|| start_alone(&mut client, number).ok()).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(random.random_range(50..600)));
+        cluster.crash_server();
+        let ids: Vec<i64> =
+            sessions.into_iter().flat_map(|session| session.join().unwrap()).collect();
+        let mut client = restart(&mut cluster);
+        println!("{} starts", ids.len());
+        assert!(!ids.is_empty());
+        let lost: Vec<_> =
+            ids.into_iter().filter(|&id| status_of(&mut client, id).is_none()).collect();
+        assert!(lost.is_empty(), "lost: {lost:?}");
+    }
+}
+
+/// Statements that start an execution of loader 5, and go on.
+const ALIKE: [&str; 7] = [
+    "SELECT public.load()",
+    "SELECT * FROM public.load()",
+    "SELECT public.load_in_sql()",
+    "SELECT public.load_by_cursor()",
+    "DO $$ BEGIN PERFORM loader.record_execution_start(5); PERFORM pg_sleep(600); END $$",
+    "SELECT loader.record_execution_start(5), pg_sleep(600)",
+    "SELECT loader.record_execution_start(5) UNION ALL SELECT 0 FROM pg_sleep(600)",
+];
+
+/// Several statements of one transaction that do.
+const SEVERAL: [&str; 2] = [
+    "SELECT loader.record_execution_start(5); SELECT pg_sleep(600)",
+    "BEGIN; SELECT loader.record_execution_start(5)",
+];
+
+/// A pipeline of psycopg's: two statements, and one Sync after them.
+const PIPELINE: &str = "
+import sys, psycopg
+with psycopg.connect(sys.argv[1], autocommit=True) as db, db.pipeline():
+    db.execute('SELECT loader.record_execution_start(5)')
+    db.execute('SELECT pg_sleep(600)')
+";
+
+const FUNCTIONS: &str = "
+    CREATE FUNCTION public.load() RETURNS bigint LANGUAGE plpgsql AS $$
+    DECLARE run bigint;
+    BEGIN
+        run := loader.record_execution_start(5);
+        PERFORM pg_sleep(600);
+        RETURN run;
+    END $$;
+    CREATE FUNCTION public.load_in_sql() RETURNS void LANGUAGE sql VOLATILE AS $$
+        SELECT loader.record_execution_start(5);
+        SELECT pg_sleep(600);
+    $$;
+    CREATE FUNCTION public.load_by_cursor() RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE run bigint;
+    BEGIN
+        FOR run IN SELECT loader.record_execution_start(5) LOOP
+            PERFORM pg_sleep(600);
+        END LOOP;
+    END $$;
+";
+
+/// Waits for an execution of loader 5 that runs, crashes the server, and looks whether it is there.
+fn assert_survives(cluster: &mut Cluster, what: &str) {
+    let query =
+        "SELECT id FROM loader.execution_history WHERE loader_id = 5 AND status = 'RUNNING'";
+    let mut observer = cluster.connect();
+    let mut running = Vec::new();
+    wait_for("the start", || {
+        running = column::<i64>(&mut observer, query);
+        !running.is_empty()
+    });
+    cluster.crash_server();
+    let mut client = restart(cluster);
+    wait_for("the end of what was open", || {
+        let status = status_of(&mut client, running[0]);
+        assert!(status.is_some(), "{what}: its start is lost");
+        status.as_deref() == Some("FAILED")
+    });
+}
+
+#[test]
+fn starts_whose_transaction_goes_on_survive_a_crash() {
+    let mut cluster = preloaded_cluster_with(LAZY);
+    cluster.connect().batch_execute(FUNCTIONS).unwrap();
+    let simple = ALIKE.into_iter().chain(SEVERAL).map(|statement| (statement, false));
+    for (statement, extended) in simple.chain(ALIKE.map(|statement| (statement, true))) {
+        let mut client = cluster.connect();
+        // The session of an open block stays as long as the server.
+        let session = thread::spawn(move || {
+            let _ = match extended {
+                true => client.query(statement, &[]).map(drop),
+                false => client.batch_execute(statement),
+            };
+            while client.is_valid(Duration::from_secs(1)).is_ok() {
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        assert_survives(&mut cluster, statement);
+        session.join().unwrap();
+    }
+}
+
+#[test]
+fn starts_of_a_pipeline_that_goes_on_survive_a_crash() {
+    let mut cluster = preloaded_cluster_with(LAZY);
+    let directory = cluster.directory().display().to_string();
+    for _ in 0..3 {
+        let dsn = format!("host={directory} user=postgres dbname=postgres");
+        let program = Process::start(python().args(["-c", PIPELINE, &dsn]));
+        assert_survives(&mut cluster, "a pipeline");
+        program.fail();
+    }
+}
+
+/// How long `work` takes, ten times.
+fn ten_times(mut work: impl FnMut()) -> Duration {
+    let begun = Instant::now();
+    for _ in 0..10 {
+        work();
+    }
+    begun.elapsed()
+}
+
+#[test]
+fn a_start_alone_in_its_transaction_waits_for_the_disk_once() {
+    // Each wait for the disk takes so much longer than all the rest that their number is what is measured.
+    let slow = "fsync = on\ncommit_delay = 50000\ncommit_siblings = 0\n";
+    let cluster = preloaded_cluster_with(slow);
+    let mut client = cluster.connect();
+    let twice = ten_times(|| {
+        client.batch_execute("BEGIN; SELECT loader.record_execution_start(1); COMMIT").unwrap();
+    });
+    for (number, way) in ["prepared", "from", "simple"].into_iter().enumerate() {
+        let once = ten_times(|| {
+            start_alone(&mut client, number).unwrap();
+        });
+        assert!(once * 4 < twice * 3, "{way}: {once:?}, in a block {twice:?}");
+    }
+}

@@ -1,0 +1,99 @@
+//! Whether a call of a function is all that its transaction does: then its commit follows at once.
+//!
+//! A client learns what such a call has returned when the transaction is committed, and not before. So the
+//! commit need not wait for the disk twice, for the worker's and then for its own: what the worker has committed
+//! stands before it in the log.
+
+use std::ffi::{CStr, c_int};
+use std::sync::LazyLock;
+
+use pgrx::pg_sys::{self, NodeTag};
+
+use crate::version::client_has_sent_more;
+
+unsafe extern "C-unwind" {
+    // PostgreSQL's libpq.h: the next byte that the client has sent.
+    fn pq_peekbyte() -> c_int;
+}
+
+/// The message with which a client asks for the end of a transaction, in PostgreSQL's extended protocol.
+const SYNC: c_int = b'S' as c_int;
+
+/// Whether a call of `function` is all that the current transaction does, and its commit waits for the disk.
+pub fn is_lone(function: pg_sys::Oid) -> bool {
+    // SAFETY: reads the state of the current process. A portal that is active is valid, and has the plan of its
+    // query where it runs one that returns rows.
+    unsafe {
+        // Only a client's own statement returns to the client: others, of background workers too, may go on.
+        if pg_sys::MyProcPort.is_null()
+            || pg_sys::IsTransactionBlock()
+            || pg_sys::GetCurrentTransactionNestLevel() > 1
+            || pg_sys::synchronous_commit
+                == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF.cast_signed()
+        {
+            return false;
+        }
+        let Some(portal) = pg_sys::ActivePortal.as_ref() else { return false };
+        // Those of cursors and of EXECUTE have names.
+        CStr::from_ptr(portal.name).is_empty()
+            && portal
+                .queryDesc
+                .as_ref()
+                .is_some_and(|query| calls_only(&*query.plannedstmt, function))
+            && (!portal.visible || sync_follows())
+    }
+}
+
+/// Whether the client has sent a Sync next. (In the simple protocol, whose portal is not visible, the end of the
+/// statement is that of its transaction. In the other one more statements may follow in it.)
+fn sync_follows() -> bool {
+    // Where PostgreSQL checks its assertions, one says that only between two messages may it be looked.
+    static CHECKS_ASSERTIONS: LazyLock<bool> = LazyLock::new(|| {
+        // SAFETY: a setting of PostgreSQL's own, whose value is a C string.
+        unsafe {
+            let value = pg_sys::GetConfigOption(c"debug_assertions".as_ptr(), true, false);
+            value.is_null() || CStr::from_ptr(value) != c"off"
+        }
+    });
+    // SAFETY: in a process with a client; what is there is looked at and not taken.
+    !*CHECKS_ASSERTIONS && client_has_sent_more() && unsafe { pq_peekbyte() == SYNC }
+}
+
+/// Whether a statement is one call of `function`, as SELECT f() or SELECT * FROM f().
+///
+/// # Safety
+/// `statement` is a query's plan.
+unsafe fn calls_only(statement: &pg_sys::PlannedStmt, function: pg_sys::Oid) -> bool {
+    // SAFETY: a plan's node is of the type that its tag says; what is not there is NULL.
+    unsafe {
+        let Some(plan) = statement.planTree.as_ref() else { return false };
+        if !plan.lefttree.is_null() || !plan.righttree.is_null() || !plan.initPlan.is_null() {
+            return false;
+        }
+        let expression = match plan.type_ {
+            NodeTag::T_Result => only(plan.targetlist)
+                .map(|entry| (*entry.cast::<pg_sys::TargetEntry>()).expr.cast()),
+            NodeTag::T_FunctionScan => {
+                only((*statement.planTree.cast::<pg_sys::FunctionScan>()).functions)
+                    .map(|entry| (*entry.cast::<pg_sys::RangeTblFunction>()).funcexpr)
+            }
+            _ => None,
+        };
+        expression.is_some_and(|node| {
+            (*node).type_ == NodeTag::T_FuncExpr
+                && (*node.cast::<pg_sys::FuncExpr>()).funcid == function
+        })
+    }
+}
+
+/// The only entry of a list of nodes.
+///
+/// # Safety
+/// `list` is a list of nodes, or NULL.
+unsafe fn only(list: *mut pg_sys::List) -> Option<*mut pg_sys::Node> {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let node = (list.as_ref()?.length == 1).then(|| pg_sys::list_nth(list, 0).cast());
+        node.filter(|node: &*mut pg_sys::Node| !node.is_null())
+    }
+}
