@@ -12,7 +12,7 @@ fn the_demo_says_where_the_console_is_and_ends() {
         String::from_utf8_lossy(&demo.stderr).into_owned(),
     );
     assert!(demo.status.success(), "{said}{errors}");
-    let address = said.lines().find(|line| line.contains("The console"));
+    let address = said.lines().skip_while(|line| *line != "The console").nth(1);
     assert!(address.is_some_and(|line| line.contains("http://127.0.0.1:")), "{said}");
     assert!(said.contains("this is no terminal"), "{said}");
 }

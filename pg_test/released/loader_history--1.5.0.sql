@@ -1170,7 +1170,7 @@ $$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/record.rs:131
+-- src/record.rs:136
 -- loader_history::record::record_execution_end
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */

@@ -2,7 +2,7 @@
 
 use pg_test::{
     Client, Cluster, HISTORY, HasError, Session, assert_same_reads, catch_up,
-    cluster_with_extension, column, preloaded_cluster, rows,
+    cluster_with_extension, column, preloaded_cluster, rows, wait_for_equal,
 };
 use serde_json::Value;
 
@@ -128,6 +128,11 @@ fn so_do_those_of_a_primary_that_preloads_the_library() {
     let mut loader = Session::new(&primary, "postgres");
     loader.run("BEGIN");
     let open = loader.start();
+    // The worker is done with the others.
+    let mut there = primary.connect();
+    wait_for_equal("the open bindings", &vec![1], || {
+        column::<i64>(&mut there, "SELECT open_bindings FROM loader.recorder_status()")
+    });
     for libraries in ["loader_history", ""] {
         let standby = standby_with(&primary, libraries);
         assert_reads_and_refuses_writes(&primary, &standby);
