@@ -3,7 +3,7 @@
 //! in sessions that have recorded before.
 
 use pg_test::version::has_unenforced_checks;
-use pg_test::{Client, HasError, cluster_with_extension, preloaded_cluster};
+use pg_test::{Client, HasError, cluster_with_extension, preloaded_cluster, say_left_out};
 
 const TABLE: &str = "ALTER TABLE loader.execution_history";
 
@@ -186,10 +186,17 @@ fn predicates_of_indexes_hold_as_they_are() {
     alter(&mut dba, "SET enable_seqscan = off");
     let query = "SELECT id FROM loader.execution_history WHERE record_count > 100";
     assert_eq!(pg_test::column::<i64>(&mut dba, query), [id]);
-    let amcheck = "CREATE EXTENSION amcheck;
-                   SELECT bt_index_check(indexrelid, true) FROM pg_index
-                    WHERE indrelid = 'loader.execution_history'::regclass";
-    alter(&mut dba, amcheck);
+    let amcheck = "SELECT name::text FROM pg_available_extensions WHERE name = 'amcheck'";
+    if pg_test::column::<String>(&mut dba, amcheck).is_empty() {
+        say_left_out("the check of the indexes: this server has no amcheck");
+        return;
+    }
+    alter(
+        &mut dba,
+        "CREATE EXTENSION amcheck;
+         SELECT bt_index_check(indexrelid, true) FROM pg_index
+          WHERE indrelid = 'loader.execution_history'::regclass",
+    );
 }
 
 #[test]
