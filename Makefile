@@ -57,7 +57,7 @@ console-load: setup
 latency: setup
 	@TMPDIR=$${TMPDIR:-/var/tmp} scripts/measure latency
 
-# What everything costs beside what people write today: 25 minutes and 25 GB of disk in TMPDIR; writes
+# What everything costs beside what people write today: 35 minutes and 25 GB of disk in TMPDIR; writes
 # docs/bench.md and its charts. BENCH_ROWS=100000000 adds a history of a hundred million executions.
 bench: setup
 	@BENCH_SIZE=full TMPDIR=$${TMPDIR:-/var/tmp} scripts/measure bench
