@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
 
+use pgrx::pg_sys::NodeTag;
 use pgrx::{PgMemoryContexts, pg_guard, pg_sys};
 
 use crate::version::{check_states, has_virtual_columns, is_checked};
@@ -30,7 +31,7 @@ enum Source {
 /// A condition that was prepared.
 struct Kept {
     source: Source,
-    /// NULL where it calls a function that somebody may replace: PostgreSQL prepares it for each statement.
+    /// NULL where it can't be kept: PostgreSQL prepares it for each statement.
     state: *mut pg_sys::ExprState,
 }
 
@@ -69,32 +70,38 @@ unsafe extern "C-unwind" fn on_start(query: *mut pg_sys::QueryDesc, flags: i32) 
             Some(next) => pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next(query, flags)),
             None => pg_sys::standard_ExecutorStart(query, flags),
         }
-        if expected && !(*query).estate.is_null() && only_writes(&*(*query).plannedstmt) {
+        if expected
+            && !(*query).estate.is_null()
+            && let Some(event) = only_writes(&*(*query).plannedstmt)
+        {
             let memory = (*(*query).estate).es_query_cxt;
             PgMemoryContexts::For(memory)
-                .switch_to(|_| lend((*(*query).estate).es_opened_result_relations));
+                .switch_to(|_| lend((*(*query).estate).es_opened_result_relations, event));
         }
     }
 }
 
-/// Whether a statement inserts or updates rows of one table, and no more: with ON CONFLICT, indexes are opened
-/// otherwise.
+/// The event of triggers that a statement fires which inserts or updates rows of one table, and no more: with
+/// ON CONFLICT, indexes are opened otherwise. `None` for others.
 ///
 /// # Safety
 /// `statement` is a query's plan.
-unsafe fn only_writes(statement: &pg_sys::PlannedStmt) -> bool {
+unsafe fn only_writes(statement: &pg_sys::PlannedStmt) -> Option<u32> {
     // SAFETY: a plan's node is of the type that its tag says.
     unsafe {
-        if statement.planTree.is_null()
-            || (*statement.planTree).type_ != pg_sys::NodeTag::T_ModifyTable
-            || statement.hasModifyingCTE
-        {
-            return false;
+        let plan = statement.planTree.as_ref()?;
+        if plan.type_ != NodeTag::T_ModifyTable || statement.hasModifyingCTE {
+            return None;
         }
         let plan = statement.planTree.cast::<pg_sys::ModifyTable>();
-        let writes = [pg_sys::CmdType::CMD_INSERT, pg_sys::CmdType::CMD_UPDATE];
-        writes.contains(&(*plan).operation)
-            && (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_NONE
+        if (*plan).onConflictAction != pg_sys::OnConflictAction::ONCONFLICT_NONE {
+            return None;
+        }
+        match (*plan).operation {
+            pg_sys::CmdType::CMD_INSERT => Some(pg_sys::TRIGGER_TYPE_INSERT),
+            pg_sys::CmdType::CMD_UPDATE => Some(pg_sys::TRIGGER_TYPE_UPDATE),
+            _ => None,
+        }
     }
 }
 
@@ -103,7 +110,7 @@ unsafe fn only_writes(statement: &pg_sys::PlannedStmt) -> bool {
 /// # Safety
 /// `tables` is the list of tables that a started query has opened to write, and the current memory context
 /// lives as long as that query.
-unsafe fn lend(tables: *mut pg_sys::List) {
+unsafe fn lend(tables: *mut pg_sys::List, event: u32) {
     // SAFETY: the list holds tables that are open until the query ends, each with the description that
     // PostgreSQL has just made for it; what is not there is NULL.
     unsafe {
@@ -116,7 +123,7 @@ unsafe fn lend(tables: *mut pg_sys::List) {
                 continue;
             }
             lend_checks(&*constraints, check_states(&mut *table));
-            lend_whens(&*table);
+            lend_whens(&*table, event);
             lend_predicates(table);
         }
     }
@@ -150,11 +157,12 @@ unsafe fn lend_checks(constraints: &pg_sys::TupleConstr, states: &mut *mut *mut 
     }
 }
 
-/// Fills in the prepared WHENs of a table's triggers.
+/// Fills in the prepared WHENs of the triggers that a statement of `event` fires: preparing those of others
+/// might fail.
 ///
 /// # Safety
 /// `table` belongs to a query that writes it.
-unsafe fn lend_whens(table: &pg_sys::ResultRelInfo) {
+unsafe fn lend_whens(table: &pg_sys::ResultRelInfo, event: u32) {
     if table.ri_TrigDesc.is_null() || table.ri_TrigWhenExprs.is_null() {
         return;
     }
@@ -163,13 +171,27 @@ unsafe fn lend_whens(table: &pg_sys::ResultRelInfo) {
     unsafe {
         let count = usize::try_from((*table.ri_TrigDesc).numtriggers).unwrap_or_default();
         for place in 0..count {
-            let text = (*(*table.ri_TrigDesc).triggers.add(place)).tgqual;
+            let trigger = &*(*table.ri_TrigDesc).triggers.add(place);
             let state = table.ri_TrigWhenExprs.add(place);
-            if !text.is_null() && (*state).is_null() {
-                *state = from_text(text, Source::When).unwrap_or(ptr::null_mut());
+            if !trigger.tgqual.is_null() && (*state).is_null() && fires(trigger, event) {
+                *state = from_text(trigger.tgqual, Source::When).unwrap_or(ptr::null_mut());
             }
         }
     }
+}
+
+/// Whether a trigger is one for each row that `event` fires in this session, whatever columns it is of.
+fn fires(trigger: &pg_sys::Trigger, event: u32) -> bool {
+    // SAFETY: reads a setting of the session.
+    let role = unsafe { pg_sys::SessionReplicationRole };
+    let is_replica = role == pg_sys::SESSION_REPLICATION_ROLE_REPLICA.cast_signed();
+    let in_role =
+        if is_replica { pg_sys::TRIGGER_FIRES_ON_REPLICA } else { pg_sys::TRIGGER_FIRES_ON_ORIGIN };
+    let kind = u32::from(trigger.tgtype.cast_unsigned());
+    [in_role, pg_sys::TRIGGER_FIRES_ALWAYS].contains(&trigger.tgenabled.cast_unsigned())
+        && kind & pg_sys::TRIGGER_TYPE_ROW != 0
+        && kind & event != 0
+        && trigger.tgnattr == 0
 }
 
 /// Opens a table's indexes, as the query would, and fills in the prepared predicates of those that have one.
@@ -292,7 +314,7 @@ unsafe fn prepare_all(conditions: *mut pg_sys::List) -> *mut pg_sys::ExprState {
     }
 }
 
-/// Prepares a condition as PostgreSQL does; NULL where it calls what somebody may replace.
+/// Prepares a condition as PostgreSQL does; NULL where it can't be kept.
 ///
 /// # Safety
 /// `tree` is a condition on rows of a table, and not used elsewhere; the current memory context lives as long
@@ -301,11 +323,80 @@ unsafe fn prepare(
     tree: *mut pg_sys::Node,
     init: impl FnOnce(*mut pg_sys::Expr) -> *mut pg_sys::ExprState,
 ) -> *mut pg_sys::ExprState {
-    let (mut relations, mut functions) = (ptr::null_mut(), ptr::null_mut());
-    // SAFETY: promised by the caller. It lists what its plan depends on but for PostgreSQL's own functions,
-    // as for the plans that PostgreSQL keeps.
-    let planned = unsafe {
-        pg_sys::expression_planner_with_deps(tree.cast(), &raw mut relations, &raw mut functions)
-    };
-    if relations.is_null() && functions.is_null() { init(planned) } else { ptr::null_mut() }
+    // SAFETY: promised by the caller.
+    unsafe {
+        if is_keepable(tree) {
+            init(pg_sys::expression_planner(tree.cast()))
+        } else {
+            ptr::null_mut()
+        }
+    }
+}
+
+/// Whether an expression stays as it is prepared, and keeps nothing of the statement that it is first used in.
+/// What is made of plain columns, constants and PostgreSQL's own functions does. Others may not: functions are
+/// replaced, domains are changed, and a whole row is described in the statement's memory.
+///
+/// # Safety
+/// `node` is an expression, as it is stored in the catalog, or NULL.
+unsafe fn is_keepable(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: a node is of the type that its tag says; what is not there is NULL.
+    unsafe {
+        let Some(tag) = node.as_ref().map(|node| node.type_) else { return true };
+        match tag {
+            NodeTag::T_Const | NodeTag::T_CaseTestExpr => true,
+            NodeTag::T_Var => (*node.cast::<pg_sys::Var>()).varattno > 0,
+            NodeTag::T_List => {
+                let list = node.cast::<pg_sys::List>();
+                (0..(*list).length).all(|place| is_keepable(pg_sys::list_nth(list, place).cast()))
+            }
+            NodeTag::T_FuncExpr => {
+                let call = node.cast::<pg_sys::FuncExpr>();
+                is_postgresqls((*call).funcid) && is_keepable((*call).args.cast())
+            }
+            NodeTag::T_OpExpr | NodeTag::T_DistinctExpr | NodeTag::T_NullIfExpr => {
+                let call = node.cast::<pg_sys::OpExpr>();
+                pg_sys::set_opfuncid(call);
+                is_postgresqls((*call).opfuncid) && is_keepable((*call).args.cast())
+            }
+            NodeTag::T_ScalarArrayOpExpr => {
+                let call = node.cast::<pg_sys::ScalarArrayOpExpr>();
+                pg_sys::set_sa_opfuncid(call);
+                is_postgresqls((*call).opfuncid) && is_keepable((*call).args.cast())
+            }
+            NodeTag::T_BoolExpr => is_keepable((*node.cast::<pg_sys::BoolExpr>()).args.cast()),
+            NodeTag::T_BooleanTest => is_keepable((*node.cast::<pg_sys::BooleanTest>()).arg.cast()),
+            NodeTag::T_NullTest => {
+                let test = node.cast::<pg_sys::NullTest>();
+                !(*test).argisrow && is_keepable((*test).arg.cast())
+            }
+            NodeTag::T_RelabelType => is_keepable((*node.cast::<pg_sys::RelabelType>()).arg.cast()),
+            NodeTag::T_CoalesceExpr => {
+                is_keepable((*node.cast::<pg_sys::CoalesceExpr>()).args.cast())
+            }
+            NodeTag::T_CaseExpr => {
+                let case = node.cast::<pg_sys::CaseExpr>();
+                is_keepable((*case).arg.cast())
+                    && is_keepable((*case).args.cast())
+                    && is_keepable((*case).defresult.cast())
+            }
+            NodeTag::T_CaseWhen => {
+                let when = node.cast::<pg_sys::CaseWhen>();
+                is_keepable((*when).expr.cast()) && is_keepable((*when).result.cast())
+            }
+            NodeTag::T_ArrayExpr => {
+                is_keepable((*node.cast::<pg_sys::ArrayExpr>()).elements.cast())
+            }
+            NodeTag::T_ArrayCoerceExpr => {
+                let coercion = node.cast::<pg_sys::ArrayCoerceExpr>();
+                is_keepable((*coercion).arg.cast()) && is_keepable((*coercion).elemexpr.cast())
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether a function is one of PostgreSQL's own, which nobody replaces.
+fn is_postgresqls(function: pg_sys::Oid) -> bool {
+    (1..pg_sys::FirstUnpinnedObjectId).contains(&function.to_u32())
 }

@@ -67,9 +67,9 @@ fn record_execution_start(
     require_writable()?;
     skip_lost_ids()?;
     let start = now();
-    // SAFETY: PostgreSQL passes a call that is valid during it, and says of which function it is.
-    let function = unsafe { (*(*call).flinfo).fn_oid };
-    let declined = match recorder::start(loader_id, start, function) {
+    // SAFETY: PostgreSQL passes a call that is valid during it, and knows where its caller's plan has it.
+    let call = unsafe { (*(*call).flinfo).fn_expr };
+    let declined = match recorder::start(loader_id, start, call) {
         Started::Durably(id) => return Ok(id),
         Started::Plainly => None,
         Started::Declined(declined) => Some(declined),

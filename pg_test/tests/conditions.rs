@@ -115,6 +115,97 @@ fn checks_of_functions_that_are_replaced_hold_as_they_are() {
 }
 
 #[test]
+fn checks_by_constant_functions_and_domains_that_are_changed_hold_as_they_are() {
+    let cluster = cluster_with_extension();
+    let (mut client, mut dba) = (cluster.connect(), cluster.connect());
+    record(&mut client, 1);
+    let forbid = |loader: i64| {
+        format!(
+            "CREATE OR REPLACE FUNCTION public.forbidden() RETURNS bigint LANGUAGE plpgsql IMMUTABLE
+                 AS $$ BEGIN RETURN {loader}; END $$"
+        )
+    };
+    alter(&mut dba, &forbid(4));
+    alter(
+        &mut dba,
+        &format!("{TABLE} ADD CONSTRAINT mine CHECK (loader_id <> public.forbidden()) NOT VALID"),
+    );
+    assert_refused(&mut client, 4, "mine");
+    record(&mut client, 5);
+    alter(&mut dba, &forbid(5));
+    record(&mut client, 4);
+    assert_refused(&mut client, 5, "mine");
+    alter(&mut dba, &format!("{TABLE} DROP CONSTRAINT mine"));
+
+    alter(
+        &mut dba,
+        &format!(
+            "CREATE DOMAIN public.known AS bigint CONSTRAINT known CHECK (VALUE <> 4);
+             {TABLE} ADD CONSTRAINT mine CHECK (loader_id::public.known IS NOT NULL) NOT VALID"
+        ),
+    );
+    start(&mut client, 4).error("23514");
+    record(&mut client, 5);
+    alter(
+        &mut dba,
+        "ALTER DOMAIN public.known DROP CONSTRAINT known;
+         ALTER DOMAIN public.known ADD CONSTRAINT known CHECK (VALUE <> 5) NOT VALID",
+    );
+    record(&mut client, 4);
+    start(&mut client, 5).error("23514");
+}
+
+/// What is prepared for a whole row is described in the memory of the statement.
+#[test]
+fn conditions_on_whole_rows_hold_again_and_again() {
+    let cluster = cluster_with_extension();
+    let (mut client, mut dba) = (cluster.connect(), cluster.connect());
+    record(&mut client, 1);
+    alter(
+        &mut dba,
+        &format!(
+            "CREATE TABLE public.seen (id bigint);
+             CREATE FUNCTION public.see() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN INSERT INTO public.seen VALUES (NEW.id); RETURN NULL; END $$;
+             CREATE TRIGGER mine AFTER UPDATE ON loader.execution_history
+                 FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION public.see();
+             {TABLE} ADD CONSTRAINT mine CHECK (execution_history IS DISTINCT FROM NULL),
+                     ADD CONSTRAINT mine_too
+                         CHECK (execution_history::text <> '' AND (loader_id, id) > (0, 0))"
+        ),
+    );
+    for round in 1..=50 {
+        record(&mut client, round % 10 + 1);
+    }
+    let seen: i64 = pg_test::column(&mut dba, "SELECT count(DISTINCT id) FROM public.seen")[0];
+    assert_eq!(seen, 50);
+    // Columns come and go.
+    alter(&mut dba, &format!("{TABLE} ADD COLUMN mine text DEFAULT 'x' CHECK (mine <> 'y')"));
+    record(&mut client, 2);
+    alter(&mut dba, &format!("{TABLE} DROP COLUMN mine"));
+    record(&mut client, 3);
+}
+
+#[test]
+fn a_trigger_that_is_disabled_does_no_harm() {
+    let cluster = cluster_with_extension();
+    let (mut client, mut dba) = (cluster.connect(), cluster.connect());
+    record(&mut client, 1);
+    alter(
+        &mut dba,
+        "CREATE FUNCTION public.see() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+         CREATE TRIGGER broken AFTER INSERT OR UPDATE ON loader.execution_history
+             FOR EACH ROW WHEN (NEW.id > 1 / 0) EXECUTE FUNCTION public.see();
+         CREATE TRIGGER of_deletes AFTER DELETE ON loader.execution_history
+             FOR EACH ROW WHEN (OLD.id > 1 / 0) EXECUTE FUNCTION public.see();
+         ALTER TABLE loader.execution_history DISABLE TRIGGER broken",
+    );
+    record(&mut client, 1);
+    alter(&mut dba, &format!("{TABLE} ENABLE TRIGGER broken"));
+    start(&mut client, 1).error("22012");
+}
+
+#[test]
 fn conditions_of_triggers_hold_as_they_are() {
     let cluster = cluster_with_extension();
     let (mut client, mut dba) = (cluster.connect(), cluster.connect());

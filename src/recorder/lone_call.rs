@@ -19,8 +19,9 @@ unsafe extern "C-unwind" {
 /// The message with which a client asks for the end of a transaction, in PostgreSQL's extended protocol.
 const SYNC: c_int = b'S' as c_int;
 
-/// Whether a call of `function` is all that the current transaction does, and its commit waits for the disk.
-pub fn is_lone(function: pg_sys::Oid) -> bool {
+/// Whether `call`, as its caller's plan has it, is all that the current transaction does, and its commit waits
+/// for the disk.
+pub fn is_lone(call: *mut pg_sys::Node) -> bool {
     // SAFETY: reads the state of the current process. A portal that is active is valid, and has the plan of its
     // query where it runs one that returns rows.
     unsafe {
@@ -28,6 +29,7 @@ pub fn is_lone(function: pg_sys::Oid) -> bool {
         if pg_sys::MyProcPort.is_null()
             || pg_sys::IsTransactionBlock()
             || pg_sys::GetCurrentTransactionNestLevel() > 1
+            || pg_sys::MyXactFlags.cast_unsigned() & pg_sys::XACT_FLAGS_PIPELINING != 0
             || pg_sys::synchronous_commit
                 == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF.cast_signed()
         {
@@ -36,10 +38,7 @@ pub fn is_lone(function: pg_sys::Oid) -> bool {
         let Some(portal) = pg_sys::ActivePortal.as_ref() else { return false };
         // Those of cursors and of EXECUTE have names.
         CStr::from_ptr(portal.name).is_empty()
-            && portal
-                .queryDesc
-                .as_ref()
-                .is_some_and(|query| calls_only(&*query.plannedstmt, function))
+            && portal.queryDesc.as_ref().is_some_and(|query| calls_only(&*query.plannedstmt, call))
             && (!portal.visible || sync_follows())
     }
 }
@@ -59,29 +58,69 @@ fn sync_follows() -> bool {
     !*CHECKS_ASSERTIONS && client_has_sent_more() && unsafe { pq_peekbyte() == SYNC }
 }
 
-/// Whether a statement is one call of `function`, as SELECT f() or SELECT * FROM f().
+/// Whether a statement does `call` and no more, as SELECT f() or SELECT * FROM f(). Its arguments may call
+/// PostgreSQL's own functions alone: others may leave something to be done at the commit.
 ///
 /// # Safety
 /// `statement` is a query's plan.
-unsafe fn calls_only(statement: &pg_sys::PlannedStmt, function: pg_sys::Oid) -> bool {
+unsafe fn calls_only(statement: &pg_sys::PlannedStmt, call: *mut pg_sys::Node) -> bool {
     // SAFETY: a plan's node is of the type that its tag says; what is not there is NULL.
     unsafe {
         let Some(plan) = statement.planTree.as_ref() else { return false };
-        if !plan.lefttree.is_null() || !plan.righttree.is_null() || !plan.initPlan.is_null() {
+        if [plan.lefttree, plan.righttree].iter().any(|child| !child.is_null())
+            || [plan.initPlan, plan.qual].iter().any(|list| !list.is_null())
+        {
             return false;
         }
-        let expression = match plan.type_ {
-            NodeTag::T_Result => only(plan.targetlist)
-                .map(|entry| (*entry.cast::<pg_sys::TargetEntry>()).expr.cast()),
+        let entry = |node: *mut pg_sys::Node| (*node.cast::<pg_sys::TargetEntry>()).expr.cast();
+        let expression: Option<*mut pg_sys::Node> = match plan.type_ {
+            NodeTag::T_Result => {
+                let result = statement.planTree.cast::<pg_sys::Result>();
+                only(plan.targetlist).filter(|_| (*result).resconstantqual.is_null()).map(entry)
+            }
             NodeTag::T_FunctionScan => {
-                only((*statement.planTree.cast::<pg_sys::FunctionScan>()).functions)
+                let scan = statement.planTree.cast::<pg_sys::FunctionScan>();
+                only(plan.targetlist)
+                    .filter(|&column| is(entry(column), NodeTag::T_Var))
+                    .and_then(|_| only((*scan).functions))
                     .map(|entry| (*entry.cast::<pg_sys::RangeTblFunction>()).funcexpr)
             }
             _ => None,
         };
+        // The very call: one within its arguments is another's.
         expression.is_some_and(|node| {
-            (*node).type_ == NodeTag::T_FuncExpr
-                && (*node.cast::<pg_sys::FuncExpr>()).funcid == function
+            node == call
+                && is(node, NodeTag::T_FuncExpr)
+                && are_plain((*node.cast::<pg_sys::FuncExpr>()).args)
+        })
+    }
+}
+
+/// Whether a node is there, and of the type `tag`.
+///
+/// # Safety
+/// `node` is a node, or NULL.
+unsafe fn is(node: *mut pg_sys::Node, tag: NodeTag) -> bool {
+    // SAFETY: promised by the caller.
+    unsafe { node.as_ref() }.is_some_and(|node| node.type_ == tag)
+}
+
+/// Whether arguments are constants and parameters, or what PostgreSQL's own functions make of them.
+///
+/// # Safety
+/// `arguments` is a list of expressions, or NULL.
+unsafe fn are_plain(arguments: *mut pg_sys::List) -> bool {
+    // SAFETY: promised by the caller; a node is of the type that its tag says.
+    unsafe {
+        let count = arguments.as_ref().map_or(0, |list| list.length);
+        (0..count).all(|place| {
+            let node: *mut pg_sys::Node = pg_sys::list_nth(arguments, place).cast();
+            let call = node.cast::<pg_sys::FuncExpr>();
+            is(node, NodeTag::T_Const)
+                || is(node, NodeTag::T_Param)
+                || is(node, NodeTag::T_FuncExpr)
+                    && (*call).funcid.to_u32() < pg_sys::FirstUnpinnedObjectId
+                    && are_plain((*call).args)
         })
     }
 }

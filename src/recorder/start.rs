@@ -107,11 +107,11 @@ impl From<Reason> for Declined {
     }
 }
 
-/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds, for a call of
-/// `function`.
+/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds, for `call`, as its
+/// caller's plan has it.
 ///
 /// Errors of PostgreSQL pass as they are.
-pub fn start(loader_id: i64, time: i64, function: pg_sys::Oid) -> Started {
+pub fn start(loader_id: i64, time: i64, call: *mut pg_sys::Node) -> Started {
     let Some(shared) = shared().filter(|_| settings::DURABLE.get()) else {
         return Started::Plainly;
     };
@@ -145,12 +145,15 @@ pub fn start(loader_id: i64, time: i64, function: pg_sys::Oid) -> Started {
         };
         let execution_id = pg_sys::nextval_internal(sequence, false);
         let notify = settings::NOTIFY.get();
-        let is_lone = is_lone(function);
+        let is_lone = is_lone(call);
         Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify, is_lone }
     };
     match hand_over(shared, &start) {
         Ok(()) => {
             wait_at_commit();
+            if start.is_lone {
+                transaction::remember_lone_start();
+            }
             Started::Durably(start.execution_id)
         }
         Err(declined) => Started::Declined(declined),
