@@ -1,7 +1,7 @@
 //! The conditions of a table's constraints, triggers and indexes, prepared once a session.
 //!
 //! PostgreSQL reads those of the table that a statement writes from the catalog's text, and prepares them,
-//! anew for each statement: for a single row that is a third of all that a start and an end take. For
+//! anew for each statement: for a single row that is two fifths of all that a start and an end take. For
 //! statements that a session keeps, they are kept with them. What is kept is found by the text or the tree
 //! that it was made of, so a condition that is changed is prepared anew.
 
