@@ -12,18 +12,26 @@ use std::ptr;
 use pgrx::pg_sys::NodeTag;
 use pgrx::{PgMemoryContexts, pg_guard, pg_sys};
 
+use crate::lookup::is_postgresqls;
 use crate::version::{check_states, has_virtual_columns, is_checked};
 
 /// How many conditions are kept. The history has fifteen; a table that is changed over and over must not fill
 /// the memory.
 const MOST: usize = 64;
 
+/// What kind of condition a text is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A CHECK.
+    Check,
+    /// A trigger's WHEN.
+    When,
+}
+
 /// What a condition was made of.
 enum Source {
-    /// The text of a CHECK.
-    Check(Box<[u8]>),
-    /// The text of a trigger's WHEN.
-    When(Box<[u8]>),
+    /// The text of a condition of this kind.
+    Text(Kind, Box<[u8]>),
     /// The tree of an index's predicate.
     Predicate(*mut pg_sys::List),
 }
@@ -143,7 +151,7 @@ unsafe fn lend_checks(constraints: &pg_sys::TupleConstr, states: &mut *mut *mut 
         std::slice::from_raw_parts(constraints.check, usize::from(constraints.num_check))
             .iter()
             .map(|check| match is_checked(check) {
-                true => from_text(check.ccbin, Source::Check),
+                true => from_text(check.ccbin, Kind::Check),
                 false => Some(ptr::null_mut()),
             })
             .collect()
@@ -174,7 +182,7 @@ unsafe fn lend_whens(table: &pg_sys::ResultRelInfo, event: u32) {
             let trigger = &*(*table.ri_TrigDesc).triggers.add(place);
             let state = table.ri_TrigWhenExprs.add(place);
             if !trigger.tgqual.is_null() && (*state).is_null() && fires(trigger, event) {
-                *state = from_text(trigger.tgqual, Source::When).unwrap_or(ptr::null_mut());
+                *state = from_text(trigger.tgqual, Kind::When).unwrap_or(ptr::null_mut());
             }
         }
     }
@@ -220,36 +228,28 @@ unsafe fn lend_predicates(table: *mut pg_sys::ResultRelInfo) {
 /// The condition that is written as `text`; `None` where it can't be kept.
 ///
 /// # Safety
-/// `text` is a C string, of a condition of the kind `source`.
-unsafe fn from_text(
-    text: *const c_char,
-    source: impl Fn(Box<[u8]>) -> Source,
-) -> Option<*mut pg_sys::ExprState> {
+/// `text` is a C string, of a condition of this kind.
+unsafe fn from_text(text: *const c_char, kind: Kind) -> Option<*mut pg_sys::ExprState> {
     // SAFETY: promised by the caller.
     let bytes = unsafe { CStr::from_ptr(text) }.to_bytes();
-    // Any text has the same kind.
-    let kind = std::mem::discriminant(&source(Box::default()));
-    let is_same = |kept: &Kept| match &kept.source {
-        Source::Check(text) | Source::When(text) => {
-            std::mem::discriminant(&kept.source) == kind && **text == *bytes
-        }
-        Source::Predicate(_) => false,
-    };
+    let is_same = |kept: &Kept| matches!(&kept.source, Source::Text(of, text) if *of == kind && **text == *bytes);
     // SAFETY: the text is that of a condition, as PostgreSQL writes them.
     let state = find_or_keep(is_same, || unsafe {
         let tree = pg_sys::stringToNode(text).cast::<pg_sys::Node>();
-        let source = source(bytes.into());
-        if matches!(source, Source::Check(_)) {
-            return (source, prepare(tree, |tree| pg_sys::ExecInitExpr(tree, ptr::null_mut())));
-        }
-        // As of PostgreSQL's TriggerEnabled().
-        for (row, place) in [
-            (pg_sys::PRS2_OLD_VARNO, pg_sys::INNER_VAR),
-            (pg_sys::PRS2_NEW_VARNO, pg_sys::OUTER_VAR),
-        ] {
-            pg_sys::ChangeVarNodes(tree, row.cast_signed(), place, 0);
-        }
-        (source, prepare_all(pg_sys::make_ands_implicit(tree.cast())))
+        let state = match kind {
+            Kind::Check => prepare(tree, |tree| pg_sys::ExecInitExpr(tree, ptr::null_mut())),
+            Kind::When => {
+                // As of PostgreSQL's TriggerEnabled().
+                for (row, place) in [
+                    (pg_sys::PRS2_OLD_VARNO, pg_sys::INNER_VAR),
+                    (pg_sys::PRS2_NEW_VARNO, pg_sys::OUTER_VAR),
+                ] {
+                    pg_sys::ChangeVarNodes(tree, row.cast_signed(), place, 0);
+                }
+                prepare_all(pg_sys::make_ands_implicit(tree.cast()))
+            }
+        };
+        (Source::Text(kind, bytes.into()), state)
     });
     Some(state).filter(|state| !state.is_null())
 }
@@ -394,9 +394,4 @@ unsafe fn is_keepable(node: *mut pg_sys::Node) -> bool {
             _ => false,
         }
     }
-}
-
-/// Whether a function is one of PostgreSQL's own, which nobody replaces.
-fn is_postgresqls(function: pg_sys::Oid) -> bool {
-    (1..pg_sys::FirstUnpinnedObjectId).contains(&function.to_u32())
 }

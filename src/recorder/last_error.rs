@@ -51,7 +51,8 @@ pub fn with<R>(use_text: impl FnOnce(&[u8]) -> R) -> R {
 #[pg_guard]
 unsafe extern "C-unwind" fn on_log(error: *mut pg_sys::ErrorData) {
     // SAFETY: PostgreSQL passes a message that is valid during the call, whose text is a C string or NULL;
-    // the state of the transaction is that of the process, read at any time; NEXT_HOOK was set by the postmaster, before any other process was there.
+    // the state of the transaction is that of the process, read at any time; NEXT_HOOK was set by the
+    // postmaster, before any other process was there.
     unsafe {
         if let Some(message) = error.as_ref()
             && transaction::is_watched()

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use pgrx::pg_sys::{self, NodeTag};
 
+use crate::lookup::is_postgresqls;
 use crate::version::client_has_sent_more;
 
 unsafe extern "C-unwind" {
@@ -30,8 +31,7 @@ pub fn is_lone(call: *mut pg_sys::Node) -> bool {
             || pg_sys::IsTransactionBlock()
             || pg_sys::GetCurrentTransactionNestLevel() > 1
             || pg_sys::MyXactFlags.cast_unsigned() & pg_sys::XACT_FLAGS_PIPELINING != 0
-            || pg_sys::synchronous_commit
-                == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF.cast_signed()
+            || commits_asynchronously()
         {
             return false;
         }
@@ -41,6 +41,13 @@ pub fn is_lone(call: *mut pg_sys::Node) -> bool {
             && portal.queryDesc.as_ref().is_some_and(|query| calls_only(&*query.plannedstmt, call))
             && (!portal.visible || sync_follows())
     }
+}
+
+/// Whether a commit does not wait for the disk, as the session is set now.
+pub fn commits_asynchronously() -> bool {
+    // SAFETY: reads a setting of the session.
+    let level = unsafe { pg_sys::synchronous_commit };
+    level == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF.cast_signed()
 }
 
 /// Whether the client has sent a Sync next. (In the simple protocol, whose portal is not visible, the end of the
@@ -119,7 +126,7 @@ unsafe fn are_plain(arguments: *mut pg_sys::List) -> bool {
             is(node, NodeTag::T_Const)
                 || is(node, NodeTag::T_Param)
                 || is(node, NodeTag::T_FuncExpr)
-                    && (*call).funcid.to_u32() < pg_sys::FirstUnpinnedObjectId
+                    && is_postgresqls((*call).funcid)
                     && are_plain((*call).args)
         })
     }

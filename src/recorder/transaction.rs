@@ -12,6 +12,7 @@ use pgrx::pg_guard;
 use pgrx::pg_sys::{self, SubTransactionId, SubXactEvent, XactEvent};
 
 use super::gathered::{Gathered, emit_all, emit_what_fits};
+use super::lone_call::commits_asynchronously;
 use super::shared::{
     Batch, Posting, PreparedEvents, Request, Serving, Shared, my_database, shared,
 };
@@ -228,13 +229,10 @@ impl Current {
     /// them, has the transaction notify by itself. May fail.
     fn before_commit(&self, shared: Shared) {
         self.is_ending.set(true);
-        // SAFETY: in a transaction; only notes that its commit waits for the disk. The setting may be another
-        // than when the start was made.
-        unsafe {
-            let off = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF.cast_signed();
-            if self.is_lone.get() && pg_sys::synchronous_commit == off {
-                pg_sys::ForceSyncCommit();
-            }
+        // The setting may be another than when the start was made.
+        if self.is_lone.get() && commits_asynchronously() {
+            // SAFETY: in a transaction; only notes that its commit waits for the disk.
+            unsafe { pg_sys::ForceSyncCommit() };
         }
         let Ok(events) = self.events.try_borrow() else { return };
         if events.is_empty() {
