@@ -246,12 +246,15 @@ impl Browser {
         let behavior = json!({ "behavior": "allow", "downloadPath": folder });
         self.command("Browser.setDownloadBehavior", behavior);
         self.click(css);
-        let mut file = None;
+        let mut text = String::new();
         wait_for("the download", || {
-            file = fs::read_dir(&folder).unwrap().next().map(|entry| entry.unwrap().path());
-            file.as_ref().is_some_and(|file| file.extension().is_some_and(|end| end == "csv"))
+            let mut files = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+            let file = files.find(|file| file.extension().is_some_and(|end| end == "csv"));
+            // Chromium takes the name with an empty file, and puts the whole one in its place at the end.
+            text = file.map_or_else(String::new, |file| fs::read_to_string(file).unwrap());
+            !text.is_empty()
         });
-        fs::read_to_string(file.unwrap()).unwrap()
+        text
     }
 
     /// The page as PNG.
