@@ -110,10 +110,8 @@ COMMENT ON TABLE loader.recorded_loader IS
 COMMENT ON COLUMN loader.recorded_loader.loader_id IS 'The loader''s id';
 COMMENT ON INDEX loader.recorded_loader_loader_id_idx IS 'Finds out whether a loader is known';
 
--- SECURITY DEFINER: whoever may write the history need not have a right to this table.
 CREATE FUNCTION loader.remember_loader() RETURNS trigger
-    LANGUAGE c SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    LANGUAGE c
     AS 'MODULE_PATHNAME', 'remember_loader_wrapper';
 COMMENT ON FUNCTION loader.remember_loader() IS
     'Internal: trigger that keeps loader.recorded_loader';

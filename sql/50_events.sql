@@ -3,7 +3,6 @@
 
 CREATE FUNCTION loader.notify_execution() RETURNS trigger
     LANGUAGE c
-    SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'notify_execution_wrapper';
 COMMENT ON FUNCTION loader.notify_execution() IS
     'Internal: trigger that emits NOTIFY loader_execution with the execution as a JSON object';

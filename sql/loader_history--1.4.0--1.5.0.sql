@@ -34,3 +34,10 @@ ALTER TABLE loader.prepared_start ENABLE ALWAYS TRIGGER refuse_foreign_start;
 ALTER TABLE loader.prepared_event SET (vacuum_truncate = off);
 COMMENT ON TABLE loader.prepared_event IS
     'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that ends before it could emit its own.';
+
+-- Trigger functions in C look up no name by the search path. To set one would cost more than they do.
+ALTER FUNCTION loader.notify_execution() RESET search_path;
+ALTER FUNCTION loader.refuse_foreign_binding() RESET search_path;
+ALTER FUNCTION loader.remember_loader() RESET search_path;
+-- It takes the right to its table by itself, where it needs that.
+ALTER FUNCTION loader.remember_loader() SECURITY INVOKER;

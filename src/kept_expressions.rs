@@ -32,8 +32,8 @@ enum Kind {
 enum Source {
     /// The text of a condition of this kind.
     Text(Kind, Box<[u8]>),
-    /// The tree of an index's predicate.
-    Predicate(*mut pg_sys::List),
+    /// The tree of this index's predicate.
+    Predicate(pg_sys::Oid, *mut pg_sys::List),
 }
 
 /// A condition that was prepared.
@@ -219,7 +219,8 @@ unsafe fn lend_predicates(table: *mut pg_sys::ResultRelInfo) {
         for place in 0..usize::try_from((*table).ri_NumIndices).unwrap_or_default() {
             let index = *(*table).ri_IndexRelationInfo.add(place);
             if !(*index).ii_Predicate.is_null() && (*index).ii_PredicateState.is_null() {
-                (*index).ii_PredicateState = from_predicate((*index).ii_Predicate);
+                let oid = (**(*table).ri_IndexRelationDescs.add(place)).rd_id;
+                (*index).ii_PredicateState = from_predicate(oid, (*index).ii_Predicate);
             }
         }
     }
@@ -257,17 +258,23 @@ unsafe fn from_text(text: *const c_char, kind: Kind) -> Option<*mut pg_sys::Expr
 /// The prepared predicate; NULL where it can't be kept.
 ///
 /// # Safety
-/// `predicate` is an index's.
-unsafe fn from_predicate(predicate: *mut pg_sys::List) -> *mut pg_sys::ExprState {
+/// `predicate` is that of `index`.
+unsafe fn from_predicate(
+    index: pg_sys::Oid,
+    predicate: *mut pg_sys::List,
+) -> *mut pg_sys::ExprState {
     let is_same = |kept: &Kept| match kept.source {
-        // SAFETY: both are trees; what is kept stays.
-        Source::Predicate(tree) => unsafe { pg_sys::equal(tree.cast(), predicate.cast()) },
+        // The index's number is quicker to compare than the trees of all.
+        Source::Predicate(of, tree) if of == index => {
+            // SAFETY: both are trees; what is kept stays.
+            unsafe { pg_sys::equal(tree.cast(), predicate.cast()) }
+        }
         _ => false,
     };
     // SAFETY: a copy of a tree, of which the one copy is kept to be compared with, and never changed.
     find_or_keep(is_same, || unsafe {
         let copy = || pg_sys::copyObjectImpl(predicate.cast::<c_void>()).cast::<pg_sys::List>();
-        (Source::Predicate(copy()), prepare_all(copy()))
+        (Source::Predicate(index, copy()), prepare_all(copy()))
     })
 }
 

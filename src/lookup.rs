@@ -59,6 +59,12 @@ impl OpenRelation {
         unsafe { (*self.0).rd_createSubid != 0 }
     }
 
+    /// Whose it is.
+    pub fn owner(&self) -> pg_sys::Oid {
+        // SAFETY: the relation is open, and so has its row of pg_class.
+        unsafe { (*(*self.0).rd_rel).relowner }
+    }
+
     /// Its triggers, those of constraints included.
     fn triggers(&self) -> &[pg_sys::Trigger] {
         // SAFETY: the relation is open; where it has a list of triggers it has as many as that says, and at
@@ -170,6 +176,12 @@ impl Found {
     pub fn writer(&self) -> pg_sys::TransactionId {
         // SAFETY: as of tid(); a tuple on disk begins with these fields.
         unsafe { (*(*self.tuple).t_data).t_choice.t_heap.t_xmin }
+    }
+
+    /// Whether an update wrote it.
+    pub fn is_updated(&self) -> bool {
+        // SAFETY: as of tid().
+        u32::from(unsafe { (*(*self.tuple).t_data).t_infomask }) & pg_sys::HEAP_UPDATED != 0
     }
 
     /// The value of column number `column`, counted from 1; `None` where it is NULL.

@@ -10,7 +10,7 @@ use pgrx::{AllocatedByPostgres, PgTrigger, pg_sys, pg_trigger, varlena};
 
 use crate::error::{Error, raise};
 use crate::event::{Event, MAX_PAYLOAD_BYTES};
-use crate::execution::Status;
+use crate::execution::{Status, column};
 use crate::recorder;
 use crate::settings;
 use crate::time::from_postgres;
@@ -57,22 +57,22 @@ pub fn emit(payload: impl Into<Vec<u8>>) {
 
 /// The event that `row` is now, without its error message.
 fn read_event<'a>(row: &Row<'_>) -> Result<Option<Event<'a>>, TryFromDatumError> {
-    let status = row.get_by_name::<String>("status")?;
+    let status = row.get_by_index::<String>(column::STATUS)?;
     let Some(status) = status.and_then(|status| Status::parse(&status, &Status::ALL)) else {
         return Ok(None);
     };
     let time = match status {
-        Status::Running => row.get_by_name::<TimestampWithTimeZone>("execution_start")?,
-        Status::Success | Status::Failed => row.get_by_name("execution_end")?,
+        Status::Running => row.get_by_index::<TimestampWithTimeZone>(column::EXECUTION_START)?,
+        Status::Success | Status::Failed => row.get_by_index(column::EXECUTION_END)?,
     };
     let (Some(id), Some(loader_id), Some(time)) =
-        (row.get_by_name("id")?, row.get_by_name("loader_id")?, time)
+        (row.get_by_index(column::ID)?, row.get_by_index(column::LOADER_ID)?, time)
     else {
         return Ok(None);
     };
     let mut event = Event::new(id, loader_id, status, from_postgres(time.into_inner()));
-    event.record_count = row.get_by_name("record_count")?;
-    event.duration_seconds = row.get_by_name("duration_seconds")?;
+    event.record_count = row.get_by_index(column::RECORD_COUNT)?;
+    event.duration_seconds = row.get_by_index(column::DURATION_SECONDS)?;
     Ok(Some(event))
 }
 
@@ -80,7 +80,7 @@ fn read_event<'a>(row: &Row<'_>) -> Result<Option<Event<'a>>, TryFromDatumError>
 ///
 /// Reads no more of the message than an event can carry: it may be hundreds of megabytes long.
 fn message_start(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Option<(String, bool)> {
-    let (number, attribute) = row.get_attribute_by_name("error_message")?;
+    let attribute = row.get_attribute_by_index(column::ERROR_MESSAGE)?;
     // The trigger may have been created on a table of another make.
     if attribute.type_oid().value() != pg_sys::TEXTOID {
         return None;
@@ -94,7 +94,7 @@ fn message_start(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Option<(String, bool
     // in the database's encoding; that is UTF-8, or CREATE EXTENSION would have refused. The slice is a
     // fresh copy.
     let (bytes, whole_size) = unsafe {
-        let datum = heap_getattr_raw(tuple, number, (*data.tg_relation).rd_att)?;
+        let datum = heap_getattr_raw(tuple, column::ERROR_MESSAGE, (*data.tg_relation).rd_att)?;
         let slice = pg_sys::pg_detoast_datum_slice(datum.cast_mut_ptr(), 0, slice_bytes);
         let whole_size = pg_sys::toast_raw_datum_size(datum) - pg_sys::VARHDRSZ;
         (varlena::varlena_to_byte_slice(slice), whole_size)

@@ -9,7 +9,7 @@ use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::{PgSqlErrorCode, Spi, pg_extern};
 
 use crate::error::{Error, warn_of_plain_start, warn_of_saturated_count};
-use crate::execution::{Status, duration_seconds};
+use crate::execution::{Status, column, duration_seconds};
 use crate::lookup::{self, Key, Locked, OpenRelation, find, relation};
 use crate::lost_ids::{keep_given_ids, skip_lost_ids};
 use crate::recorder::{self, Declined, Reason, Started, binding};
@@ -178,7 +178,11 @@ fn end_execution(
         let state = execution_state(&history, execution_id)?;
         // When the server ended it, and where it has noted that, if the loader may still correct it.
         let derived = match state.end {
-            None if outcome == Status::Success && binding::is_open_elsewhere(execution_id) => {
+            // What this transaction itself has inserted, no other has started.
+            None if outcome == Status::Success
+                && !(state.own && state.inserted)
+                && binding::is_open_elsewhere(execution_id) =>
+            {
                 return Err(Error::StillOpen(execution_id));
             }
             None => None,
@@ -241,6 +245,8 @@ struct State {
     tid: pg_sys::ItemPointerData,
     /// Whether this transaction has written the row.
     own: bool,
+    /// Whether the row is as it was inserted.
+    inserted: bool,
     start: i64,
     end: Option<i64>,
     status: String,
@@ -249,15 +255,16 @@ struct State {
 /// The state of an execution, as committed by now or written by this transaction.
 fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, Error> {
     let look = || {
-        // SAFETY: by the contract column 3 is the start and 4 the end, timestamptz, which are passed by
-        // value as a bigint is, and column 5 the status, a varchar.
+        // SAFETY: by the contract the times are timestamptz, which are passed by value as a bigint is,
+        // and the status is a varchar.
         find(history, &Key::id(execution_id), |row| unsafe {
             Some(State {
                 tid: row.tid(),
                 own: pg_sys::TransactionIdIsCurrentTransactionId(row.writer()),
-                start: row.get(3)?,
-                end: row.get(4),
-                status: row.get(5)?,
+                inserted: !row.is_updated(),
+                start: row.get(column::EXECUTION_START.get())?,
+                end: row.get(column::EXECUTION_END.get()),
+                status: row.get(column::STATUS.get())?,
             })
         })
         .flatten()

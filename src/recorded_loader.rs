@@ -12,7 +12,9 @@ use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::{AllocatedByPostgres, PgTrigger, Spi, pg_trigger};
 
 use crate::error::{Error, raise};
+use crate::execution::column;
 use crate::lookup::{Key, OpenRelation, find, relation};
+use crate::rights::OwnersRights;
 use crate::statement::{KeptStatement, Sight};
 
 /// Loaders known to be in the table, as one subtransaction saw it.
@@ -41,7 +43,7 @@ fn remember_loader<'a>(
 ) -> Result<Option<PgHeapTuple<'a, AllocatedByPostgres>>, Infallible> {
     if let Some(row) = trigger.new() {
         let oid = trigger.trigger().tgoid;
-        let remembered = row.get_by_name("loader_id").map_err(Error::Row);
+        let remembered = row.get_by_index(column::LOADER_ID).map_err(Error::Row);
         if let Err(error) = remembered.and_then(|id| id.map_or(Ok(()), |id| remember(oid, id))) {
             raise(error);
         }
@@ -69,12 +71,15 @@ fn remember(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
     if known {
         return Ok(());
     }
+    let table = relation(c"recorded_loader")
+        .map(|table| OpenRelation::table(table, pg_sys::RowExclusiveLock));
     // Without a predicate lock: serializable sessions that start different loaders would fail each other.
-    let is_there = relation(c"recorded_loader").is_some_and(|table| {
-        let table = OpenRelation::table(table, pg_sys::RowExclusiveLock);
-        find(&table, &Key::id(loader_id), |_| ()).is_some()
-    });
+    let is_there =
+        table.as_ref().is_some_and(|table| find(table, &Key::id(loader_id), |_| ()).is_some());
     if !is_there {
+        // Whoever may write the history need not have a right to this table. (SECURITY
+        // DEFINER with a search_path would take longer than to look does, at each start.)
+        let _rights = table.as_ref().map(OwnersRights::of);
         Spi::connect(|client| {
             let arguments = [loader_id.into()];
             INSERT_KNOWN.with(|insert| insert.run(client, Sight::Usual, &arguments))?;

@@ -16,11 +16,16 @@ use crate::lookup::OpenRelation;
 pub struct Restricted {
     // Dropped in this order, as PostgreSQL does it: settings go back with the rights still restricted.
     _settings: LocalSettings,
-    _user: RestrictedUser,
+    _user: PreviousUser,
 }
 
-/// Who the session was, and under which restrictions.
-struct RestrictedUser {
+/// The rights of a table's owner, until this is dropped: what PostgreSQL takes to check a foreign key.
+pub struct OwnersRights {
+    _user: PreviousUser,
+}
+
+/// Who the session was, and under which restrictions; it is again when this is dropped.
+struct PreviousUser {
     user: pg_sys::Oid,
     context: i32,
 }
@@ -58,23 +63,40 @@ impl Restricted {
     }
 
     fn new() -> Self {
-        let restriction = pg_sys::SECURITY_RESTRICTED_OPERATION.cast_signed();
-        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
-        // SAFETY: reads and sets the state of the current session; an abort sets it back too.
-        unsafe {
-            pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
-            pg_sys::SetUserIdAndSecContext(user, context | restriction);
-        }
-        let user = RestrictedUser { user, context };
+        let user = PreviousUser::leave(None, pg_sys::SECURITY_RESTRICTED_OPERATION);
         Self { _settings: LocalSettings::set(&[]), _user: user }
     }
 }
 
-impl Drop for RestrictedUser {
+impl OwnersRights {
+    /// Takes the rights of the owner of `table`.
+    pub fn of(table: &OpenRelation) -> Self {
+        let restriction = pg_sys::SECURITY_LOCAL_USERID_CHANGE;
+        Self { _user: PreviousUser::leave(Some(table.owner()), restriction) }
+    }
+}
+
+impl PreviousUser {
+    /// Makes the session that of `user`, or leaves it that of the same one, under a `restriction` more.
+    fn leave(user: Option<pg_sys::Oid>, restriction: u32) -> Self {
+        let mut previous = Self { user: pg_sys::InvalidOid, context: 0 };
+        // SAFETY: reads and sets the state of the current session; an abort sets it back too.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&raw mut previous.user, &raw mut previous.context);
+            pg_sys::SetUserIdAndSecContext(
+                user.unwrap_or(previous.user),
+                previous.context | restriction.cast_signed(),
+            );
+        }
+        previous
+    }
+}
+
+impl Drop for PreviousUser {
     fn drop(&mut self) {
         // While an error unwinds, the abort that follows sets it back.
         if !std::thread::panicking() {
-            // SAFETY: what new() saved, in the same (sub)transaction.
+            // SAFETY: what leave() saved, in the same (sub)transaction.
             unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
         }
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fallible_iterator::FallibleIterator;
 use nix::sys::signal::Signal::SIGCONT;
 use pg_test::{
     Client, Cluster, HasError, Listener, Session, Warnings, column, freeze_worker,
@@ -398,9 +399,46 @@ fn a_slow_listener_keeps_nobody_waiting() {
     let mut late = 0;
     wait_for("the slow listener to hear all", || {
         slow.run("SELECT 1");
-        use fallible_iterator::FallibleIterator;
         late += slow.client.notifications().iter().count().unwrap();
         late == 2 * (ids.len() + 1)
+    });
+}
+
+#[test]
+fn a_listener_that_reads_nothing_keeps_nobody_waiting() {
+    let cluster = preloaded_cluster();
+    let mut slow = Session::new(&cluster, "postgres");
+    slow.run("LISTEN loader_execution");
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    // This client reads nothing on its own: when its socket is full, its server process waits for it.
+    let stuck = format!(
+        "SELECT wait_event IS NOT DISTINCT FROM 'ClientWrite' FROM pg_stat_activity WHERE pid = {}",
+        column::<i32>(&mut slow.client, "SELECT pg_backend_pid()")[0]
+    );
+    let mut ids = Vec::new();
+    wait_for("the listener's socket to be full", || {
+        for _ in 0..50 {
+            let id = start(&mut client);
+            let end = "SELECT loader.record_execution_end($1, 'FAILED', NULL, repeat('x', 7500))";
+            client.execute(end, &[&id]).unwrap();
+            ids.push(id);
+        }
+        column::<bool>(&mut client, &stuck) == [true]
+    });
+    for _ in 0..50 {
+        let id = start(&mut client);
+        end(&mut client, id);
+        ids.push(id);
+    }
+    listener.receive_all(&mut client);
+    assert_eq!(listener.by_execution().into_keys().collect::<Vec<_>>(), ids);
+    assert_eq!(column::<bool>(&mut client, &stuck), [true], "it still waits");
+    // It has missed nothing.
+    let mut heard = 0;
+    wait_for("the slow listener to hear all", || {
+        slow.run("SELECT 1");
+        heard += slow.client.notifications().iter().count().unwrap();
+        heard == 2 * (ids.len() + 1)
     });
 }
 

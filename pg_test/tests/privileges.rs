@@ -383,7 +383,7 @@ fn roles_that_are_none_are_refused() {
 }
 
 #[test]
-fn every_function_pins_its_search_path() {
+fn every_function_that_looks_names_up_pins_its_search_path() {
     let cluster = cluster_with_extension();
     let functions = cluster
         .connect()
@@ -394,7 +394,9 @@ fn every_function_pins_its_search_path() {
                JOIN pg_extension AS e ON e.oid = d.refobjid
                JOIN pg_proc AS p ON p.oid = d.objid
               WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass
-                AND d.deptype = 'e' AND e.extname = 'loader_history'",
+                AND d.deptype = 'e' AND e.extname = 'loader_history'
+                AND NOT (p.prorettype = 'trigger'::regtype AND NOT p.prosecdef
+                         AND p.prolang = (SELECT oid FROM pg_language WHERE lanname = 'c'))",
             &[],
         )
         .unwrap();

@@ -1,12 +1,13 @@
 //! Promise: under `loader_history.retention` what is old goes by itself, and nothing that a reader still
 //! needs; loaders do not notice, and nothing stops it for good.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use pg_test::{
     Client, Cluster, PRELOADED, Session, Signal, Warnings, column, offer_released_version,
-    preloaded_cluster, preloaded_cluster_with, send_signal, wait_for, wait_for_equal,
+    preloaded_cluster, preloaded_cluster_with, run, send_signal, wait_for, wait_for_equal,
     wait_for_served, wait_for_worker, worker_of,
 };
 use serde_json::Value;
@@ -117,6 +118,64 @@ fn what_is_old_goes_by_itself_and_the_summaries_stay() {
     assert_eq!(column::<i64>(&mut client, dangling), [0], "notes of executions that are gone");
     assert_eq!(last_error(&mut client), None);
     assert!(!cluster.log().contains("ERROR"), "{}", cluster.log());
+}
+
+/// What a transaction has written to the log.
+#[derive(Default)]
+struct Written {
+    deleted_rows: usize,
+    bytes: u64,
+}
+
+/// What each transaction has written between two places of the log.
+fn written(cluster: &Cluster, from: &str, to: &str) -> BTreeMap<u32, Written> {
+    let mut waldump = cluster.server_program("pg_waldump");
+    waldump.args(["--start", from, "--end", to, "--path"]).arg(cluster.data().join("pg_wal"));
+    let mut written = BTreeMap::<u32, Written>::new();
+    // rmgr: Heap len (rec/tot): 54/ 54, tx: 740, lsn: 0/01A2F3C8, prev 0/01A2F388, desc: DELETE ...
+    for line in run(&mut waldump).lines() {
+        let behind = |name: &str| line.split_once(name).unwrap().1.trim_start();
+        let number = |text: &str| text.split(',').next().unwrap().trim().parse::<u64>().unwrap();
+        let total = behind("(rec/tot):").split_once('/').unwrap().1;
+        let transaction = written.entry(number(behind("tx:")).try_into().unwrap()).or_default();
+        transaction.bytes += number(total);
+        let is_delete = line.starts_with("rmgr: Heap ") && behind("desc:").starts_with("DELETE");
+        transaction.deleted_rows += usize::from(is_delete);
+    }
+    written
+}
+
+#[test]
+fn what_goes_at_once_and_what_it_locks_is_little_however_much_there_is() {
+    let cluster = preloaded_cluster_with("full_page_writes = off");
+    let mut client = cluster.connect();
+    fill(&mut client, 10_000, 40);
+    let mut place =
+        || column::<String>(&mut client, "SELECT pg_current_wal_flush_lsn()::text").remove(0);
+    let from = place();
+    let mut client = cluster.connect();
+    retain(&mut client, "30d");
+    let worker = worker_of(&mut client, "postgres");
+    let locks = format!(
+        "SELECT count(*), count(*) FILTER (WHERE locktype = 'relation'
+                                      AND mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock'))
+           FROM pg_locks WHERE pid = {worker}"
+    );
+    let (mut most, mut strong) = (0_i64, 0_i64);
+    wait_for("nearly all to go", || {
+        let held = client.query_one(&locks, &[]).unwrap();
+        (most, strong) = (most.max(held.get::<_, i64>(0)), strong.max(held.get::<_, i64>(1)));
+        count(&mut client, OLD) <= 20
+    });
+    client.batch_execute("SELECT pg_switch_wal()").unwrap();
+    let written = written(&cluster, &from, &place());
+    let deleting = || written.values().filter(|written| written.deleted_rows > 0);
+    assert!(deleting().map(|written| written.deleted_rows).sum::<usize>() >= 9_980);
+    assert!(deleting().all(|written| written.deleted_rows <= 200), "rows a transaction");
+    assert!(deleting().all(|written| written.bytes <= 200 * 250), "bytes of log a transaction");
+    // Of tables and indexes, none of rows: few enough that its transactions never look large.
+    assert!((1..=40).contains(&most), "{most} locks");
+    assert_eq!(strong, 0, "locks that a loader could meet");
 }
 
 #[test]

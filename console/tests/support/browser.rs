@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use pg_test::{wait_for, wait_for_equal};
 use serde_json::{Value, json};
+use thirtyfour::error::WebDriverErrorInner;
 use thirtyfour::{
     By, ChromiumLikeCapabilities, DesiredCapabilities, LoggingPrefsLogLevel, WebDriver, WebElement,
 };
@@ -179,8 +180,12 @@ impl Browser {
     /// Clicks what `css` selects, with the mouse.
     #[track_caller]
     pub fn click(&self, css: &str) {
-        let element = self.element(css);
-        self.runtime.block_on(element.click()).unwrap_or_else(|error| panic!("{css}: {error}"));
+        wait_for(css, || match self.runtime.block_on(self.element(css).click()) {
+            Ok(()) => true,
+            // A page that moves has just put another in its place.
+            Err(error) if matches!(*error, WebDriverErrorInner::StaleElementReference(_)) => false,
+            Err(error) => panic!("{css}: {error}"),
+        });
     }
 
     /// Chooses an option of, or fills in, the form's field `name`.
