@@ -127,8 +127,27 @@ impl Conditions {
             Before::Start => " AND execution_start OPERATOR(pg_catalog.<) $3",
             Before::Row => " AND (execution_start, id) OPERATOR(pg_catalog.<) ($3, $4)",
         };
+        if self.is_newest_successes() {
+            // So many of them have started since the earliest start of those that ended last; and what
+            // started since has ended since. OFFSET has PostgreSQL find them before it sorts them.
+            sql += " AND execution_end OPERATOR(pg_catalog.>=) ( \
+                       SELECT pg_catalog.min(newest.execution_start) FROM ( \
+                         SELECT execution_start FROM loader.execution_details \
+                          WHERE loader_id OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'SUCCESS' \
+                          ORDER BY execution_end DESC, id DESC LIMIT $5) AS newest) \
+                    OFFSET 0";
+            sql = format!("SELECT * FROM ({sql}) AS found");
+        }
         sql += " ORDER BY execution_start DESC, id DESC LIMIT $5";
         sql
+    }
+
+    /// Whether a loader's newest successes are asked for, in whose order there is no index of successes
+    /// alone: among failures they may be far apart. There is one in the order of their ends.
+    fn is_newest_successes(self) -> bool {
+        self.loader
+            && self.status == Some(Status::Success)
+            && matches!(self.before, Before::Nothing)
     }
 }
 

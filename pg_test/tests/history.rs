@@ -41,11 +41,11 @@ fn ids(client: &mut Client, condition: &str) -> Vec<i64> {
 fn every_filter_pages_through_all_of_it_in_order() {
     let cluster = cluster_with_extension();
     let mut client = cluster.connect();
-    // Many executions share their start, and ids do not follow time.
+    // Many executions share their start, ids do not follow time, and ends do not follow starts.
     client
         .batch_execute(
             "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
-             SELECT n % 3 + 1, t, CASE WHEN n % 7 > 0 THEN t END,
+             SELECT n % 3 + 1, t, CASE WHEN n % 7 > 0 THEN t + make_interval(mins => n * 53 % 61) END,
                     CASE n % 7 WHEN 0 THEN 'RUNNING' WHEN 1 THEN 'FAILED' ELSE 'SUCCESS' END
                FROM (SELECT n, now() - make_interval(mins => n * 37 % 50) AS t FROM generate_series(1, 500) AS n) AS s",
         )

@@ -112,6 +112,7 @@ fn all(client: &mut Client) -> BTreeMap<String, i64> {
         .get(0);
     for call in [
         "7".to_owned(),
+        "7, status => 'SUCCESS'".to_owned(),
         "7, status => 'FAILED'".to_owned(),
         "status => 'FAILED'".to_owned(),
         "status => 'SUCCESS'".to_owned(),
@@ -182,6 +183,33 @@ fn a_loader_that_never_succeeds_costs_no_more() {
     assert!(summary < 100, "{summary}");
     let counts = pages(&mut client, "SELECT * FROM loader.failed_loader_counts");
     assert!(counts < 100, "{counts}");
+}
+
+#[test]
+fn the_newest_successes_of_a_loader_are_found_behind_very_many_failures() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+             SELECT 7, t, t + make_interval(mins => n % 30), CASE WHEN n <= 1000 THEN 'SUCCESS' ELSE 'FAILED' END
+               FROM generate_series(1, 200000) AS n, LATERAL (SELECT now() - make_interval(mins => 400000 - n) AS t) AS s",
+        )
+        .unwrap();
+    client.batch_execute("VACUUM ANALYZE loader.execution_history").unwrap();
+    for call in [
+        "7, status => 'SUCCESS'",
+        "7, status => 'SUCCESS', started_from => now() - interval '1 year'",
+    ] {
+        pages_of_call(&mut client, call);
+        let read = pages_of_call(&mut client, call);
+        assert!(read <= 300, "get_execution_history({call}) reads {read} pages");
+    }
+    let page: Value = client
+        .query_one("SELECT loader.get_execution_history(7, status => 'SUCCESS')", &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(page["executions"].as_array().unwrap().len(), 50);
 }
 
 #[test]

@@ -77,6 +77,12 @@ pub fn all(database: &Database, far_page: i64) -> Vec<Query> {
         page(&format!("page {far_page}"), &format!("\"cursor\" => '{cursor}'"), "true", back),
         page("page of a loader", "$1", "loader_id = $1", 0),
         page(
+            "page of a loader, SUCCESS",
+            "$1, status => 'SUCCESS'",
+            "loader_id = $1 AND status = 'SUCCESS'",
+            0,
+        ),
+        page(
             "page of a loader, FAILED",
             "$1, status => 'FAILED'",
             "loader_id = $1 AND status = 'FAILED'",
