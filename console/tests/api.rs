@@ -14,6 +14,12 @@ fn the_feed_has_the_keys_that_its_front_end_reads() {
     succeed(&mut session, 1, 1245);
     fail(&mut session, 2, "no <b>warehouse</b>");
     start(&mut session, 3);
+    let mut client = cluster.connect();
+    let mut took = |id: i64| {
+        let seconds = "SELECT duration_seconds FROM loader.execution_history";
+        one(&mut client, &format!("{seconds} WHERE id = {id}"))
+    };
+    let (success, failure) = (took(1), took(2));
     let items = console.json("/api/v1/activity?limit=10");
     let items: Vec<_> = items
         .as_array()
@@ -32,14 +38,14 @@ fn the_feed_has_the_keys_that_its_front_end_reads() {
                 "EXECUTION_FAILED",
                 "2",
                 "error",
-                "Execution 2 of loader 2 failed after 0 s: no <b>warehouse</b>"
+                &format!("Execution 2 of loader 2 failed after {failure} s: no <b>warehouse</b>")
             ],
             ["EXECUTION_STARTED", "2", "info", "Execution 2 of loader 2 started"],
             [
                 "EXECUTION_SUCCESS",
                 "1",
                 "success",
-                "Execution 1 of loader 1 succeeded: 1,245 records in 0 s"
+                &format!("Execution 1 of loader 1 succeeded: 1,245 records in {success} s")
             ],
             ["EXECUTION_STARTED", "1", "info", "Execution 1 of loader 1 started"],
         ]

@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
-
 use pg_test::{Client, Cluster, Session, column};
 use serde_json::{Value, json};
 use support::browser::{Browser, Colors};
@@ -156,6 +154,8 @@ fn a_change_while_the_page_is_asked_for_is_not_missed() {
     let browser = Browser::open(&console);
     browser.go("/");
     browser.wait_for_text("#live", "Live");
+    // Its own clock would find the change too.
+    browser.value("document.querySelector('[data-stream]').dataset.every = 1e6");
     browser.value(COUNT_TICKS);
     let ticks = || browser.value("window.ticks ?? 0").as_i64().unwrap();
 
@@ -173,11 +173,9 @@ fn a_change_while_the_page_is_asked_for_is_not_missed() {
     let second = start(&mut loader, 2);
     pg_test::wait_for("the browser to be told", || ticks() > before);
     lock.rollback().unwrap();
-    let freed = Instant::now();
     for id in [first, second] {
         browser.wait(&format!("document.querySelector('#running-{id}')"));
     }
-    assert!(freed.elapsed() < Duration::from_secs(12), "only the page's clock, of 15 s, found it");
     browser.assert_clean();
 }
 
@@ -226,6 +224,8 @@ fn nothing_is_asked_for_a_page_that_nobody_looks_at() {
     browser.go("/");
     browser.wait_for_text("#live", "Live");
     browser.wait("source.readyState === EventSource.OPEN");
+    // The stream's first event has it ask, which could bring what starts below.
+    browser.wait("document.getElementById('made').dataset.made !== document.body.dataset.made");
     look(true);
     // It leaves its place to others.
     pg_test::wait_for("the place", || {
@@ -256,7 +256,7 @@ fn failures_are_said_and_counted_in_the_title() {
     succeed(&mut loader, 3, 1);
     fail(&mut loader, 2, "no such file");
     title("(2) Overview");
-    browser.wait("document.getElementById('announced').textContent.includes('of loader 2 failed after 0 s: no such file')");
+    browser.wait(r"/of loader 2 failed after \d+ s: no such file/.test(document.getElementById('announced').textContent)");
     succeed(&mut loader, 1, 1);
     succeed(&mut loader, 2, 1);
     title("Overview");
@@ -576,7 +576,13 @@ fn the_chart_is_drawn_in_both_colors_and_moves() {
         "60 executions, 15 of them failed; from 1.2 s to 8.6 s, half of them in 4.9 s or less"
     );
     let after = browser.string(described);
-    assert!(after.starts_with("61 executions, 16 of them failed; from 0."), "{after}");
+    let shortest = one(
+        &mut cluster.connect(),
+        "SELECT to_char(round(extract(epoch FROM min(duration)), 1), 'FM990.0')
+         FROM loader.execution_details WHERE loader_id = 1",
+    );
+    let begin = format!("61 executions, 16 of them failed; from {shortest} s to ");
+    assert!(after.starts_with(&begin), "{after}, {begin}");
     assert_eq!(browser.text("#charted"), Some(browser.string(described)));
     assert!(pixels("--good") > 100 && pixels("--bad") > 100);
     // It follows the filter.
@@ -741,7 +747,8 @@ fn the_keyboard_is_enough() {
     browser.press(ENTER);
     browser.wait("location.pathname === '/executions'");
     tab_to("select");
-    browser.press("FAILED");
+    // The first letter of its only option: one that comes late would choose anew.
+    browser.press("F");
     tab_to(".filter button");
     browser.press(ENTER);
     browser.wait("location.search.includes('status=FAILED')");

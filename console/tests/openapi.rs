@@ -38,6 +38,8 @@ fn schemathesis_finds_nothing_else() {
         .args(["-m", "schemathesis.cli", "run", "--checks", "all", "--continue-on-failure"])
         // It never ends; stream.rs tests it.
         .args(["--exclude-path", "/events"])
+        // Its own limits, of 10 s, are for machines that are less busy.
+        .args(["--request-timeout", "60", "--max-response-time", "60"])
         .args(["--url", &format!("{}/api/v1", console.url)])
         .args(["--max-examples", &examples(), "--seed", &(pg_test::seed() % 1_000_000).to_string()])
         .arg(format!("{}/api/v1/openapi.yaml", console.url)));

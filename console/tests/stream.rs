@@ -31,10 +31,18 @@ fn assert_arrive(cluster: &Cluster, stream: &mut Stream) -> Vec<Event> {
     stream.read_until(|event| event.is_end_of(id))
 }
 
+/// A console to which events arrive and that has told its streams of the gap before them, which it does a moment after
+/// it says that it is live.
+fn live_console(cluster: &Cluster) -> Console {
+    let console = Console::start_live(cluster, &[]);
+    assert_arrive(cluster, &mut Stream::open(&console, "/api/v1/events"));
+    console
+}
+
 #[test]
 fn every_client_gets_every_event_as_notified_and_in_order() {
     let cluster = cluster();
-    let console = Console::start_live(&cluster, &[]);
+    let console = live_console(&cluster);
     let mut listener = Listener::new(&cluster);
     let mut streams: Vec<_> = (0..5).map(|_| Stream::open(&console, "/api/v1/events")).collect();
     let mut of_two = Stream::open(&console, "/api/v1/events?loader_id=2");
@@ -77,7 +85,7 @@ fn every_client_gets_every_event_as_notified_and_in_order() {
 #[test]
 fn a_restart_of_the_database_is_a_gap_and_then_events_again() {
     let mut cluster = cluster();
-    let console = Console::start_live(&cluster, &[]);
+    let console = live_console(&cluster);
     let mut stream = Stream::open(&console, "/api/v1/events");
     let mut page = Stream::open(&console, "/changes?loader_id=1");
     page.next_event();
@@ -191,7 +199,7 @@ fn who_reads_the_feed_again_at_each_gap_misses_nothing() {
 #[test]
 fn every_stream_begins_with_a_gap() {
     let cluster = cluster();
-    let console = Console::start_live(&cluster, &[]);
+    let console = live_console(&cluster);
     for (path, header) in
         [("", ""), ("?loader_id=1", ""), ("", "Last-Event-ID: 17\r\n"), ("?loader_id=4711", "")]
     {
@@ -207,7 +215,7 @@ fn every_stream_begins_with_a_gap() {
 #[test]
 fn what_others_notify_breaks_nothing() {
     let cluster = cluster();
-    let console = Console::start_live(&cluster, &[]);
+    let console = live_console(&cluster);
     let mut stream = Stream::open(&console, "/api/v1/events");
     let mut anyone = cluster.connect_to("postgres", "dashboard");
     let event = json!({

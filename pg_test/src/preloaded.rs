@@ -64,12 +64,13 @@ pub fn send_signal(pid: i32, signal: Signal) {
 pub fn freeze_worker(client: &mut Client) -> i32 {
     let pid = wait_for_worker(client);
     wait_for("the worker to be at rest", || {
+        // One that is at work may hold what no view shows, and has yet to do what comes after a commit.
+        if state_of(pid) != Some('S') {
+            return false;
+        }
         send_signal(pid, Signal::SIGSTOP);
         // The signal may take a moment to arrive.
-        wait_for("the worker to stand still", || {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit(')').next().is_some_and(|state| state.trim_start().starts_with('T'))
-        });
+        wait_for("the worker to stand still", || state_of(pid) == Some('T'));
         // Locks go after the transaction: that of NOTIFY, for one.
         let at_rest = "SELECT backend_xid IS NULL AND backend_xmin IS NULL
                           AND NOT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND locktype = 'object')
@@ -82,6 +83,12 @@ pub fn freeze_worker(client: &mut Client) -> i32 {
         at_rest
     });
     pid
+}
+
+/// What the kernel calls the state of a process: S where it sleeps, T where it is stopped.
+fn state_of(pid: i32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
 /// Stops the walsenders of a primary, which has so many standbys: as the network does when it is gone. Their

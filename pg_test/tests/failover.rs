@@ -830,7 +830,8 @@ fn nothing_writes_or_complains_on_a_standby_and_promotion_is_enough() {
         }
     });
     assert!(!known.is_empty());
-    // Without the old primary's end: a switchover.
+    // Without the old primary's end: a switchover. It waits for a standby that is connected.
+    catch_up(&mut primary.connect(), &mut standby.connect());
     primary.stop_server();
     let log = standby.log().len();
     // Sessions of a pool that outlive the promotion.

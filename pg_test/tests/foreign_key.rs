@@ -455,14 +455,13 @@ fn a_copy_waits_for_the_ddl_that_is_about_to_commit() {
     // The DDL has given up waiting, and has not committed yet: its primary key is not to be seen.
     let mut adding = client.transaction().unwrap();
     adding.batch_execute("ALTER TABLE loader.loader ADD PRIMARY KEY (id)").unwrap();
+    let mut observer = cluster.connect();
     std::thread::scope(|scope| {
         let committing = scope.spawn(move || copy.commit());
+        // It waits for half a second.
         wait_for("the copy to wait for the DDL", || {
-            cluster
-                .connect()
-                .query_one("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted", &[])
-                .unwrap()
-                .get(0)
+            let waits = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted";
+            column::<bool>(&mut observer, waits) == [true]
         });
         adding.commit().unwrap();
         committing.join().unwrap().unwrap();

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use pg_test::{
-    Client, Cluster, HasError, Session, Signal, column, preloaded_cluster, seed, send_signal,
-    sleeps, sqlstate, status_of, wait_for, wait_for_equal, wait_for_worker, worker_of,
+    Client, Cluster, HasError, Session, Signal, column, freeze_worker, preloaded_cluster, seed,
+    send_signal, sleeps, sqlstate, status_of, wait_for, wait_for_equal, wait_for_worker, worker_of,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -158,7 +158,7 @@ const SLOW_WORKER: &str = "
     BEGIN
         IF NEW.loader_id NOT BETWEEN 2 AND 10 AND pg_catalog.current_setting('session_replication_role') = 'replica' THEN
             PERFORM pg_catalog.nextval('public.begun');
-            PERFORM pg_catalog.pg_sleep(CASE WHEN NEW.loader_id < 1000 THEN 0.8 ELSE random() / 100 END);
+            PERFORM pg_catalog.pg_sleep(CASE WHEN NEW.loader_id < 1000 THEN 2 ELSE random() / 100 END);
         END IF;
         RETURN NEW;
     END $$;
@@ -192,7 +192,7 @@ fn a_start_given_up_when_the_worker_had_taken_it_is_recorded_once() {
         ] {
             println!("{ending}, meanwhile {meanwhile:?}");
             let mut loader = Session::new(&cluster, "postgres");
-            loader.run("SET loader_history.worker_timeout = '300ms'; BEGIN; SAVEPOINT attempt");
+            loader.run("SET loader_history.worker_timeout = '1s'; BEGIN; SAVEPOINT attempt");
             let id = loader.start();
             let warnings = loader.warnings();
             assert!(warnings.len() == 1 && warnings[0].contains("in time"), "{warnings:?}");
@@ -245,9 +245,7 @@ fn cancel_start(cluster: &Cluster, loader: i64) {
         .batch_execute(&format!("INSERT INTO loader.loader VALUES ({loader}, 'SHORT-LIVED')"))
         .unwrap();
     session
-        .batch_execute(
-            "SET loader_history.worker_timeout = '1min'; SET statement_timeout = '300ms'",
-        )
+        .batch_execute("SET loader_history.worker_timeout = '1min'; SET statement_timeout = '1s'")
         .unwrap();
     let begun = "SELECT last_value + is_called::integer FROM public.begun";
     let before: Vec<i64> = column(&mut session, begun);
@@ -300,7 +298,7 @@ fn a_cancelled_start_leaves_no_execution_of_a_loader_that_is_deleted() {
     println!("the start recorded plainly after it was given up, and rolled back");
     observer.batch_execute("INSERT INTO loader.loader VALUES (103, 'SHORT-LIVED')").unwrap();
     let mut loader = Session::new(&cluster, "postgres");
-    loader.run("SET loader_history.worker_timeout = '300ms'; BEGIN");
+    loader.run("SET loader_history.worker_timeout = '1s'; BEGIN");
     loader.run("SELECT loader.record_execution_start(103)");
     loader.run("ROLLBACK");
     observer.batch_execute("DELETE FROM loader.loader WHERE id = 103").unwrap();
@@ -318,11 +316,7 @@ fn a_cancelled_start_leaves_no_execution_of_a_loader_though_the_worker_ends() {
     wait_for_worker(&mut observer);
     other.run("COMMIT");
     let_the_worker_look(&cluster);
-    let started = std::time::Instant::now();
-    wait_for("executions without a loader to go", || {
-        orphans(&mut observer).is_empty() || started.elapsed() > Duration::from_secs(5)
-    });
-    assert_eq!(orphans(&mut observer), Vec::<i64>::new(), "executions without a loader");
+    wait_for_equal("executions without a loader", &Vec::new(), || orphans(&mut observer));
 }
 
 #[test]
@@ -422,12 +416,7 @@ fn a_session_without_patience_does_not_make_the_starts_of_others_plain() {
         (Session::new(&cluster, "postgres"), Session::new(&cluster, "postgres"));
     hasty.run("SET loader_history.worker_timeout = 1");
     patient.run("SET loader_history.worker_timeout = '1min'");
-    let worker = wait_for_worker(&mut observer);
-    // An open binding would have it work just now; one that is stopped then keeps its locks.
-    wait_for("the worker to be idle", || {
-        column::<i64>(&mut observer, "SELECT count(*) FROM loader.binding") == [0]
-    });
-    send_signal(worker, Signal::SIGSTOP);
+    let worker = freeze_worker(&mut observer);
     for _ in 0..3 {
         hasty.start();
     }

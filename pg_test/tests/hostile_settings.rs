@@ -10,7 +10,7 @@ use pg_test::{
 /// What a session of a test needs whatever the database sets; the worker has no such options.
 const SANE: &str = "-c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off \
                     -c idle_in_transaction_session_timeout=0 -c client_min_messages=notice \
-                    -c loader_history.durable=on -c loader_history.worker_timeout=1s \
+                    -c loader_history.durable=on -c loader_history.worker_timeout=20s \
                     -c search_path=public";
 
 /// Settings that have broken background processes of others.
@@ -677,7 +677,8 @@ fn what_others_create_under_names_that_the_old_sql_leaves_free_is_not_taken_for_
             }
         }
         let mut dba = cluster.connect();
-        assert!(pg_test::served(&mut dba).is_empty(), "there is nothing for a worker to do");
+        // There is nothing for a worker to do.
+        wait_for_served(&mut dba, &[]);
         dba.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
         if settings == PRELOADED {
             assert_durable(&cluster, "postgres");

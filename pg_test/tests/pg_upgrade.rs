@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::Stdio;
 
 use pg_test::{
-    APPLICATION_SQL, Cluster, PRELOADED, Session, Signal, application, assert_durable, column,
-    current_version, install_extension, new_bindir, preloaded_cluster, released_versions, run,
-    send_signal, state, status_of, wait_for, wait_for_equal, wait_for_served, wait_for_worker,
+    APPLICATION_SQL, Cluster, PRELOADED, Session, application, assert_durable, column,
+    current_version, freeze_worker, install_extension, new_bindir, preloaded_cluster,
+    released_versions, run, state, status_of, wait_for, wait_for_equal, wait_for_served,
 };
 
 /// The option that PostgreSQL gives columns from its minor releases of November 2026 on. A server that is older
@@ -169,7 +169,6 @@ fn transactions_that_no_worker_has_looked_at_are_judged_in_the_new_cluster() {
     let mut old = preloaded_cluster();
     let mut client = old.connect();
     client.batch_execute("CREATE TABLE loaded (execution_id bigint)").unwrap();
-    let worker = wait_for_worker(&mut client);
     let mut loaders: Vec<_> = (0..5).map(|_| Session::new(&old, "postgres")).collect();
     let mut ids = Vec::new();
     for (place, loader) in loaders.iter_mut().enumerate() {
@@ -179,7 +178,7 @@ fn transactions_that_no_worker_has_looked_at_are_judged_in_the_new_cluster() {
         assert_eq!(loader.warnings(), Vec::<String>::new());
     }
     // From now on nobody finds out what becomes of them.
-    send_signal(worker, Signal::SIGSTOP);
+    freeze_worker(&mut client);
     loaders[0]
         .run(&format!("SELECT loader.record_execution_end({}, 'SUCCESS', 1); COMMIT", ids[0]));
     loaders[1].run("COMMIT");

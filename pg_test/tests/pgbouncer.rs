@@ -190,6 +190,10 @@ fn events_reach_those_who_listen_directly() {
     end(&mut loader, id, "'SUCCESS', 5");
     direct.receive_until("the end", |event| event["event"] == "EXECUTION_SUCCESS");
     assert_eq!(direct.by_execution()[&id], ["STARTED", "SUCCESS"]);
+    // The worker tells listeners one after another: when it records again, it has told all.
+    loader
+        .batch_execute("SET loader_history.notify = off; SELECT loader.record_execution_start(2)")
+        .unwrap();
 
     // The LISTEN is the shared connection's, and what that hears goes to whoever has it just then.
     bystander.batch_execute("COMMIT").unwrap();

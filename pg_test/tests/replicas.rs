@@ -177,7 +177,9 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
     loader.run(&format!("SELECT loader.record_execution_end({prepared}, 'SUCCESS')"));
     loader.run("PREPARE TRANSACTION 'load'");
     loader.run("COMMIT PREPARED 'load'");
-    heard.receive_until("its end", |event| event["event"] == "EXECUTION_SUCCESS");
+    heard.receive_until("its end", |event| {
+        event["execution_id"] == prepared && event["event"] == "EXECUTION_SUCCESS"
+    });
     assert_eq!(heard.by_execution()[&prepared], ["STARTED", "SUCCESS"]);
     wait_for("its end", || status_of(&mut there, prepared).as_deref() == Some("SUCCESS"));
     assert_eq!(column::<i64>(&mut there, "SELECT count(*) FROM loader.prepared_event"), [0]);

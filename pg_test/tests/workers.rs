@@ -202,10 +202,13 @@ fn an_open_load_costs_a_few_looks_a_second_and_logs_nothing() {
     loader.run("BEGIN");
     loader.start();
     let worker = worker_of(&mut client, "postgres");
+    let begun = Instant::now();
     let (before, log) = (sleeps(worker), cluster.log());
     thread::sleep(QUIET);
     let woken = sleeps(worker) - before;
-    assert!(woken <= 30, "{woken} in {QUIET:?}");
+    // The test may have slept longer.
+    let took = begun.elapsed();
+    assert!(woken <= 10 * took.as_secs(), "{woken} in {took:?}");
     assert_eq!(log, cluster.log());
 }
 
@@ -386,7 +389,7 @@ fn after_a_crash_there_is_one_launcher_and_one_worker_a_database() {
         assert_durable(&cluster, "a");
         assert_durable(&cluster, "b");
         assert_eq!(launchers(&mut client).len(), 1);
-        assert_eq!(pg_test::served(&mut client), ["a", "b"]);
+        wait_for_served(&mut client, &["a", "b"]);
     }
 }
 
@@ -404,7 +407,8 @@ fn a_terminated_worker_is_replaced() {
             status(&mut client, "worker_pid").is_some_and(|new| new != pid.to_string())
         });
         wait_for_worker(&mut client);
-        assert_eq!(pg_test::served(&mut client), ["postgres"]);
+        // The one before may still be on its way out.
+        wait_for_served(&mut client, &["postgres"]);
     }
     loader.run("ROLLBACK");
     wait_for("the failure", || status_of(&mut client, id).as_deref() == Some("FAILED"));
@@ -632,9 +636,8 @@ fn recorder_status_says_why_starts_are_plain() {
     let cluster = preloaded_cluster_with("loader_history.worker_timeout = '2s'\n");
     let mut client = cluster.connect();
     let mut session = Session::new(&cluster, "postgres");
-    let worker = worker_of(&mut client, "postgres");
 
-    send_signal(worker, Signal::SIGSTOP);
+    let worker = pg_test::freeze_worker(&mut client);
     let started = Instant::now();
     let warning = plain_start(&mut session, &mut client);
     assert!(warning.contains("did not answer in time"), "{warning}");

@@ -1,7 +1,7 @@
 //! Whether a call of a function is all that its transaction does: then its commit follows at once.
 //!
-//! A client learns what such a call has returned when the transaction is committed, and not before. So the
-//! commit need not wait for the disk twice, for the worker's and then for its own: what the worker has committed
+//! A client learns what such a call has returned when the transaction is committed, and not before. So it need
+//! not wait for the disk twice, for the worker's commit and then for its own: what the worker has committed
 //! stands before it in the log.
 
 use std::ffi::{CStr, c_int};

@@ -55,6 +55,10 @@ const LOCK_REST: Duration = Duration::from_secs(1);
 /// How often it walks anew.
 const WALK_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
+/// How often in a row a batch may run out of time before it has begun, as on a machine that stalls, before that
+/// is an error.
+const MAX_STALLS: u32 = 3;
+
 const MICROS_PER_MINUTE: i64 = 60_000_000;
 
 // PostgreSQL's utils/timeout.h, the same in versions 15 to 18, which pgrx does not bind. Neither raises an
@@ -92,6 +96,8 @@ pub struct Retention {
     search: Option<Search>,
     /// Executions that the next batch looks at.
     size: i64,
+    /// How often in a row it has run out of time before it had begun.
+    stalls: u32,
     next: Instant,
     next_walk: Instant,
     /// The errors of this walk that were reported.
@@ -159,6 +165,7 @@ impl Retention {
             resume: Place::FIRST,
             search: None,
             size: FIRST_SIZE,
+            stalls: 0,
             next: now,
             next_walk: now,
             reported: HashSet::new(),
@@ -212,6 +219,7 @@ impl Retention {
         let trouble = match batch {
             Ok(Batch::Done(last)) => {
                 self.size = next_size(self.size, took);
+                self.stalls = 0;
                 if self.search.is_some() {
                     self.search_on(true, end + pause(took));
                 } else {
@@ -258,6 +266,13 @@ impl Retention {
                 {
                     self.search.get_or_insert_with(|| Search::new(cutoff));
                     self.search_on(false, end + pause(took));
+                    return Ok(true);
+                }
+                None if trouble.sqlstate == PgSqlErrorCode::ERRCODE_QUERY_CANCELED
+                    && self.stalls < MAX_STALLS =>
+                {
+                    self.stalls += 1;
+                    self.next = end + pause(took);
                     return Ok(true);
                 }
                 None => {

@@ -145,14 +145,17 @@ pub fn start(loader_id: i64, time: i64, call: *mut pg_sys::Node) -> Started {
         };
         let execution_id = pg_sys::nextval_internal(sequence, false);
         let notify = settings::NOTIFY.get();
-        let is_lone = is_lone(call);
-        Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify, is_lone }
+        Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify }
     };
+    let is_lone = is_lone(call);
     match hand_over(shared, &start) {
-        Ok(()) => {
-            wait_at_commit();
-            if start.is_lone {
+        Ok(committed_at) => {
+            wait_at_commit(committed_at);
+            if is_lone {
                 transaction::remember_lone_start();
+            } else {
+                // SAFETY: in a server that is not in recovery; the log goes that far.
+                unsafe { pg_sys::XLogFlush(committed_at) };
             }
             Started::Durably(start.execution_id)
         }
@@ -160,21 +163,23 @@ pub fn start(loader_id: i64, time: i64, call: *mut pg_sys::Node) -> Started {
     }
 }
 
-/// Has the commit of the current transaction, which the worker has written for, wait for the disk and for
-/// standbys as the session's settings say. PostgreSQL does so only where a transaction has written to the
-/// log itself; a crash, or the loss of the primary, would undo what the client has seen committed.
-fn wait_at_commit() {
-    // SAFETY: in a transaction with an id, of a server that is not in recovery. What it has written itself is
-    // newer, and so is the record of its commit, which is what is waited for.
+/// Has the commit of the current transaction, for which the worker has written up to `committed_at` of the
+/// log, wait for the disk and for standbys as the session's settings say. PostgreSQL does so only where a
+/// transaction has written to the log itself; a crash, or the loss of the primary, would undo what the
+/// client has seen committed.
+fn wait_at_commit(committed_at: u64) {
+    // SAFETY: in a transaction with an id. The record of its commit, which is what is waited for, is newer.
     unsafe {
         if pg_sys::XactLastRecEnd == 0 {
-            pg_sys::XactLastRecEnd = pg_sys::GetFlushRecPtr(std::ptr::null_mut());
+            pg_sys::XactLastRecEnd = committed_at;
         }
     }
 }
 
-/// Hands a start to the worker and waits until it is recorded.
-fn hand_over(shared: Shared, start: &Start) -> Result<(), Declined> {
+/// Hands a start to the worker and waits until it is recorded; returns where the worker's commit ends in the
+/// log. The worker does not wait until that is on disk, and goes on with the starts of others: who needs
+/// it waits.
+fn hand_over(shared: Shared, start: &Start) -> Result<u64, Declined> {
     let oid = my_database();
     let database = shared.database(oid);
     match database {
@@ -212,7 +217,7 @@ fn hand_over(shared: Shared, start: &Start) -> Result<(), Declined> {
     let answer = wait(request, timeout);
     transaction::set_waiting(None);
     match answer {
-        Answer::Done => Ok(()),
+        Answer::Done(committed_at) => Ok(committed_at),
         Answer::Declined(code) => Err(Reason::from_code(code)
             .unwrap_or_else(|| {
                 let error = shared.database(oid).map(|database| database.last_error.get());
@@ -239,7 +244,8 @@ fn hand_over(shared: Shared, start: &Start) -> Result<(), Declined> {
 
 /// What came of a request.
 enum Answer {
-    Done,
+    /// It is recorded, by a commit that ends there in the log.
+    Done(u64),
     /// With the reason's code.
     Declined(u32),
     /// The worker has taken it, and may yet record it.
@@ -252,8 +258,11 @@ enum Answer {
 fn wait(request: &Request, timeout: Duration) -> Answer {
     let deadline = Instant::now() + timeout;
     loop {
-        if request.advance(Progress::Done, Progress::Free) {
-            return Answer::Done;
+        if request.is(Progress::Done) {
+            // Whoever answered has written it before; another's request may be there once it is free.
+            let committed_at = request.committed_at();
+            request.advance(Progress::Done, Progress::Free);
+            return Answer::Done(committed_at);
         }
         if request.is(Progress::Declined) {
             // Whoever declined it has written the reason before.

@@ -286,18 +286,19 @@ impl Worker {
         };
         if worker.extension != pg_sys::InvalidOid {
             worker.load_bindings()?;
-            worker.serve();
+            worker.serve()?;
         }
         Ok(worker)
     }
 
     /// Takes up the work, in a database that has the extension.
-    fn serve(&mut self) {
+    fn serve(&mut self) -> Result<(), Trouble> {
         self.skip_lost_ids();
-        self.take_over();
+        self.take_over()?;
         self.shared.take_over_messages(self.oid);
         self.database.set_serving(Serving::Running);
         self.shared.launcher().wake();
+        Ok(())
     }
 
     /// Sessions that insert rows by themselves take ids, too.
@@ -333,15 +334,27 @@ impl Worker {
     }
 
     /// Answers the requests that a worker before this one had taken and not answered.
-    fn take_over(&mut self) {
-        for request in self.shared.requests_of(self.oid).filter(|request| request.is_taken()) {
+    fn take_over(&mut self) -> Result<(), Trouble> {
+        let taken: Vec<_> =
+            self.shared.requests_of(self.oid).filter(|request| request.is_taken()).collect();
+        if taken.is_empty() {
+            return Ok(());
+        }
+        // Where that one's commits end is not known, but that this one comes after them.
+        transaction(|| {
+            // SAFETY: in a transaction that may write: it gets an id, and so a record of its commit.
+            unsafe { pg_sys::GetTopTransactionId() };
+            Ok(())
+        })?;
+        for request in taken {
             let Start { execution_id, loader_id, .. } = request.start();
             if !self.bindings.contains_key(&execution_id) {
                 request.decline(Reason::Late.code());
-            } else if request.answer() != Answered::Caller {
+            } else if request.answer(last_commit()) != Answered::Caller {
                 self.unattended.push_back(Unattended { execution_id, loader_id, is_certain: true });
             }
         }
+        Ok(())
     }
 
     fn run(mut self) -> Result<Leaving, Trouble> {
@@ -433,8 +446,12 @@ impl Worker {
         self.extension = extension;
         if extension != pg_sys::InvalidOid {
             // It was created since this worker looked first.
-            if self.database.serving() != Serving::Running {
-                self.serve();
+            if self.database.serving() != Serving::Running
+                && let Err(trouble) = self.serve()
+            {
+                self.report(&trouble);
+                self.next_extension_check = Instant::now() + EXTENSION_RETRY;
+                return;
             }
             self.skip_lost_ids();
             if let Err(trouble) = transaction(ledger::tidy_up) {
@@ -525,12 +542,9 @@ impl Worker {
 
     /// Records starts in one transaction, and answers those who wait.
     fn record(&mut self, taken: &[(&'static Request, Start)]) -> Result<(), Trouble> {
-        // Each of these is committed once more, and waited for, before its client learns of it.
-        let asynchronously = taken.iter().all(|(_, start)| start.is_lone);
         let declined = transaction(|| {
-            if asynchronously {
-                set_local(c"synchronous_commit", c"off");
-            }
+            // Callers wait for the disk, and share that; more starts come meanwhile.
+            set_local(c"synchronous_commit", c"off");
             ledger::lock_tables()?;
             let mut declined = HashMap::new();
             for (_, start) in taken.iter().filter(|(_, start)| start.check_loader) {
@@ -563,7 +577,7 @@ impl Worker {
                 continue;
             }
             self.bindings.insert(execution_id, Binding::new(xid, subxid, notify, true));
-            let answered = request.answer();
+            let answered = request.answer(last_commit());
             if answered != Answered::Caller {
                 self.unattended.push_back(Unattended { execution_id, loader_id, is_certain: true });
             }
@@ -944,6 +958,12 @@ impl Worker {
             true
         })
     }
+}
+
+/// Where the last commit of this process ends in the log.
+fn last_commit() -> u64 {
+    // SAFETY: a variable of the process's own.
+    unsafe { pg_sys::XactLastCommitEnd }
 }
 
 /// What the history says of a start that was rolled back without an error.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use pg_test::{wait_for, wait_for_equal};
+use pg_test::{TIMEOUT, wait_for, wait_for_equal};
 use serde_json::{Value, json};
 use thirtyfour::error::WebDriverErrorInner;
 use thirtyfour::{
@@ -101,6 +101,8 @@ impl Browser {
             started.expect("Chromium (run scripts/browser)")
         });
         browser.driver = Some(driver);
+        // The rules of axe take their time on a busy machine.
+        browser.runtime.block_on(browser.driver().set_script_timeout(TIMEOUT)).unwrap();
         browser.resize(1280, 900);
         browser
     }

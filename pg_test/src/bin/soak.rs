@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pg_test::{
-    Client, Cluster, HasError, Signal, Warnings, freeze_worker, preloaded_cluster_with,
+    Client, Cluster, HasError, Signal, TIMEOUT, Warnings, freeze_worker, preloaded_cluster_with,
     print_table, send_signal, size, wait_for, wait_for_worker,
 };
 use postgres::Statement;
@@ -328,7 +328,7 @@ impl<'a> Soak<'a> {
         let expected = (0, self.success, self.failed);
         // A session that has vanished is rolled back a moment later.
         let begun = Instant::now();
-        while counts != expected && begun.elapsed() < Duration::from_secs(5) {
+        while counts != expected && begun.elapsed() < TIMEOUT {
             let row = self.admin.query_one(query, &[]).expect("the counts");
             let count = |column| row.get::<_, i64>(column).cast_unsigned();
             counts = (count(0), count(1), count(2));
@@ -348,7 +348,7 @@ impl<'a> Soak<'a> {
         for session in sessions.iter_mut().chain([&mut one_more]) {
             session.begin();
         }
-        send_signal(self.worker, Signal::SIGSTOP);
+        freeze_worker(&mut self.admin);
         let depth = thread::scope(|scope| {
             for session in &mut sessions {
                 scope.spawn(|| session.start());
@@ -375,7 +375,7 @@ impl<'a> Soak<'a> {
         one_more.roll_back();
 
         self.wait_for_messages();
-        send_signal(self.worker, Signal::SIGSTOP);
+        freeze_worker(&mut self.admin);
         for session in &mut sessions {
             session.client.batch_execute("DO $$ BEGIN RAISE 'full'; END $$").error("P0001");
             session.roll_back();

@@ -24,7 +24,8 @@ pub struct Request {
     subxid: AtomicU64,
     check_loader: AtomicBool,
     notify: AtomicBool,
-    is_lone: AtomicBool,
+    /// Where the worker's commit ends in the log.
+    committed_at: AtomicU64,
 }
 
 /// Where a request stands.
@@ -66,8 +67,6 @@ pub struct Start {
     pub check_loader: bool,
     /// Whether the start is to be notified.
     pub notify: bool,
-    /// Whether the caller's transaction commits at once, and waits for the disk then.
-    pub is_lone: bool,
 }
 
 impl Request {
@@ -103,7 +102,6 @@ impl Request {
             subxid: self.subxid.load(Relaxed),
             check_loader: self.check_loader.load(Relaxed),
             notify: self.notify.load(Relaxed),
-            is_lone: self.is_lone.load(Relaxed),
         }
     }
 
@@ -124,8 +122,10 @@ impl Request {
         }
     }
 
-    /// Answers whoever waits that it is recorded.
-    pub fn answer(&self) -> Answered {
+    /// Answers whoever waits that it is recorded by a commit that ends at `committed_at` in the log, and that
+    /// may not be on disk yet.
+    pub fn answer(&self, committed_at: u64) -> Answered {
+        self.committed_at.store(committed_at, Relaxed);
         if self.advance(Progress::Taken, Progress::Done) {
             self.waiting.wake();
             Answered::Caller
@@ -135,6 +135,11 @@ impl Request {
             self.advance(Progress::Unattended, Progress::Free);
             Answered::Nobody
         }
+    }
+
+    /// Where the commit that has recorded it ends in the log; of one that is done.
+    pub fn committed_at(&self) -> u64 {
+        self.committed_at.load(Relaxed)
     }
 
     /// Answers whoever waits that it is not recorded. Only who has taken it calls it.
@@ -197,7 +202,6 @@ impl Shared {
         request.subxid.store(start.subxid, Relaxed);
         request.check_loader.store(start.check_loader, Relaxed);
         request.notify.store(start.notify, Relaxed);
-        request.is_lone.store(start.is_lone, Relaxed);
         request.advance(Progress::Filling, Progress::Queued);
         Some(request)
     }

@@ -45,7 +45,11 @@ fn main() -> ExitCode {
 }
 
 /// The server preloads the library: then the start of a load survives whatever happens to the load.
-const SERVER_SETTINGS: &str = "shared_preload_libraries = 'loader_history'";
+const SERVER_SETTINGS: &str = "
+shared_preload_libraries = 'loader_history'
+# On a machine that is busy with building, too, it shows what durable starts are.
+loader_history.worker_timeout = '20s'
+";
 
 fn demo() -> Result<()> {
     let data = variable("DEMO_DATA")?;
