@@ -15,6 +15,8 @@ pub enum Parameter {
     Loader,
     /// The id of a loader that fails often.
     FailingLoader,
+    /// The id of a loader that does not.
+    GoodLoader,
     /// The id of an execution.
     Execution,
 }
@@ -64,10 +66,11 @@ pub fn all(database: &Database, far_page: i64) -> Vec<Query> {
             "SELECT * FROM plain.execution_history WHERE {condition} \
              ORDER BY execution_start DESC, id DESC LIMIT 50 OFFSET {offset}"
         ),
-        parameter: match (arguments.contains("$1"), arguments.contains("FAILED")) {
-            (false, _) => Parameter::None,
-            (true, false) => Parameter::Loader,
-            (true, true) => Parameter::FailingLoader,
+        parameter: match arguments {
+            _ if !arguments.contains("$1") => Parameter::None,
+            _ if arguments.contains("FAILED") => Parameter::FailingLoader,
+            _ if arguments.contains("SUCCESS") => Parameter::GoodLoader,
+            _ => Parameter::Loader,
         },
         of_all_loaders: false,
     };

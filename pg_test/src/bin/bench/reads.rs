@@ -60,6 +60,7 @@ impl<'a> History<'a> {
             Parameter::None => None,
             Parameter::Loader => Some((turn * loaders / different + turn) % loaders + 1),
             Parameter::FailingLoader => Some(often_failing(turn, loaders)),
+            Parameter::GoodLoader => Some(often_failing(turn, loaders) + 1),
             Parameter::Execution => Some(turn * self.executions / different + 1),
         }
     }
