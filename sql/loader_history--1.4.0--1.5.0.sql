@@ -28,6 +28,7 @@ CREATE TRIGGER refuse_foreign_start BEFORE INSERT ON loader.prepared_start
 COMMENT ON TRIGGER refuse_foreign_start ON loader.prepared_start IS
     'Drops what the background worker of this cluster did not write';
 ALTER TABLE loader.prepared_start ENABLE ALWAYS TRIGGER refuse_foreign_start;
+REVOKE ALL ON TABLE loader.prepared_start FROM PUBLIC;
 
 -- To give back its last pages, vacuum locks a table against all others: events would be overtaken. No
 -- index: creating one would wait for transactions that are prepared.

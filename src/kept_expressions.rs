@@ -15,7 +15,7 @@ use pgrx::{PgMemoryContexts, pg_guard, pg_sys};
 use crate::lookup::is_postgresqls;
 use crate::version::{check_states, has_virtual_columns, is_checked};
 
-/// How many conditions are kept. The history has fifteen; a table that is changed over and over must not fill
+/// How many conditions are kept. The history has twelve that differ; a table that is changed over and over must not fill
 /// the memory.
 const MOST: usize = 64;
 
@@ -32,7 +32,7 @@ enum Kind {
 enum Source {
     /// The text of a condition of this kind.
     Text(Kind, Box<[u8]>),
-    /// The tree of this index's predicate.
+    /// The tree of a predicate, first of this index.
     Predicate(pg_sys::Oid, *mut pg_sys::List),
 }
 
@@ -234,23 +234,25 @@ unsafe fn from_text(text: *const c_char, kind: Kind) -> Option<*mut pg_sys::Expr
     // SAFETY: promised by the caller.
     let bytes = unsafe { CStr::from_ptr(text) }.to_bytes();
     let is_same = |kept: &Kept| matches!(&kept.source, Source::Text(of, text) if *of == kind && **text == *bytes);
-    // SAFETY: the text is that of a condition, as PostgreSQL writes them.
-    let state = find_or_keep(is_same, || unsafe {
-        let tree = pg_sys::stringToNode(text).cast::<pg_sys::Node>();
-        let state = match kind {
-            Kind::Check => prepare(tree, |tree| pg_sys::ExecInitExpr(tree, ptr::null_mut())),
-            Kind::When => {
-                // As of PostgreSQL's TriggerEnabled().
-                for (row, place) in [
-                    (pg_sys::PRS2_OLD_VARNO, pg_sys::INNER_VAR),
-                    (pg_sys::PRS2_NEW_VARNO, pg_sys::OUTER_VAR),
-                ] {
-                    pg_sys::ChangeVarNodes(tree, row.cast_signed(), place, 0);
+    let state = find(is_same).unwrap_or_else(|| {
+        // SAFETY: the text is that of a condition, as PostgreSQL writes them.
+        keep(|| unsafe {
+            let tree = pg_sys::stringToNode(text).cast::<pg_sys::Node>();
+            let state = match kind {
+                Kind::Check => prepare(tree, |tree| pg_sys::ExecInitExpr(tree, ptr::null_mut())),
+                Kind::When => {
+                    // As of PostgreSQL's TriggerEnabled().
+                    for (row, place) in [
+                        (pg_sys::PRS2_OLD_VARNO, pg_sys::INNER_VAR),
+                        (pg_sys::PRS2_NEW_VARNO, pg_sys::OUTER_VAR),
+                    ] {
+                        pg_sys::ChangeVarNodes(tree, row.cast_signed(), place, 0);
+                    }
+                    prepare_all(pg_sys::make_ands_implicit(tree.cast()))
                 }
-                prepare_all(pg_sys::make_ands_implicit(tree.cast()))
-            }
-        };
-        (Source::Text(kind, bytes.into()), state)
+            };
+            (Source::Text(kind, bytes.into()), state)
+        })
     });
     Some(state).filter(|state| !state.is_null())
 }
@@ -263,32 +265,34 @@ unsafe fn from_predicate(
     index: pg_sys::Oid,
     predicate: *mut pg_sys::List,
 ) -> *mut pg_sys::ExprState {
-    let is_same = |kept: &Kept| match kept.source {
-        // The index's number is quicker to compare than the trees of all.
-        Source::Predicate(of, tree) if of == index => {
-            // SAFETY: both are trees; what is kept stays.
-            unsafe { pg_sys::equal(tree.cast(), predicate.cast()) }
-        }
-        _ => false,
+    let find_among = |those_of_it: bool| {
+        find(|kept| match kept.source {
+            Source::Predicate(of, tree) if (of == index) == those_of_it => {
+                // SAFETY: both are trees; what is kept stays.
+                unsafe { pg_sys::equal(tree.cast(), predicate.cast()) }
+            }
+            _ => false,
+        })
     };
-    // SAFETY: a copy of a tree, of which the one copy is kept to be compared with, and never changed.
-    find_or_keep(is_same, || unsafe {
-        let copy = || pg_sys::copyObjectImpl(predicate.cast::<c_void>()).cast::<pg_sys::List>();
-        (Source::Predicate(index, copy()), prepare_all(copy()))
+    // The index's number is quicker to compare than the trees of all. Indexes that have the same share one.
+    let found = find_among(true).or_else(|| find_among(false));
+    found.unwrap_or_else(|| {
+        // SAFETY: a copy of a tree, of which the one copy is kept to be compared with, and never changed.
+        keep(|| unsafe {
+            let copy = || pg_sys::copyObjectImpl(predicate.cast::<c_void>()).cast::<pg_sys::List>();
+            (Source::Predicate(index, copy()), prepare_all(copy()))
+        })
     })
 }
 
-/// The state of the condition that is the one looked for, or of that which `make` makes and which is kept
-/// from then on; NULL where there is no room or it can't be kept.
-fn find_or_keep(
-    is_same: impl Fn(&Kept) -> bool,
-    make: impl FnOnce() -> (Source, *mut pg_sys::ExprState),
-) -> *mut pg_sys::ExprState {
-    let found =
-        KEPT.with_borrow(|all| all.iter().find(|kept| is_same(kept)).map(|kept| kept.state));
-    if let Some(state) = found {
-        return state;
-    }
+/// The state of the condition that is the one looked for, where there is one.
+fn find(is_same: impl Fn(&Kept) -> bool) -> Option<*mut pg_sys::ExprState> {
+    KEPT.with_borrow(|all| all.iter().find(|kept| is_same(kept)).map(|kept| kept.state))
+}
+
+/// The state of a condition that `make` makes and that is kept from then on; NULL where there is no room or it
+/// can't be kept.
+fn keep(make: impl FnOnce() -> (Source, *mut pg_sys::ExprState)) -> *mut pg_sys::ExprState {
     if KEPT.with_borrow(Vec::len) >= MOST {
         return ptr::null_mut();
     }

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 
 use crate::error::Error;
-use crate::local_settings::LocalSettings;
+use crate::local_settings::{LocalSettings, Setting};
 use crate::lookup::OpenRelation;
 
 /// The rights of the current session, restricted until this is dropped.
@@ -21,6 +21,8 @@ pub struct Restricted {
 
 /// The rights of a table's owner, until this is dropped: what PostgreSQL takes to check a foreign key.
 pub struct OwnersRights {
+    // Dropped in this order.
+    _settings: LocalSettings,
     _user: PreviousUser,
 }
 
@@ -29,6 +31,9 @@ struct PreviousUser {
     user: pg_sys::Oid,
     context: i32,
 }
+
+/// What functions of the extension see names by.
+const SEARCH_PATH: Setting = (c"search_path", c"pg_catalog, pg_temp");
 
 /// The extension's own triggers on the history.
 const TRIGGERS: [&CStr; 5] = [
@@ -72,7 +77,9 @@ impl OwnersRights {
     /// Takes the rights of the owner of `table`.
     pub fn of(table: &OpenRelation) -> Self {
         let restriction = pg_sys::SECURITY_LOCAL_USERID_CHANGE;
-        Self { _user: PreviousUser::leave(Some(table.owner()), restriction) }
+        let user = PreviousUser::leave(Some(table.owner()), restriction);
+        // For triggers that a superuser has put there.
+        Self { _settings: LocalSettings::set(&[SEARCH_PATH]), _user: user }
     }
 }
 

@@ -346,7 +346,9 @@ impl Worker {
             unsafe { pg_sys::GetTopTransactionId() };
             Ok(())
         })?;
-        for request in taken {
+        // One that another worker had taken by mistake may be another's by now.
+        let is_ours = |request: &&Request| request.is_taken() && request.database() == self.oid;
+        for request in taken.into_iter().filter(is_ours) {
             let Start { execution_id, loader_id, .. } = request.start();
             if !self.bindings.contains_key(&execution_id) {
                 request.decline(Reason::Late.code());
