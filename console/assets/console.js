@@ -55,7 +55,10 @@ function write(element) {
 let current = true;
 
 function tick() {
-  if (current) document.querySelectorAll(TICKING).forEach(write);
+  if (!current) return;
+  // What runs on a page that does not move may have ended.
+  const moves = document.querySelector("[data-stream]");
+  document.querySelectorAll(moves ? TICKING : "time[data-ago]").forEach(write);
 }
 
 // Whether the page's own stream is open; until it is known, as it was when the page was made.
@@ -77,7 +80,8 @@ function connect() {
   source.addEventListener("change", move);
   source.addEventListener("error", () => {
     connected = false;
-    showLive(false);
+    // What has failed says more, at each attempt anew.
+    if (current) showLive(false);
     // Where the console refuses it, the browser gives up.
     if (source.readyState === EventSource.CLOSED) {
       source = undefined;
@@ -118,6 +122,8 @@ function showAsOf() {
 let known;
 
 function announce() {
+  // The page of an error knows of none.
+  if (!document.getElementById("made")) return;
   const failures = [...document.querySelectorAll("#activity .error .message, #history tr:has(.failed) [data-label=Execution]")]
     .map((element) => [element.closest("[id]").id, element]);
   const fresh = known ? failures.filter(([id]) => !known.has(id)) : [];
@@ -240,7 +246,9 @@ function fail(reason) {
 document.body.addEventListener("htmx:beforeRequest", () => { moved = Date.now(); });
 document.body.addEventListener("htmx:beforeSwap", (event) => { current ||= event.detail.xhr.status === 200; });
 document.body.addEventListener("htmx:afterSettle", refresh);
-document.body.addEventListener("htmx:sendError", () => fail("the console does not answer"));
+// Where the network is dead nothing says so: the console itself answers in less time.
+for (const event of ["htmx:sendError", "htmx:timeout"])
+  document.body.addEventListener(event, () => fail("the console does not answer"));
 document.body.addEventListener("htmx:responseError", (event) => fail(problem(event.detail.xhr.responseText)));
 refresh();
 setInterval(tick, 1000);

@@ -215,10 +215,11 @@ mod tests {
         };
         assert_eq!(cached.get(&hub, slow(1)).await, Ok(Arc::new(1)));
         change(&hub).await;
-        let mut ticks = hub.watch_ticks();
+        let (mut ticks, known) = (hub.watch_ticks(), hub.generation());
         assert_eq!(cached.get(&hub, slow(2)).await, Ok(Arc::new(1)));
         let tick = ticks.recv().await.unwrap();
-        assert!(tick.concerns(None) && !tick.concerns(Some(1)), "{tick:?}");
+        assert!(tick.concerns(None) && tick.concerns(Some(1)), "{tick:?}");
+        assert_eq!(hub.generation(), known, "other answers are no older by that");
         assert_eq!(cached.get(&hub, slow(2)).await, Ok(Arc::new(2)));
     }
 

@@ -64,7 +64,10 @@ impl Config {
             {
                 return Err(NoDatabase::Url);
             }
-            Some(url) => PgConnectOptions::from_str(url).map_err(|_| NoDatabase::Url)?,
+            Some(url) => {
+                check_parameters(url)?;
+                PgConnectOptions::from_str(url).map_err(|_| NoDatabase::Url)?
+            }
             None => PgConnectOptions::new(),
         };
         let session =
@@ -84,12 +87,56 @@ impl Config {
     }
 }
 
+/// The parameters of a URL that sqlx knows, beside `options[...]`.
+const PARAMETERS: [&str; 18] = [
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "ssl-root-cert",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
+
+/// Refuses parameters that sqlx does not know, as libpq does: sqlx would write their values to the log, and go on
+/// without them.
+fn check_parameters(url: &str) -> Result<(), NoDatabase> {
+    let query = url.split('#').next().and_then(|url| url.split_once('?'));
+    for (name, _) in form_urlencoded::parse(query.map_or("", |(_, query)| query).as_bytes()) {
+        if PARAMETERS.contains(&&*name) || name.starts_with("options[") {
+            continue;
+        }
+        // What is no name may be a part of a password that is not written as it should be.
+        let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        return Err(if is_name {
+            NoDatabase::Parameter(name.into_owned())
+        } else {
+            NoDatabase::Url
+        });
+    }
+    Ok(())
+}
+
 /// What says where the database is makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum NoDatabase {
     /// The URL is none.
     #[error("the database's URL is not of the form postgresql://user@host:port/database")]
     Url,
+    /// The URL has a parameter that is not known.
+    #[error("the database's URL has a parameter that the console does not know: {0}")]
+    Parameter(String),
     /// A variable has no value of those that it may have.
     #[error("{0} has a value that it cannot have")]
     Variable(&'static str),

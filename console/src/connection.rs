@@ -86,8 +86,8 @@ fn watch(connection: &TcpStream) {
 /// takes a byte now and then.
 struct Impatient<S> {
     connection: S,
-    /// When the client is given up, while something waits for it.
-    until: Option<Pin<Box<Sleep>>>,
+    /// While something waits for the client: when it is given up, and how many bytes it must have taken by then.
+    until: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S> Impatient<S> {
@@ -102,13 +102,16 @@ impl<S> Impatient<S> {
         written: Poll<io::Result<usize>>,
         length: usize,
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(written)) = written
-            && written == length
-        {
-            self.until = None;
+        if let (Poll::Ready(Ok(written)), Some((_, left))) = (&written, &mut self.until) {
+            // What has come since is for the next time.
+            *left = left.saturating_sub(*written);
+            if *left == 0 {
+                self.until = None;
+            }
         }
         if written.is_pending() {
-            let until = self.until.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+            let until = || (Box::pin(tokio::time::sleep(PATIENCE)), length);
+            let (until, _) = self.until.get_or_insert_with(until);
             ready!(until.as_mut().poll(context));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -188,6 +191,23 @@ mod tests {
         }
         let (took, served) = serve_trickling(Duration::from_millis(10)).await;
         assert!(served.is_ok(), "what takes its time is served: {took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_is_slower_than_what_comes_is_served() {
+        let (mut client, server) = duplex(16);
+        let mut server = Impatient::new(server);
+        let reading = tokio::spawn(async move {
+            while client.read_u8().await.is_ok() {
+                sleep(Duration::from_millis(500)).await;
+            }
+        });
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE * 5 {
+            // There is always as much again.
+            assert!(server.write(&[0; 40]).await.unwrap() < 40);
+        }
+        reading.abort();
     }
 
     #[tokio::test(start_paused = true)]

@@ -34,6 +34,9 @@ pub struct LoaderSummary {
     pub last_success_at: Option<Timestamp>,
     pub last_failure_at: Option<Timestamp>,
     pub last_error_message: Option<String>,
+    /// Whether the message is longer.
+    #[serde(skip_serializing)]
+    pub last_error_truncated: bool,
     pub is_failed: bool,
     pub consecutive_failures: i64,
     pub running_executions: i64,
@@ -146,8 +149,9 @@ const ANSWER: Duration = Duration::from_secs(15);
 
 /// Columns of [`LoaderSummary`], as bounded as the rows of a list should be.
 const SUMMARY: &str = "SELECT loader_id, last_execution_id, last_status::text, last_execution_start, last_execution_end, \
-     last_success_at, last_failure_at, left(last_error_message, 8192) AS last_error_message, is_failed, \
-     consecutive_failures, running_executions FROM loader.loader_summary";
+     last_success_at, last_failure_at, left(last_error_message, 8192) AS last_error_message, \
+     coalesce(length(last_error_message) > 8192, false) AS last_error_truncated, is_failed, consecutive_failures, \
+     running_executions FROM loader.loader_summary";
 
 impl Database {
     /// The database behind `pool`.

@@ -100,6 +100,8 @@ pub struct Hub {
 struct Changed {
     /// Whether anything has.
     any: bool,
+    /// Whether pages are told again of what changed before.
+    again: bool,
     /// Whether it may concern all loaders, or too many to name.
     all: bool,
     loaders: HashSet<i64>,
@@ -192,7 +194,7 @@ impl Hub {
         self.ticks.subscribe()
     }
 
-    /// How many ticks there have been: what was read before the last one is old.
+    /// How many ticks have told of changes: what was read before the last one is old.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -349,7 +351,9 @@ impl Hub {
             tokio::spawn(async move {
                 sleep(wait).await;
                 hub.again.store(false, Ordering::Release);
-                hub.note(|_| ());
+                // No change: the answers that are as new as the last one stay so.
+                hub.changed().again = true;
+                hub.changes.notify_one();
             });
         }
     }
@@ -360,14 +364,16 @@ impl Hub {
         loop {
             self.changes.notified().await;
             sleep_until(next).await;
-            let Changed { any, all, loaders } = std::mem::take(&mut *self.changed());
+            let Changed { any, again, all, loaders } = std::mem::take(&mut *self.changed());
             // Changes that the last tick told of already.
-            if !any {
+            if !any && !again {
                 continue;
             }
-            let loaders = (!all).then(|| Arc::new(loaders));
+            let loaders = (!all && !again).then(|| Arc::new(loaders));
             next = Instant::now() + TICK;
-            self.generation.fetch_add(1, Ordering::AcqRel);
+            if any {
+                self.generation.fetch_add(1, Ordering::AcqRel);
+            }
             let _ = self.ticks.send(Tick { loaders });
         }
     }

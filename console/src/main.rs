@@ -1,7 +1,7 @@
 //! A web console over the views of `loader_history`: pages for people, a JSON API and a stream of
 //! events for programs.
 //!
-//! Every number comes from a view or a function of the extension; see [`database`].
+//! Every number comes from the rows of a view or a function of the extension; see [`database`].
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

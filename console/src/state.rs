@@ -18,6 +18,10 @@ pub const OVERVIEW_ROWS: u16 = 50;
 /// Exports that may be under way at the same time: each holds a page in memory for as long as its client takes.
 const EXPORTS: usize = 16;
 
+/// Large pages of JSON that may be under way at the same time: each is in memory, up to 8 MB or four times that, for
+/// as long as its client takes.
+const LARGE_PAGES: usize = 8;
+
 /// Executions of a page.
 const PAGE_SIZE: i32 = 50;
 
@@ -41,6 +45,8 @@ pub struct Shared {
     pub streams: Arc<Semaphore>,
     /// A permit for each export.
     pub exports: Arc<Semaphore>,
+    /// A permit for each large page of JSON.
+    pub large_pages: Arc<Semaphore>,
     /// Becomes true when the console stops.
     pub stopping: watch::Receiver<bool>,
     counts: Cached<FailedLoaderCounts, Error>,
@@ -68,6 +74,7 @@ impl State {
             database,
             hub,
             exports: Arc::new(Semaphore::new(EXPORTS)),
+            large_pages: Arc::new(Semaphore::new(LARGE_PAGES)),
             streams: Arc::new(Semaphore::new(streams)),
             stopping,
             counts: Cached::default(),

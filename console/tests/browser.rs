@@ -3,7 +3,7 @@
 
 mod support;
 
-use pg_test::{Client, Cluster, Session, column};
+use pg_test::{Client, Cluster, Session, Signal, column};
 use serde_json::{Value, json};
 use support::browser::{Browser, Colors};
 use support::{Console, cluster, fail, one, start, succeed};
@@ -452,6 +452,10 @@ fn numbers_are_those_of_the_views() {
         assert_ne!(expected, "0");
         assert_eq!(browser.text(tile), Some(expected), "{tile}");
     }
+    let running = "SELECT count(*) FROM loader.execution_details WHERE is_running";
+    let running = one(&mut reader, running);
+    assert_ne!(running, "0");
+    assert_eq!(browser.text("#running-executions"), Some(running));
     let trend = one(
         &mut reader,
         "SELECT failed_loaders_24h - failed_loaders_previous_24h FROM loader.failed_loader_counts",
@@ -650,7 +654,10 @@ fn pages_say_that_there_is_nothing() {
 #[test]
 fn pages_say_that_the_database_is_away_and_go_on_when_it_is_back() {
     let mut cluster = cluster();
-    succeed(&mut Session::new(&cluster, "postgres"), 1, 5);
+    let mut loader = Session::new(&cluster, "postgres");
+    fail(&mut loader, 1, "before the outage");
+    succeed(&mut loader, 1, 5);
+    drop(loader);
     let console = Console::start(&cluster);
     let open = Browser::open(&console);
     let late = Browser::open(&console);
@@ -681,6 +688,7 @@ fn pages_say_that_the_database_is_away_and_go_on_when_it_is_back() {
     late.wait_for_text("h1", "Loader 1");
     late.wait_for_text("#live", "Live");
     assert!(late.string("document.title").starts_with("Loader 1"));
+    assert_eq!(late.text("#announced").as_deref(), Some(""), "no failure is new");
     pg_test::wait_for_worker(&mut cluster.connect());
     let mut loader = Session::new(&cluster, "postgres");
     let id = start(&mut loader, 1);
@@ -703,11 +711,67 @@ fn pages_say_that_the_console_is_away_and_go_on_when_it_is_back() {
     browser.go("/");
     browser.wait_for_text("#live", "Live");
     assert!(console.stop());
-    browser.wait_for_text("#live", "Not live: the console does not answer");
+    let away = "Not live: the console does not answer";
+    browser.wait_for_text("#live", away);
+    // It stays said while the stream is tried again.
+    browser.value(
+        "window.said = [], source.addEventListener('error', () => \
+         window.said.push(document.getElementById('live').textContent))",
+    );
+    browser.wait("window.said.length > 2");
+    let said: Vec<String> = serde_json::from_value(browser.value("window.said")).unwrap();
+    assert!(said.iter().all(|text| text == away), "{said:?}");
     let _console = Console::start_with(&cluster, &arguments);
     browser.wait_for_text("#live", "Live");
     let id = start(&mut Session::new(&cluster, "postgres"), 1);
     browser.wait(&format!("document.querySelector('#running-{id}')"));
+}
+
+#[test]
+fn pages_say_that_a_dead_network_does_not_answer() {
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    browser.go("/");
+    browser.wait_for_text("#live", "Live");
+    // Longer than the console takes to answer, but not for ever.
+    assert_eq!(browser.value("htmx.config.timeout"), 35_000);
+    browser.value("htmx.config.timeout = 1000");
+    let signal = |signal| pg_test::send_signal(console.pid().cast_signed(), signal);
+    signal(Signal::SIGSTOP);
+    browser.value("move()");
+    browser.wait_for_text("#live", "Not live: the console does not answer");
+    signal(Signal::SIGCONT);
+    browser.wait_for_text("#live", "Live");
+}
+
+#[test]
+fn durations_do_not_tick_on_pages_that_do_not_move() {
+    let cluster = cluster();
+    fill(&cluster);
+    cluster
+        .connect()
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, status)
+             VALUES (1, now() - interval '100 days', 'RUNNING')",
+        )
+        .unwrap();
+    let console = Console::start(&cluster);
+    let browser = Browser::open(&console);
+    // Whether it does when a week passes; at once, before a page that moves sets its clock.
+    let ticks = "(() => {
+        const shown = () => document.querySelector('[data-running-since]').textContent, before = shown();
+        offset += 7 * 86400 * 1000;
+        tick();
+        return shown() !== before;
+    })()";
+    browser.go("/loaders/1?status=RUNNING");
+    assert_eq!(browser.value(ticks), true);
+    browser.go("/loaders/1");
+    browser.click("a[rel=next]");
+    browser.wait("location.search.includes('cursor=')");
+    assert_eq!(browser.value(ticks), false);
+    browser.assert_clean();
 }
 
 #[test]
@@ -852,6 +916,8 @@ fn hostile_errors_are_text() {
         let shown: String = message.chars().take(8192).collect();
         let cell = format!("document.querySelector('#failed-{loader} :is(pre, .error)')");
         assert_eq!(browser.string(&format!("{cell}.textContent")), shown);
+        let is_cut = message.chars().count() > 8192;
+        assert_eq!(browser.has(&format!("#failed-{loader} .hint")), is_cut, "{loader} says so");
     }
     // Whatever a text says about direction ends with it.
     assert_eq!(

@@ -16,7 +16,7 @@ const HISTORY: &str = r#"
            CASE WHEN n % 2 = 0 THEN (ARRAY[
                'plain', 'a "quoted" word', 'one, two', E'line one\nline two', E'line one\r\nline two', E'\n', '"',
                '=1+1', '+1', '-1', '@SUM(A1)', E'\t=1', E'\r=1', '', ' =1', ',,,', '\. on a line', E'\\"',
-               'ünïcødé 🦀', 'NULL', repeat('long "', 3000)])[n / 2 % 21 + 1] END,
+               'ünïcødé 🦀', 'NULL', repeat('long "', 3000), 'one;=1+1', E'one\t=1+1'])[n / 2 % 23 + 1] END,
            90
       FROM (SELECT n, timestamptz '2026-01-01 00:00:00.000001+00' + make_interval(secs => n * 7 % 4000) AS t
               FROM generate_series(1, 12345) AS n) AS s;
@@ -104,6 +104,11 @@ fn it_equals_the_table_row_by_row() {
             assert_eq!(row, expected, "{path}");
         }
         assert!(answer.body.ends_with("\r\n"), "RFC 4180");
+    }
+    // Spreadsheets end a field there, where it is not in quotes.
+    let text = console.get("/api/v1/executions.csv?status=FAILED").body;
+    for quoted in [",\"one;=1+1\",", ",\"one\t=1+1\","] {
+        assert!(text.contains(quoted), "{quoted}");
     }
 }
 

@@ -5,9 +5,7 @@ mod support;
 use std::process::Command;
 
 use pg_test::{HISTORY, clients_folder, run};
-use support::{Console, cluster};
-
-const DESCRIPTION: &str = include_str!("../openapi.yaml");
+use support::{Console, DESCRIPTION, cluster};
 
 #[test]
 fn it_is_served_and_of_the_package_s_version() {

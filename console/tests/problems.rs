@@ -311,6 +311,37 @@ fn exports_have_places_of_their_own() {
 }
 
 #[test]
+fn large_pages_have_places_of_their_own() {
+    let cluster = cluster();
+    cluster
+        .connect()
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status, error_message)
+             SELECT 1, now(), now(), 'FAILED', repeat('x', 8192) FROM generate_series(1, 1000)",
+        )
+        .unwrap();
+    let console = Console::start(&cluster);
+    let pages: Vec<_> = (0..8)
+        .map(|_| {
+            let mut client = TcpStream::connect(console.address()).unwrap();
+            client.write_all(b"GET /api/v1/executions?limit=1000 HTTP/1.0\r\n\r\n").unwrap();
+            client.read_exact(&mut [0; 1]).unwrap();
+            client
+        })
+        .collect();
+    for path in ["/executions", "/loaders/1/executions", "/loaders"] {
+        let refused = problem(&console.get(&format!("/api/v1{path}?limit=101")), 503);
+        assert!(refused.contains("Too many pages of more than 100 rows"), "{refused}");
+        assert_eq!(console.get(&format!("/api/v1{path}?limit=100")).status, 200, "{path}");
+    }
+    drop(pages);
+    for _ in 0..20 {
+        // Who reads one to its end has given its place back.
+        wait_for_equal("a place", &200, || console.get("/api/v1/executions?limit=101").status);
+    }
+}
+
+#[test]
 fn a_database_that_stops_is_unavailable_until_it_is_back() {
     let mut cluster = cluster();
     succeed(&mut Session::new(&cluster, "postgres"), 1, 1);

@@ -96,6 +96,9 @@ fn neither_do_its_help_and_its_complaints() {
         "postgresql://dashboard:hunter2@[::1/postgres",
         "postgresql://dashboard:hunter2@localhost:port/postgres",
         "postgresql://dashboard:hunter2@localhost/postgres?sslmode=hunter2",
+        "postgresql://dashboard@localhost/postgres?sslpassword=hunter2",
+        "postgresql://dashboard@localhost/postgres?user=dashboard&sslpassword=hunter2#x",
+        "postgresql://dashboard:1?hunter2@localhost/postgres",
         "mysql://dashboard:hunter2@localhost/postgres",
     ] {
         let told = says(Console::command(&cluster).env("DATABASE_URL", bad));
@@ -103,6 +106,9 @@ fn neither_do_its_help_and_its_complaints() {
         let told = says(Console::command(&cluster).arg(format!("--database-url={bad}")));
         assert!(told.contains("database's URL") && !told.contains(TRACE), "{bad}: {told}");
     }
+    let url = format!("{}&connect_timeout=hunter2", url(&cluster, ENCODED));
+    let told = says(Console::command(&cluster).env("DATABASE_URL", url));
+    assert!(told.contains("does not know: connect_timeout") && !told.contains(TRACE), "{told}");
     // A misspelt mode would be none.
     for (name, bad) in
         [("PGSSLMODE", "hunter2"), ("PGSSLMODE", "verifyfull"), ("PGPORT", "hunter2")]

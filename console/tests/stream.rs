@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use pg_test::{Cluster, Listener, Session, column, wait_for, wait_for_equal};
 use serde_json::{Value, json};
 use support::sse::{Event, Stream};
-use support::{Console, cluster, fail, succeed, walk_feed};
+use support::{Console, DESCRIPTION, cluster, fail, succeed, walk_feed};
 
 /// The data of the events, all of which are of executions.
 #[track_caller]
@@ -209,6 +209,32 @@ fn every_stream_begins_with_a_gap() {
         if !path.ends_with("4711") {
             assert!(!assert_arrive(&cluster, &mut stream).iter().any(Event::is_gap));
         }
+    }
+}
+
+/// The type of content that openapi.yaml says an answer of `status` to a request of events has.
+fn described(status: u16) -> &'static str {
+    let part = |text: &'static str, heading: &str| {
+        text.split_once(heading).unwrap_or_else(|| panic!("no{heading}")).1
+    };
+    let events = part(DESCRIPTION, "\n  /events:\n").split("\n  /").next().unwrap();
+    let mut answer = part(events, &format!("\n        '{status}':"));
+    // One line where others have it too.
+    if let Some(name) = answer.strip_prefix(" {$ref: '#/components/responses/") {
+        let name = name.split('\'').next().unwrap();
+        answer = part(part(DESCRIPTION, "\n  responses:\n"), &format!("    {name}:\n"));
+    }
+    part(answer, "content:\n").trim_start().split(':').next().unwrap()
+}
+
+#[test]
+fn streams_and_refusals_are_of_the_type_that_the_description_says() {
+    let cluster = cluster();
+    let console = Console::start(&cluster);
+    for (query, status) in [("", 200), ("?loader_id=1", 200), ("?loader_id=x", 400)] {
+        let stream = Stream::open_with(&console, &format!("/api/v1/events{query}"), "");
+        assert_eq!(stream.status, status, "{query}");
+        assert_eq!(stream.content_type, described(status), "{query}");
     }
 }
 

@@ -44,7 +44,7 @@ pub async fn export(
         let _ = &permit;
         async move {
             let Some((page, is_first)) = page else { return Ok(None) };
-            let text = write(&page, is_first).map_err(std::io::Error::other)?;
+            let text = write(&page, is_first);
             let next = match page.next_cursor.as_deref() {
                 Some(cursor) => state
                     .database
@@ -65,16 +65,17 @@ pub async fn export(
     Ok((headers, Body::from_stream(rows)).into_response())
 }
 
-fn write(page: &HistoryPage, with_header: bool) -> Result<Vec<u8>, csv::Error> {
-    let mut writer =
-        csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
+/// Rows as RFC 4180 has them.
+fn write(page: &HistoryPage, with_header: bool) -> String {
+    let mut text = String::new();
     if with_header {
-        writer.write_record(COLUMNS)?;
+        text = COLUMNS.join(",") + "\r\n";
     }
     for execution in &page.executions {
-        writer.write_record(record(execution))?;
+        text += &record(execution).join(",");
+        text += "\r\n";
     }
-    writer.into_inner().map_err(|error| error.into_error().into())
+    text
 }
 
 fn record(execution: &Execution) -> [String; COLUMNS.len()] {
@@ -87,17 +88,14 @@ fn record(execution: &Execution) -> [String; COLUMNS.len()] {
         execution.execution_end.map_or_else(String::new, machine_time),
         number(execution.duration_seconds),
         number(execution.record_count),
-        inert(execution.error_message.as_deref().unwrap_or_default()),
+        execution.error_message.as_deref().map_or_else(String::new, quote),
         execution.error_truncated.to_string(),
     ]
 }
 
-/// Spreadsheets run what begins like a formula; an apostrophe before it makes it text (OWASP, "CSV
-/// Injection").
-fn inert(text: &str) -> String {
-    if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) {
-        format!("'{text}")
-    } else {
-        text.to_owned()
-    }
+/// In quotes whatever it holds: spreadsheets take semicolons and tabs too for the end of a field, and would begin
+/// another. They run what begins like a formula; an apostrophe before it makes it text (OWASP, "CSV Injection").
+fn quote(text: &str) -> String {
+    let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']);
+    format!("\"{}{}\"", if is_formula { "'" } else { "" }, text.replace('"', "\"\""))
 }

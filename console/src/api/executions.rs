@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use super::{LoaderId, Parameters, csv, limit};
+use super::{LoaderId, Parameters, csv, keep, limit, place};
 use crate::filter::{ExecutionFilter, Status};
 use crate::problem::Problem;
 use crate::state::State;
@@ -39,6 +39,7 @@ pub async fn of_all(
 /// The extension's own JSON.
 async fn page(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Response, Problem> {
     let limit = limit(wanted.limit)?;
+    let place = place(state, limit)?;
     let filter = ExecutionFilter {
         status: wanted.status,
         started_from: wanted.started_from,
@@ -46,7 +47,7 @@ async fn page(state: &State, loader: Option<i64>, wanted: Wanted) -> Result<Resp
     };
     let cursor = wanted.cursor.as_deref();
     let (json, _) = state.database.history_json(loader, &filter, limit.into(), cursor).await?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+    Ok(keep(place, ([(header::CONTENT_TYPE, "application/json")], json).into_response()))
 }
 
 pub async fn csv_of_loader(

@@ -2,9 +2,10 @@
 
 use axum::Json;
 use axum::extract::State as Shared;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::{LoaderId, Parameters, limit};
+use super::{LoaderId, Parameters, keep, limit, place};
 use crate::database::{FailedLoaderCounts, LoaderSummary};
 use crate::problem::Problem;
 use crate::state::State;
@@ -27,15 +28,16 @@ pub struct Loaders {
 pub async fn list(
     Shared(state): Shared<State>,
     Parameters(wanted): Parameters<Wanted>,
-) -> Result<Json<Loaders>, Problem> {
+) -> Result<Response, Problem> {
     let limit = limit(wanted.limit)?;
+    let place = place(&state, limit)?;
     let after = wanted.after.unwrap_or(i64::MIN);
     // One more tells whether another page follows.
     let mut loaders = state.database.loaders(after, wanted.is_failed, i64::from(limit) + 1).await?;
     let more = loaders.len() > usize::from(limit);
     loaders.truncate(limit.into());
     let next_after = loaders.last().filter(|_| more).map(|last| last.loader_id);
-    Ok(Json(Loaders { loaders, next_after }))
+    Ok(keep(place, Json(Loaders { loaders, next_after }).into_response()))
 }
 
 pub async fn one(

@@ -1,12 +1,15 @@
 //! The JSON API, below /api/v1; `openapi.yaml` describes it.
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{FromRequestParts, OriginalUri, Path, Query};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::problem::Problem;
 use crate::state::State;
@@ -24,6 +27,9 @@ const OPENAPI: &str = include_str!("../../openapi.yaml");
 
 /// The largest page.
 const MAX_LIMIT: u16 = 1000;
+
+/// A page of more rows is a large one.
+const LARGE: u16 = 100;
 
 /// Rows of a page where the request does not say.
 const DEFAULT_LIMIT: u16 = 50;
@@ -103,4 +109,27 @@ fn limit(limit: Option<u16>) -> Result<u16, Problem> {
     } else {
         Err(Problem::bad_request(format!("limit is a number from 1 to {MAX_LIMIT}.")))
     }
+}
+
+/// The place of a page of `limit` rows, where it needs one.
+fn place(state: &State, limit: u16) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    if limit <= LARGE {
+        return Ok(None);
+    }
+    let place = state.large_pages.clone().try_acquire_owned().map_err(|_| {
+        let detail = format!("Too many pages of more than {LARGE} rows are under way.");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    })?;
+    Ok(Some(place))
+}
+
+/// `page`, which has its place until its client has taken it.
+fn keep(place: Option<OwnedSemaphorePermit>, page: Response) -> Response {
+    let Some(place) = place else { return page };
+    page.map(|body| {
+        Body::from_stream(body.into_data_stream().map(move |part| {
+            let _ = &place;
+            part
+        }))
+    })
 }

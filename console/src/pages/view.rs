@@ -54,8 +54,8 @@ const LINE: usize = 120;
 
 impl ErrorText {
     fn new(whole: String, truncated: bool) -> Self {
-        let line: String = whole.lines().next().unwrap_or_default().chars().take(LINE).collect();
-        Self { line, whole, truncated }
+        let line = whole.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        Self { line: line.chars().take(LINE).collect(), whole, truncated }
     }
 
     /// Whether there is more than the line.
@@ -95,7 +95,7 @@ pub struct LoaderRow {
     pub id: i64,
     pub status: String,
     pub is_failed: bool,
-    pub running: i64,
+    pub running: String,
     pub last_start: Time,
     pub last_success: Option<Time>,
     pub last_failure: Option<Time>,
@@ -106,23 +106,25 @@ pub struct LoaderRow {
 /// Where the counts of a loader's summary stop.
 const COUNTED: i64 = 1000;
 
+fn counted(count: i64) -> String {
+    format::count(count) + if count >= COUNTED { " or more" } else { "" }
+}
+
 impl LoaderRow {
     /// `loader` as it is `now`.
     pub fn new(loader: &LoaderSummary, now: DateTime<Utc>) -> Self {
         let time = |time: Timestamp| Time::new(time.0, now);
-        let failures = format::count(loader.consecutive_failures);
-        let more = if loader.consecutive_failures >= COUNTED { " or more" } else { "" };
         let error = loader.last_error_message.clone().filter(|error| !error.is_empty());
         Self {
             id: loader.loader_id,
             status: loader.last_status.clone(),
             is_failed: loader.is_failed,
-            running: loader.running_executions,
+            running: counted(loader.running_executions),
             last_start: time(loader.last_execution_start),
             last_success: loader.last_success_at.map(time),
             last_failure: loader.last_failure_at.map(time),
-            failures: failures + more,
-            error: error.map(|error| ErrorText::new(error, false)),
+            failures: counted(loader.consecutive_failures),
+            error: error.map(|error| ErrorText::new(error, loader.last_error_truncated)),
         }
     }
 }
@@ -226,4 +228,29 @@ pub fn status_options(chosen: Option<Status>) -> Vec<StatusOption> {
     let option =
         |status: Status| StatusOption { value: status.as_str(), chosen: chosen == Some(status) };
     Status::ALL.map(option).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_an_error_says_something() {
+        for (whole, line, is_longer) in [
+            ("no such file", "no such file", false),
+            ("one\ntwo", "one", true),
+            ("\n \r\none\ntwo", "one", true),
+            ("\n", "", true),
+        ] {
+            let text = ErrorText::new(whole.to_owned(), false);
+            assert_eq!((text.line.as_str(), text.is_longer()), (line, is_longer), "{whole:?}");
+        }
+    }
+
+    #[test]
+    fn counts_that_stop_say_so() {
+        for (count, text) in [(0, "0"), (999, "999"), (1000, "1,000 or more")] {
+            assert_eq!(counted(count), text);
+        }
+    }
 }

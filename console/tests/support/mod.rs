@@ -4,7 +4,7 @@
 
 pub mod browser;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -177,10 +177,31 @@ impl Answer {
     }
 }
 
+/// The description of the API.
+pub const DESCRIPTION: &str = include_str!("../../openapi.yaml");
+
+/// Asserts that the feed's `cursors`, one a line, are of the form that the description says.
+fn assert_described(cursors: &str) {
+    let (_, before) = DESCRIPTION.split_once("name: before\n").unwrap();
+    let pattern = before.split('\'').nth(1).unwrap();
+    let mut grep = Command::new("grep")
+        .args(["-v", "-E", "-e", pattern])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    grep.stdin.take().unwrap().write_all(cursors.as_bytes()).unwrap();
+    let others = grep.wait_with_output().unwrap();
+    // It ends with 1 where there are none, and with 2 where it does not understand the pattern.
+    let others = (others.status.code(), String::from_utf8(others.stdout).unwrap());
+    assert_eq!(others, (Some(1), String::new()), "{pattern}");
+}
+
 /// All events of the feed that `query` leaves, from page to page of `limit` by their links.
 pub fn walk_feed(console: &Console, limit: usize, query: &str) -> Vec<serde_json::Value> {
     let mut found = Vec::new();
     let mut path = format!("/api/v1/activity?limit={limit}{query}");
+    let mut cursors = String::new();
     loop {
         let answer = console.get(&path);
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
@@ -188,8 +209,13 @@ pub fn walk_feed(console: &Console, limit: usize, query: &str) -> Vec<serde_json
         found.extend(page.iter().cloned());
         match answer.header("link").strip_suffix(">; rel=\"next\"") {
             Some(next) => next[1..].clone_into(&mut path),
-            None => return found,
+            None => {
+                assert_described(&cursors);
+                return found;
+            }
         }
+        let (_, cursor) = path.split_once("before=").expect("the link has a cursor");
+        cursors += &format!("{cursor}\n");
         assert_eq!(page.len(), limit, "only the last page is short");
     }
 }

@@ -13,6 +13,8 @@ pub struct Stream {
     reader: BufReader<TcpStream>,
     /// The status of the response.
     pub status: u16,
+    /// Its type of content.
+    pub content_type: String,
 }
 
 /// An event of a stream.
@@ -29,11 +31,19 @@ impl Stream {
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         // Of HTTP 1.0, whose body comes as it is.
         write!(socket, "GET {path} HTTP/1.0\r\n{headers}\r\n").unwrap();
-        let mut stream = Self { reader: BufReader::new(socket), status: 0 };
+        let reader = BufReader::new(socket);
+        let mut stream = Self { reader, status: 0, content_type: String::new() };
         let status = stream.line().unwrap();
         stream.status = status.split(' ').nth(1).unwrap().parse().unwrap();
-        while !stream.line().unwrap().is_empty() {}
-        stream
+        loop {
+            let line = stream.line().unwrap();
+            if line.is_empty() {
+                return stream;
+            }
+            if let Some(("content-type", value)) = line.split_once(": ") {
+                value.clone_into(&mut stream.content_type);
+            }
+        }
     }
 
     /// Opens a stream, which there must be. One of events begins with a gap, which is read.
