@@ -6,6 +6,7 @@ CREATE TABLE loader.binding (
     execution_id bigint NOT NULL,
     xid          xid8   NOT NULL,
     subxid       xid8,
+    silent       boolean,
     CONSTRAINT binding_pkey PRIMARY KEY (execution_id)
 )
 -- To give back its last pages, vacuum locks a table against all others.
@@ -16,6 +17,8 @@ COMMENT ON COLUMN loader.binding.execution_id IS 'The execution''s id';
 COMMENT ON COLUMN loader.binding.xid IS 'The transaction that started it';
 COMMENT ON COLUMN loader.binding.subxid IS
     'The subtransaction of it that did; NULL where it was in none';
+COMMENT ON COLUMN loader.binding.silent IS
+    'True where the session wanted no events; otherwise NULL';
 COMMENT ON CONSTRAINT binding_pkey ON loader.binding IS 'An execution was started once';
 COMMENT ON INDEX loader.binding_pkey IS 'Finds the binding of an execution';
 
@@ -56,6 +59,7 @@ CREATE TABLE loader.prepared_start (
     execution_start timestamptz NOT NULL,
     xid             xid8        NOT NULL,
     abandoned_id    bigint,
+    silent          boolean     NOT NULL,
     CONSTRAINT prepared_start_pkey PRIMARY KEY (execution_id)
 );
 COMMENT ON TABLE loader.prepared_start IS
@@ -66,6 +70,7 @@ COMMENT ON COLUMN loader.prepared_start.execution_start IS 'When it started';
 COMMENT ON COLUMN loader.prepared_start.xid IS 'The prepared transaction';
 COMMENT ON COLUMN loader.prepared_start.abandoned_id IS
     'The execution that the background worker may have recorded in its stead';
+COMMENT ON COLUMN loader.prepared_start.silent IS 'Whether the session wanted no events';
 COMMENT ON CONSTRAINT prepared_start_pkey ON loader.prepared_start IS 'An execution was started once';
 COMMENT ON INDEX loader.prepared_start_pkey IS 'Finds the start of an execution';
 
@@ -81,7 +86,7 @@ WITH (vacuum_truncate = off);
 -- Without a key, or a publication FOR ALL TABLES would make its deletion fail.
 ALTER TABLE loader.prepared_event REPLICA IDENTITY FULL;
 COMMENT ON TABLE loader.prepared_event IS
-    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that ends before it could emit its own.';
+    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that could not emit its own.';
 COMMENT ON COLUMN loader.prepared_event.id IS
     'In which order transactions made them';
 COMMENT ON COLUMN loader.prepared_event.payload IS 'What NOTIFY is to carry';

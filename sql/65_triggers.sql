@@ -45,5 +45,7 @@ COMMENT ON FUNCTION loader.refuse_foreign_trigger() IS
 CREATE EVENT TRIGGER loader_history_triggers ON ddl_command_end
     WHEN TAG IN ('CREATE TRIGGER')
     EXECUTE FUNCTION loader.refuse_foreign_trigger();
+-- In the role of replication, too, which may be granted.
+ALTER EVENT TRIGGER loader_history_triggers ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER loader_history_triggers IS
     'Refuses triggers on the tables of loader_history by which others would run code as a superuser';

@@ -11,6 +11,7 @@ CREATE TABLE loader.prepared_start (
     execution_start timestamptz NOT NULL,
     xid             xid8        NOT NULL,
     abandoned_id    bigint,
+    silent          boolean     NOT NULL,
     CONSTRAINT prepared_start_pkey PRIMARY KEY (execution_id)
 );
 COMMENT ON TABLE loader.prepared_start IS
@@ -21,6 +22,7 @@ COMMENT ON COLUMN loader.prepared_start.execution_start IS 'When it started';
 COMMENT ON COLUMN loader.prepared_start.xid IS 'The prepared transaction';
 COMMENT ON COLUMN loader.prepared_start.abandoned_id IS
     'The execution that the background worker may have recorded in its stead';
+COMMENT ON COLUMN loader.prepared_start.silent IS 'Whether the session wanted no events';
 COMMENT ON CONSTRAINT prepared_start_pkey ON loader.prepared_start IS 'An execution was started once';
 COMMENT ON INDEX loader.prepared_start_pkey IS 'Finds the start of an execution';
 CREATE TRIGGER refuse_foreign_start BEFORE INSERT ON loader.prepared_start
@@ -30,11 +32,16 @@ COMMENT ON TRIGGER refuse_foreign_start ON loader.prepared_start IS
 ALTER TABLE loader.prepared_start ENABLE ALWAYS TRIGGER refuse_foreign_start;
 REVOKE ALL ON TABLE loader.prepared_start FROM PUBLIC;
 
+-- What a new worker has to know of a load that is open.
+ALTER TABLE loader.binding ADD COLUMN silent boolean;
+COMMENT ON COLUMN loader.binding.silent IS
+    'True where the session wanted no events; otherwise NULL';
+
 -- To give back its last pages, vacuum locks a table against all others: events would be overtaken. No
 -- index: creating one would wait for transactions that are prepared.
 ALTER TABLE loader.prepared_event SET (vacuum_truncate = off);
 COMMENT ON TABLE loader.prepared_event IS
-    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that ends before it could emit its own.';
+    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that could not emit its own.';
 
 -- Trigger functions in C look up no name by the search path. To set one would cost more than they do.
 ALTER FUNCTION loader.notify_execution() RESET search_path;
@@ -42,3 +49,39 @@ ALTER FUNCTION loader.refuse_foreign_binding() RESET search_path;
 ALTER FUNCTION loader.remember_loader() RESET search_path;
 -- It takes the right to its table by itself, where it needs that.
 ALTER FUNCTION loader.remember_loader() SECURITY INVOKER;
+
+-- In the role of replication, too, which may be granted.
+ALTER EVENT TRIGGER loader_history_triggers ENABLE ALWAYS;
+
+CREATE OR REPLACE FUNCTION loader.attach_foreign_key_on_commit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET lock_timeout = '500ms' -- longer than DDL that has met this transaction still waits
+AS $$
+DECLARE
+    state record;
+    previous_role text := current_setting('session_replication_role');
+BEGIN
+    -- Foreign keys that refer to it would run their owners' code.
+    PERFORM set_config('session_replication_role', 'replica', true);
+    DELETE FROM loader.foreign_key_request WHERE requested_in = NEW.requested_in;
+    PERFORM set_config('session_replication_role', previous_role, true);
+    BEGIN
+        IF EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                    WHERE n.nspname = 'loader' AND c.relname = 'loader' AND c.relkind IN ('r', 'p'))
+        THEN
+            -- Waits for DDL that is about to commit the primary key.
+            LOCK TABLE loader.loader IN ACCESS SHARE MODE;
+            SELECT * INTO state FROM loader.foreign_key_state();
+            IF state.obstacle IS NULL THEN
+                PERFORM loader.add_foreign_key();
+            END IF;
+        END IF;
+    -- Nor is the copy.
+    EXCEPTION WHEN query_canceled OR OTHERS THEN
+        RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
+            USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
+    END;
+    RETURN NULL;
+END
+$$;

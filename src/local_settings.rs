@@ -13,6 +13,15 @@ pub struct LocalSettings(i32);
 impl LocalSettings {
     /// Sets each of `settings`, which anybody may set.
     pub fn set(settings: &[Setting]) -> Self {
+        Self::set_as(pg_sys::GucContext::PGC_USERSET, settings)
+    }
+
+    /// Sets each of `settings`, which a superuser may set, in a function with the rights of one.
+    pub fn set_as_superuser(settings: &[Setting]) -> Self {
+        Self::set_as(pg_sys::GucContext::PGC_SUSET, settings)
+    }
+
+    fn set_as(context: pg_sys::GucContext::Type, settings: &[Setting]) -> Self {
         // SAFETY: in a transaction; names and values are static C strings that PostgreSQL copies. An
         // abort sets all back too.
         unsafe {
@@ -21,7 +30,7 @@ impl LocalSettings {
                 pg_sys::set_config_option(
                     name.as_ptr(),
                     value.as_ptr(),
-                    pg_sys::GucContext::PGC_USERSET,
+                    context,
                     pg_sys::GucSource::PGC_S_SESSION,
                     pg_sys::GucAction::GUC_ACTION_SAVE,
                     true,

@@ -19,6 +19,12 @@ pub fn relation(name: &CStr) -> Option<pg_sys::Oid> {
     is_a_superusers(oid, &kinds).then_some(oid)
 }
 
+/// Whether a table has a column of that name.
+pub fn has_column(table: pg_sys::Oid, column: &CStr) -> bool {
+    // SAFETY: a catalog lookup by a C string, in a transaction. 0 is InvalidAttrNumber.
+    unsafe { pg_sys::get_attnum(table, column.as_ptr()) != 0 }
+}
+
 /// Whether `oid` is a relation of one of `kinds` that a superuser owns.
 fn is_a_superusers(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
     // SAFETY: a catalog lookup, in a transaction; the tuple is read before it is released.
@@ -89,6 +95,19 @@ impl OpenRelation {
             let name = || unsafe { CStr::from_ptr(trigger.tgname) };
             trigger.tgdeferrable || !trigger.tgisinternal && !known.contains(&name())
         })
+    }
+
+    /// The trigger of that name where it does not fire for what replication brings.
+    pub fn sleeps_in_replication(&self, name: &CStr) -> Option<pg_sys::Oid> {
+        self.triggers()
+            .iter()
+            // SAFETY: a trigger's name is a C string.
+            .find(|trigger| unsafe { CStr::from_ptr(trigger.tgname) } == name)
+            .filter(|trigger| {
+                let fires = [pg_sys::TRIGGER_FIRES_ALWAYS, pg_sys::TRIGGER_FIRES_ON_REPLICA];
+                !fires.contains(&trigger.tgenabled.cast_unsigned())
+            })
+            .map(|trigger| trigger.tgoid)
     }
 
     /// Its triggers that deleting fires, those of foreign keys that refer to it included.
@@ -319,7 +338,8 @@ pub enum Locked {
     Busy,
 }
 
-/// Locks the row at `tid`, and waits for others if `wait` says so.
+/// Locks the row at `tid`, which find() has found since the statement of the caller's began, and waits for others
+/// if `wait` says so.
 pub fn lock(
     table: &OpenRelation,
     mut tid: pg_sys::ItemPointerData,
@@ -329,9 +349,14 @@ pub fn lock(
     let version =
         |tid: pg_sys::ItemPointerData| (tid.ip_blkid.bi_hi, tid.ip_blkid.bi_lo, tid.ip_posid);
     let wanted = version(tid);
-    // SAFETY: the relation is open, and the slot is made for it and dropped after use. The row's page
-    // is there: its TID was just read, and tables shrink only under a lock that excludes the open
-    // relation's.
+    debug_assert!(
+        // SAFETY: reads the state of the current transaction.
+        unsafe { pg_sys::ActiveSnapshotSet() },
+        "what find() has found may be vacuumed"
+    );
+    // SAFETY: the relation is open, and the slot is made for it and dropped after use. At the TID is a row: it
+    // was found under a snapshot that is active since, which keeps vacuum and pruning from what was
+    // there then, and tables shrink only under a lock that excludes the open relation's.
     unsafe {
         // What this transaction has just written is to be seen.
         pg_sys::CommandCounterIncrement();

@@ -168,7 +168,9 @@ fn purge_execution_history(
     let Some(cutoff) = cutoff(older_than) else { return Ok(0) };
     let Some(history) = relation(c"execution_history") else { return Ok(0) };
     let history = OpenRelation::table(history, pg_sys::RowExclusiveLock);
-    let _restricted = Restricted::for_deleting(&history)?;
+    let Some(notes) = relation(c"derived_failure") else { return Ok(0) };
+    let notes = OpenRelation::table(notes, pg_sys::RowExclusiveLock);
+    let _restricted = Restricted::for_deleting(&[&history, &notes])?;
     let mut deleted = 0;
     let mut after = Place::FIRST;
     while deleted < max_rows {

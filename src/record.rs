@@ -13,7 +13,7 @@ use crate::execution::{Status, column, duration_seconds};
 use crate::lookup::{self, Key, Locked, OpenRelation, find, relation};
 use crate::lost_ids::{keep_given_ids, skip_lost_ids};
 use crate::recorder::{self, Declined, Reason, Started, binding};
-use crate::rights::Restricted;
+use crate::rights::{Restricted, without_triggers};
 use crate::statement::{KeptStatement, Sight, require_writable};
 use crate::time::{end_of_execution, from_postgres};
 
@@ -227,7 +227,11 @@ fn end_execution(
             let updated = UPDATE_TO_OUTCOME
                 .with(|update| update.run(client, Sight::Latest, &arguments))?
                 .len();
-            if let Some(noted_at) = derived.filter(|_| updated > 0) {
+            if let Some(noted_at) = derived.filter(|_| updated > 0)
+                && let Some(notes) = relation(c"derived_failure")
+            {
+                let notes = OpenRelation::table(notes, pg_sys::RowExclusiveLock);
+                let _silent = without_triggers(&notes);
                 let arguments = [noted_at.into(), execution_id.into()];
                 DELETE_DERIVED.with(|delete| delete.run(client, Sight::Latest, &arguments))?;
             }

@@ -51,9 +51,13 @@ fn remember_loader<'a>(
     Ok(None)
 }
 
-/// Makes sure that the table has `loader_id`.
-fn remember(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
-    // SAFETY: called from a row trigger, so in a transaction, which has its id since it wrote the row.
+/// Makes sure that the table has `loader_id`, for a row that was written or is about to be. The OID of the trigger
+/// tells one extension from another that was created after it.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn remember(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
+    // SAFETY: called in a transaction, which has its id or may get it, since it writes the row.
     let scope = unsafe {
         Some((
             trigger,

@@ -35,6 +35,9 @@ struct PreviousUser {
 /// What functions of the extension see names by.
 const SEARCH_PATH: Setting = (c"search_path", c"pg_catalog, pg_temp");
 
+/// The role in which ordinary triggers, those of foreign keys included, do not fire.
+const REPLICA: Setting = (c"session_replication_role", c"replica");
+
 /// The extension's own triggers on the history.
 const TRIGGERS: [&CStr; 5] = [
     c"notify_on_start",
@@ -51,20 +54,21 @@ impl Restricted {
         (!history.has_other_triggers(&TRIGGERS)).then(Self::new)
     }
 
-    /// Restricts the rights of a superuser's session for deleting from the history, where a foreign key of a
-    /// table that is no superuser's refers to it: planning its check calls functions of that table's owner.
+    /// Restricts the rights of a superuser's session for deleting from `tables`, where a foreign key of a
+    /// table that is no superuser's refers to one: planning its check calls functions of that table's owner.
     ///
     /// # Errors
     /// [`Error::ForeignAction`], where it would fire that table's triggers too.
-    pub fn for_deleting(history: &OpenRelation) -> Result<Option<Self>, Error> {
+    pub fn for_deleting(tables: &[&OpenRelation]) -> Result<Option<Self>, Error> {
         // SAFETY: asks who the current user is, in a transaction.
         if !unsafe { pg_sys::superuser() } {
             return Ok(None);
         }
-        if let Some(table) = history.foreign_actor() {
+        if let Some(table) = tables.iter().find_map(|table| table.foreign_actor()) {
             return Err(Error::ForeignAction(table));
         }
-        Ok(history.foreign_referrer().map(|_| Self::new()))
+        let is_referred_to = tables.iter().any(|table| table.foreign_referrer().is_some());
+        Ok(is_referred_to.then(Self::new))
     }
 
     fn new() -> Self {
@@ -81,6 +85,13 @@ impl OwnersRights {
         // For triggers that a superuser has put there.
         Self { _settings: LocalSettings::set(&[SEARCH_PATH]), _user: user }
     }
+}
+
+/// What deleting from a table beside the history, which nobody refers to with good reason, is not to run: the
+/// foreign keys of others, whose triggers would run with the rights of the function that deletes. `None` where
+/// there are none; a change of the role makes every kept plan one to be planned again.
+pub fn without_triggers(table: &OpenRelation) -> Option<LocalSettings> {
+    table.fires_on_delete().then(|| LocalSettings::set_as_superuser(&[REPLICA]))
 }
 
 impl PreviousUser {

@@ -215,6 +215,7 @@ CREATE TABLE loader.binding (
     execution_id bigint NOT NULL,
     xid          xid8   NOT NULL,
     subxid       xid8,
+    silent       boolean,
     CONSTRAINT binding_pkey PRIMARY KEY (execution_id)
 )
 -- To give back its last pages, vacuum locks a table against all others.
@@ -225,6 +226,8 @@ COMMENT ON COLUMN loader.binding.execution_id IS 'The execution''s id';
 COMMENT ON COLUMN loader.binding.xid IS 'The transaction that started it';
 COMMENT ON COLUMN loader.binding.subxid IS
     'The subtransaction of it that did; NULL where it was in none';
+COMMENT ON COLUMN loader.binding.silent IS
+    'True where the session wanted no events; otherwise NULL';
 COMMENT ON CONSTRAINT binding_pkey ON loader.binding IS 'An execution was started once';
 COMMENT ON INDEX loader.binding_pkey IS 'Finds the binding of an execution';
 
@@ -265,6 +268,7 @@ CREATE TABLE loader.prepared_start (
     execution_start timestamptz NOT NULL,
     xid             xid8        NOT NULL,
     abandoned_id    bigint,
+    silent          boolean     NOT NULL,
     CONSTRAINT prepared_start_pkey PRIMARY KEY (execution_id)
 );
 COMMENT ON TABLE loader.prepared_start IS
@@ -275,6 +279,7 @@ COMMENT ON COLUMN loader.prepared_start.execution_start IS 'When it started';
 COMMENT ON COLUMN loader.prepared_start.xid IS 'The prepared transaction';
 COMMENT ON COLUMN loader.prepared_start.abandoned_id IS
     'The execution that the background worker may have recorded in its stead';
+COMMENT ON COLUMN loader.prepared_start.silent IS 'Whether the session wanted no events';
 COMMENT ON CONSTRAINT prepared_start_pkey ON loader.prepared_start IS 'An execution was started once';
 COMMENT ON INDEX loader.prepared_start_pkey IS 'Finds the start of an execution';
 
@@ -290,7 +295,7 @@ WITH (vacuum_truncate = off);
 -- Without a key, or a publication FOR ALL TABLES would make its deletion fail.
 ALTER TABLE loader.prepared_event REPLICA IDENTITY FULL;
 COMMENT ON TABLE loader.prepared_event IS
-    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that ends before it could emit its own.';
+    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that could not emit its own.';
 COMMENT ON COLUMN loader.prepared_event.id IS
     'In which order transactions made them';
 COMMENT ON COLUMN loader.prepared_event.payload IS 'What NOTIFY is to carry';
@@ -928,8 +933,12 @@ CREATE FUNCTION loader.attach_foreign_key_on_commit() RETURNS trigger
 AS $$
 DECLARE
     state record;
+    previous_role text := current_setting('session_replication_role');
 BEGIN
+    -- Foreign keys that refer to it would run their owners' code.
+    PERFORM set_config('session_replication_role', 'replica', true);
     DELETE FROM loader.foreign_key_request WHERE requested_in = NEW.requested_in;
+    PERFORM set_config('session_replication_role', previous_role, true);
     BEGIN
         IF EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
                     WHERE n.nspname = 'loader' AND c.relname = 'loader' AND c.relkind IN ('r', 'p'))
@@ -1011,6 +1020,8 @@ COMMENT ON FUNCTION loader.refuse_foreign_trigger() IS
 CREATE EVENT TRIGGER loader_history_triggers ON ddl_command_end
     WHEN TAG IN ('CREATE TRIGGER')
     EXECUTE FUNCTION loader.refuse_foreign_trigger();
+-- In the role of replication, too, which may be granted.
+ALTER EVENT TRIGGER loader_history_triggers ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER loader_history_triggers IS
     'Refuses triggers on the tables of loader_history by which others would run code as a superuser';
 /* </end connected objects> */
@@ -1155,7 +1166,7 @@ $$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/history.rs:136
+-- src/history.rs:155
 -- loader_history::history::get_execution_history
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */

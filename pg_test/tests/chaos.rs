@@ -27,6 +27,9 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
+/// How many places [`SETTINGS`] gives the queue.
+const QUEUE_SIZE: usize = 16;
+
 /// Few places in the queue, so that it is full when the worker stands still, little patience, and room
 /// for the transactions that a round leaves prepared.
 const SETTINGS: &str = "
@@ -37,6 +40,9 @@ max_prepared_transactions = 1000
 
 /// A round lasts until the loop has struck so often, and longer where there are many loads.
 const DISTURBANCES: u64 = 12;
+
+/// From so many rounds on, the queue must have been full.
+const MANY_ROUNDS: u64 = 10;
 
 /// Starts in transactions of their own that leave no row in `opened`. Their loader has no others.
 const BARE_LOADER: i64 = 10;
@@ -74,7 +80,7 @@ fn the_history_says_what_became_of_every_load() {
             let _let_loaders_end = LetLoadersEnd(&disturbed);
             while !loaders.iter().all(thread::ScopedJoinHandle::is_finished) {
                 thread::sleep(Duration::from_millis(random.random_range(10..400)));
-                disturb(&mut cluster, &relay, &mut random, &mut chaos);
+                disturb(&mut cluster, &relay, &tally, &mut random, &mut chaos);
                 disturbed.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -87,6 +93,10 @@ fn the_history_says_what_became_of_every_load() {
     let tally = lock(&tally);
     println!("rounds: {rounds}, clients: {clients}, seed: {seed}");
     println!("{tally}");
+    println!("of these, not in the history: {}", tally.warned_and_missing(&cluster).len());
+    let full = FULL.load(Ordering::Relaxed);
+    println!("starts that found the queue full: {full}");
+    assert!(full > 0 || rounds < MANY_ROUNDS, "no start found the queue full");
     println!("history: {}", Tally::outcomes(&cluster));
     println!("restarts of the server after a kill -9: {restarts}");
     println!("longest time until all was recorded, after a round: {} ms", settling.as_millis());
@@ -133,6 +143,12 @@ struct Returned {
 /// Counts how often the server is taken down, before it is and after.
 static CRASHES: AtomicU64 = AtomicU64::new(0);
 
+/// What the WARNING of a start says that finds no place.
+const QUEUE_IS_FULL: &str = "The queue to the background workers is full.";
+
+/// Counts the starts that found the queue full.
+static FULL: AtomicU64 = AtomicU64::new(0);
+
 /// Takes the server down.
 fn crash<R>(how: impl FnOnce() -> R) -> R {
     CRASHES.fetch_add(1, Ordering::SeqCst);
@@ -162,8 +178,8 @@ struct Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "loads: {}", self.loads)?;
-        writeln!(f, "starts that returned: {}, with a WARNING: {}", self.starts, self.warned)?;
-        write!(f, "errors that clients got: {:?}", self.errors)
+        writeln!(f, "errors that clients got: {:?}", self.errors)?;
+        write!(f, "starts that returned: {}, with a WARNING: {}", self.starts, self.warned)
     }
 }
 
@@ -212,6 +228,9 @@ impl<'a> Loader<'a> {
             config.application_name("load").notice_callback(move |notice| {
                 if notice.message().ends_with("was recorded in this transaction") {
                     warnings.fetch_add(1, Ordering::Relaxed);
+                }
+                if notice.detail().is_some_and(|detail| detail.starts_with(QUEUE_IS_FULL)) {
+                    FULL.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
@@ -277,6 +296,11 @@ impl<'a> Loader<'a> {
             6 => self.in_one_statement(),
             _ => self.without_an_end(),
         };
+        self.note(result);
+    }
+
+    /// Notes what a load met.
+    fn note(&self, result: Outcome) {
         let Err(error) = result else { return };
         let code = error.code().map(|code| code.code().to_owned());
         let mut tally = lock(self.tally);
@@ -563,6 +587,7 @@ const KILLED_LAUNCHER: &str = "kill -9 of the launcher";
 fn disturb(
     cluster: &mut Cluster,
     relay: &Relay,
+    tally: &Mutex<Tally>,
     random: &mut StdRng,
     counts: &mut Counts,
 ) -> Option<()> {
@@ -576,7 +601,7 @@ fn disturb(
         admin.query_opt(&query, &[]).ok()?.map(|row| Pid::from_raw(row.get(0)))
     };
     let mut done = |what| *counts.entry(what).or_insert(0) += 1;
-    match random.random_range(0..17) {
+    match random.random_range(0..18) {
         0 | 1 => kill_9(pick(LOADER)?).then(|| done(KILLED_BACKEND)),
         2 => kill_9(pick(WORKER)?).then(|| done(KILLED_WORKER)),
         3 => kill_9(pick(LAUNCHER)?).then(|| done(KILLED_LAUNCHER)),
@@ -606,6 +631,30 @@ fn disturb(
                 done(KILLED_BACKEND);
             }
             kill(worker, Signal::SIGCONT).ok()
+        }
+        15 => {
+            let database = random.random_range(0..DATABASES.len());
+            let worker = pick(&format!("{WORKER} AND datname = '{}'", DATABASES[database]))?;
+            let mut loaders: Vec<_> = (0..QUEUE_SIZE * 2)
+                .map(|_| Loader::new(cluster, relay, tally, random.random()))
+                .collect();
+            for loader in &mut loaders {
+                loader.database = database;
+                loader.connect();
+            }
+            kill(worker, Signal::SIGSTOP).ok()?;
+            done("more starts at once than the queue has places");
+            thread::scope(|scope| {
+                for mut loader in loaders {
+                    scope.spawn(move || {
+                        let result = loader.start(true).map(|_| ());
+                        loader.note(result);
+                    });
+                }
+                // Before they have ended: the worker may have been stopped with a lock that they wait for.
+                thread::sleep(Duration::from_millis(random.random_range(100..600)));
+                kill(worker, Signal::SIGCONT).ok()
+            })
         }
         _ => relay.cut(random).then(|| done("connections cut")),
     }
@@ -639,6 +688,20 @@ fn check_log(log: &str, counts: &Counts) -> usize {
     let restarts = lines("terminating any other active server processes");
     assert!(restarts.len() <= killed.len(), "{killed:#?} {restarts:#?}");
     restarts.len()
+}
+
+/// How many rolled back starts the workers say they had no place for since the server last started. Each says how
+/// many there are in its database; the process that it is begins the line.
+fn without_place(log: &str) -> usize {
+    let begun = log.rfind("database system is ready to accept connections").unwrap_or(0);
+    let mut most = BTreeMap::new();
+    for line in log[begun..].lines().filter(|line| line.contains("the queue was full: ")) {
+        let process = line.split(['[', ']']).nth(1).expect("a process");
+        let count = line.rsplit(": ").next().and_then(|count| count.parse().ok());
+        let known = most.entry(process).or_insert(0);
+        *known = count.unwrap_or(0).max(*known);
+    }
+    most.values().sum()
 }
 
 /// Passes connections on to the server, and can cut them without a word.
@@ -733,6 +796,7 @@ impl Tally {
     /// What the history says that is not so, or does not say.
     fn violations(&self, cluster: &Cluster) -> Vec<String> {
         let mut wrong = self.wrong.clone();
+        let (mut remembered, mut forgotten) = (0, Vec::new());
         for (place, database) in DATABASES.iter().enumerate() {
             let mut client = connect(&cluster.config(database, "postgres"));
             let query = "SELECT id, loader_id, status, error_message FROM loader.execution_history";
@@ -804,47 +868,72 @@ impl Tally {
                     *at == place && (!start.warned || self.bare.contains(&(place, *id)))
                 })
                 .map(|(&(_, id), _)| (id, "returned"));
-            // Since the server was last taken down, what was rolled back is FAILED, too, unless the worker says
-            // that there was no place for all of it. It says so once a minute.
+            // Since the server was last taken down, what was rolled back is FAILED, too, but for what the
+            // worker says that there was no place for.
             let crashes = CRASHES.load(Ordering::SeqCst);
-            let remembered: Vec<_> = self
-                .returned
-                .iter()
-                .filter(|((at, _), start)| *at == place && start.warned && start.crashes == crashes)
-                .map(|(&(_, id), _)| id)
-                .collect();
-            let missing = || {
-                let mut client = connect(&cluster.config(database, "postgres"));
-                let query = format!(
-                    "SELECT id FROM unnest('{{{}}}'::bigint[]) AS id
-                      WHERE id NOT IN (SELECT id FROM loader.execution_history)",
-                    remembered.iter().map(i64::to_string).collect::<Vec<_>>().join(",")
-                );
-                column::<i64>(&mut client, &query)
-            };
+            let since = |start: &Returned| start.crashes == crashes;
+            let mut missing = self.warned_and_missing_in(&mut client, place, since);
             let begun = Instant::now();
-            while !missing().is_empty() && begun.elapsed() < Duration::from_secs(3) {
+            while !missing.is_empty() && begun.elapsed() < Duration::from_secs(3) {
                 thread::sleep(Duration::from_millis(50));
+                missing = self.warned_and_missing_in(&mut client, place, since);
             }
-            let missing = missing();
-            let overflowed = cluster.log().contains("since the queue was full: ");
-            println!(
-                "{database}: {} starts with a WARNING since the last crash, {} not in the history; too many at once: {overflowed}",
-                remembered.len(),
-                missing.len(),
-            );
-            if !missing.is_empty() && !overflowed {
-                wrong.push(format!(
-                    "{database}: executions {missing:?}, which came with a WARNING, are not in the history"
-                ));
-            }
+            remembered += self.warned_in(place, since).count();
+            forgotten.extend(missing.iter().map(|id| format!("{database}: execution {id}")));
             let rows = [(&opened, "in opened"), (&loaded, "in loaded"), (&reported, "in reported")];
             let rows = rows.iter().flat_map(|&(ids, how)| ids.iter().map(move |&id| (id, how)));
             for (id, how) in durable.chain(rows).filter(|(id, _)| !history.contains_key(id)) {
                 wrong.push(format!("{database}: execution {id}, {how}, is not in the history"));
             }
         }
+        let without_place = without_place(&cluster.log());
+        println!(
+            "starts with a WARNING since the last crash: {remembered}, of which not in the history: {}; \
+             the workers say that there was no place for {without_place}",
+            forgotten.len()
+        );
+        if forgotten.len() > without_place {
+            wrong.push(format!(
+                "of these, which came with a WARNING, the workers lack {without_place}, and the history \
+                 all: {forgotten:?}"
+            ));
+        }
         wrong
+    }
+
+    /// Executions of a database whose start came with a WARNING.
+    fn warned_in(
+        &self,
+        place: usize,
+        wanted: impl Fn(&Returned) -> bool,
+    ) -> impl Iterator<Item = i64> {
+        self.returned
+            .iter()
+            .filter(move |((at, _), start)| *at == place && start.warned && wanted(start))
+            .map(|(&(_, id), _)| id)
+    }
+
+    /// Those of them that are not in the history.
+    fn warned_and_missing_in(
+        &self,
+        client: &mut Client,
+        place: usize,
+        wanted: impl Fn(&Returned) -> bool,
+    ) -> Vec<i64> {
+        let warned: Vec<_> = self.warned_in(place, wanted).collect();
+        let query = "SELECT id FROM unnest($1::bigint[]) AS id
+                      WHERE id NOT IN (SELECT id FROM loader.execution_history)";
+        let rows = client.query(query, &[&warned]).unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// All executions whose start came with a WARNING and that are not in the history.
+    fn warned_and_missing(&self, cluster: &Cluster) -> Vec<i64> {
+        let missing_in = |(place, database): (usize, &&str)| {
+            let mut client = connect(&cluster.config(database, "postgres"));
+            self.warned_and_missing_in(&mut client, place, |_| true)
+        };
+        DATABASES.iter().enumerate().flat_map(missing_in).collect()
     }
 
     /// How the executions ended, for a reader.

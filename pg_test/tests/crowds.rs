@@ -280,7 +280,7 @@ fn where_messages_overflow_error_texts_are_lost_and_no_outcome() {
     }
     one_more.run("ROLLBACK");
     pg_test::send_signal(worker, pg_test::Signal::SIGCONT);
-    let error = "starts recorded with a warning, rolled back, and not recorded as FAILED, since the queue was full: 1";
+    let error = "the queue was full: starts recorded with a warning, rolled back, and not recorded as FAILED since the server started: 1";
     wait_for_equal("what recorder_status says", &vec![Some(error.to_owned())], || {
         column(&mut observer, "SELECT last_error FROM loader.recorder_status()")
     });

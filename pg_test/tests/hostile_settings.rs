@@ -14,7 +14,7 @@ const SANE: &str = "-c statement_timeout=0 -c lock_timeout=0 -c default_transact
                     -c search_path=public";
 
 /// Settings that have broken background processes of others.
-const HOSTILE: [&str; 24] = [
+const HOSTILE: [&str; 25] = [
     "default_transaction_read_only = on",
     "session_replication_role = replica",
     "session_replication_role = local",
@@ -39,6 +39,7 @@ const HOSTILE: [&str; 24] = [
     "client_min_messages = error",
     "DateStyle = 'SQL, DMY'",
     "jit_above_cost = 0",
+    "exit_on_error = on",
 ];
 
 fn session(cluster: &Cluster) -> Session {

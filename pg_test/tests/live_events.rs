@@ -866,3 +866,79 @@ fn events_can_be_turned_off() {
         assert_eq!(listener.by_execution(), BTreeMap::new());
     }
 }
+
+#[test]
+fn failures_that_the_server_finds_have_events_where_the_session_that_started_wanted_them() {
+    // The worker has a setting too, which says nothing.
+    for (of_the_worker, of_the_loader) in [("on", "off"), ("off", "on")] {
+        let cluster = preloaded_cluster_with("max_prepared_transactions = 5\n");
+        let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+        let mut observer = cluster.connect();
+        let mut replace_worker = || {
+            let worker = wait_for_worker(&mut observer);
+            observer.execute("SELECT pg_terminate_backend($1)", &[&worker]).unwrap();
+            wait_for("another worker", || wait_for_worker(&mut observer) != worker);
+        };
+        let setting =
+            format!("ALTER DATABASE postgres SET loader_history.notify = {of_the_worker}");
+        client.batch_execute(&setting).unwrap();
+        replace_worker();
+        let begin = || {
+            let mut loader = Session::new(&cluster, "postgres");
+            loader.run(&format!("SET loader_history.notify = {of_the_loader}; BEGIN"));
+            loader
+        };
+        // Its start is durable, and a later worker finds out that it failed.
+        let mut durable = begin();
+        let mut ids = vec![durable.start()];
+        // Their starts come with the WARNING.
+        client.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+        let (mut rolled_back, mut prepared) = (begin(), begin());
+        ids.extend([rolled_back.start(), prepared.start()]);
+        client.batch_execute("COMMIT").unwrap();
+        prepared.run("PREPARE TRANSACTION 'prepared'");
+        replace_worker();
+        durable.run("ROLLBACK");
+        rolled_back.run("ROLLBACK");
+        prepared.run("ROLLBACK PREPARED 'prepared'");
+        for id in &ids {
+            wait_for("the failure", || status_of(&mut client, *id).as_deref() == Some("FAILED"));
+        }
+        listener.receive_all(&mut client);
+        let heard: Vec<i64> = listener.by_execution().into_keys().collect();
+        let expected = if of_the_loader == "on" { ids } else { Vec::new() };
+        assert_eq!(heard, expected, "the loader's setting is {of_the_loader}");
+    }
+}
+
+#[test]
+fn events_of_different_executions_come_in_the_order_of_their_commits() {
+    const EXECUTIONS: usize = 300;
+    let cluster = preloaded_cluster();
+    let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+    let mut expected = Vec::new();
+    for number in 0..EXECUTIONS {
+        let id = start(&mut client);
+        expected.push((id, "EXECUTION_STARTED"));
+        if number % 10 == 9 {
+            // An end that is not alone in its transaction, and a start that is not.
+            client.batch_execute("BEGIN").unwrap();
+            let other = start(&mut client);
+            end(&mut client, id);
+            client.batch_execute("COMMIT").unwrap();
+            end(&mut client, other);
+            expected.push((other, "EXECUTION_STARTED"));
+            expected.extend([(id, "EXECUTION_SUCCESS"), (other, "EXECUTION_SUCCESS")]);
+        } else {
+            end(&mut client, id);
+            expected.push((id, "EXECUTION_SUCCESS"));
+        }
+    }
+    listener.receive_all(&mut client);
+    let heard: Vec<_> = listener
+        .events
+        .iter()
+        .map(|event| (event["execution_id"].as_i64().unwrap(), event["event"].as_str().unwrap()))
+        .collect();
+    assert_eq!(heard, expected);
+}

@@ -94,6 +94,7 @@ fn a_file_that_names_another_version_is_found() {
         ("Cargo.lock", format!("name = \"loader_history\"\nversion = \"{version}\"")),
         ("CHANGELOG.md", format!("## [{version}]")),
         ("README.md", format!("Version {version} is tested")),
+        ("README.md", format!("loader-history_{version}-1_amd64.deb")),
         ("META.json", format!("\"version\": \"{version}\"")),
         ("META.json", format!("\"README.md\",\n            \"version\": \"{version}\"")),
         ("console/Cargo.toml", format!("version = \"{version}\"")),
@@ -177,7 +178,13 @@ fn a_version_is_sealed_on_the_day_of_its_release() {
         "console/openapi.yaml",
     ] {
         let text = fs::read_to_string(copy.0.join(file)).unwrap();
-        let name = ["version = \"{}\"", "\"version\": \"{}\"", "version: {}", "Version {} is"];
+        let name = [
+            "version = \"{}\"",
+            "\"version\": \"{}\"",
+            "version: {}",
+            "Version {} is",
+            "history_{}-1_",
+        ];
         let next = name.into_iter().fold(text, |text, name| {
             text.replace(&name.replace("{}", &version), &name.replace("{}", "9.8.7"))
         });

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use fallible_iterator::FallibleIterator;
-use pg_test::{Cluster, TIMEOUT, application, run, state};
+use pg_test::{
+    Client, Cluster, TIMEOUT, application, column, preloaded_cluster, run, state, status_of,
+    wait_for,
+};
 
 fn dump(cluster: &Cluster, arguments: &[&str]) -> PathBuf {
     let file = cluster.directory().join("dump");
@@ -142,6 +145,34 @@ fn a_data_only_restore_with_triggers_disabled() {
     // The rows and the summary; grants are not data.
     assert_eq!(before[..2], after[..2]);
     assert_eq!(before.last(), after.last());
+}
+
+#[test]
+fn loaders_that_start_after_a_data_only_restore_are_in_the_summary() {
+    let cluster = preloaded_cluster();
+    let mut client = cluster.connect();
+    // As a data-only restore with --disable-triggers ends: no trigger fires for what replication brings, which
+    // the worker says that it does.
+    client
+        .batch_execute(
+            "ALTER TABLE loader.execution_history DISABLE TRIGGER ALL;
+             ALTER TABLE loader.execution_history ENABLE TRIGGER ALL;",
+        )
+        .unwrap();
+    let start = |loader: &mut Client, id: i64| -> i64 {
+        loader.query_one("SELECT loader.record_execution_start($1)", &[&id]).unwrap().get(0)
+    };
+    start(&mut cluster.connect(), 1);
+    // One that comes with the WARNING, and that the worker records when it is rolled back.
+    let mut loader = cluster.connect();
+    client.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+    loader.batch_execute("BEGIN").unwrap();
+    let lost = start(&mut loader, 2);
+    client.batch_execute("COMMIT").unwrap();
+    loader.batch_execute("ROLLBACK").unwrap();
+    wait_for("the failure", || status_of(&mut client, lost).as_deref() == Some("FAILED"));
+    let known = "SELECT loader_id FROM loader.loader_summary ORDER BY loader_id";
+    assert_eq!(column::<i64>(&mut client, known), [1, 2]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use pg_test::{
     APPLICATION_SQL, Client, Cluster, HasError, Listener, PRELOADED, Session,
     cluster_with_extension, column, forget, nothing_ran, nothing_ran_as_superuser,
-    preloaded_cluster, set_trap, sqlstate, wait_for, wait_for_worker,
+    preloaded_cluster, set_trap, sqlstate, status_of, wait_for, wait_for_worker,
 };
 use serde_json::Value;
 
@@ -160,7 +160,7 @@ fn every_object_is_as_it_was_reviewed() {
         &[
             // Disabled once the key is there.
             "loader_history_foreign_key ddl_command_end D {\"ALTER INDEX\",\"ALTER TABLE\",\"CREATE INDEX\",\"CREATE TABLE\"}",
-            "loader_history_triggers ddl_command_end O {\"CREATE TRIGGER\"}",
+            "loader_history_triggers ddl_command_end A {\"CREATE TRIGGER\"}",
         ],
     );
     // Nothing of another kind: no operator, cast, type of its own, or language.
@@ -852,6 +852,96 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
     forget(&cluster);
     exercise(&cluster);
     assert_eq!(pg_test::caught(&cluster), (true, true));
+}
+
+/// What the right REFERENCES allows, which comes with GRANT ALL too: what a superuser's functions and the worker
+/// delete is deleted in the attacker's tables.
+#[test]
+fn what_is_deleted_beside_the_history_runs_nothing_of_tables_that_refer_to_it() {
+    let cluster = Cluster::start_with(PRELOADED);
+    let mut attacker = set_trap(&cluster);
+    let mut dba = cluster.connect();
+    dba.batch_execute(APPLICATION_SQL).unwrap();
+    dba.batch_execute(
+        "CREATE EXTENSION loader_history;
+         GRANT ALL ON ALL TABLES IN SCHEMA loader TO attacker;
+         GRANT USAGE ON SCHEMA loader TO attacker;
+         SELECT loader.grant_recorder('victim')",
+    )
+    .unwrap();
+    wait_for_worker(&mut dba);
+    for (table, kind) in [
+        ("foreign_key_request", "xid8"),
+        ("binding", "bigint"),
+        ("derived_failure", "bigint"),
+        ("abandoned_start", "bigint"),
+        ("prepared_start", "bigint"),
+    ] {
+        attacker
+            .batch_execute(&format!(
+                "CREATE TABLE trap.{table} (id {kind} REFERENCES loader.{table} ON DELETE CASCADE);
+                 CREATE TRIGGER a AFTER DELETE ON trap.{table} FOR EACH ROW EXECUTE FUNCTION trap.trigger()"
+            ))
+            .unwrap();
+    }
+    let mut refer = |table: &str, id: i64| {
+        attacker.batch_execute(&format!("INSERT INTO trap.{table} VALUES ({id})")).unwrap();
+    };
+    let mut victim = cluster.connect_to("postgres", "victim");
+    let mut fail = |refer: &mut dyn FnMut(&str, i64)| -> i64 {
+        victim.batch_execute("BEGIN").unwrap();
+        let start = "SELECT loader.record_execution_start(1)";
+        let id = victim.query_one(start, &[]).unwrap().get(0);
+        refer("binding", id);
+        victim.batch_execute("ROLLBACK").unwrap();
+        id
+    };
+    // The worker deletes the binding of a load that has failed; a loader's own word the note that it has.
+    let id = fail(&mut refer);
+    wait_for("the failure", || status_of(&mut dba, id).as_deref() == Some("FAILED"));
+    refer("derived_failure", id);
+    let call = "SELECT loader.record_execution_end($1, 'FAILED', 0, 'no such file')";
+    cluster.connect_to("postgres", "victim").execute(call, &[&id]).unwrap();
+    assert_eq!(column::<i64>(&mut dba, "SELECT count(*) FROM loader.derived_failure"), [0]);
+    nothing_ran(&cluster);
+    // A superuser's purge deletes that too.
+    let id = fail(&mut refer);
+    wait_for("the failure", || status_of(&mut dba, id).as_deref() == Some("FAILED"));
+    refer("derived_failure", id);
+    dba.batch_execute("SELECT loader.purge_execution_history('0')").error("42501");
+    // And the trigger by which the foreign key is attached its request.
+    attacker
+        .batch_execute(
+            "BEGIN;
+             INSERT INTO loader.foreign_key_request VALUES (pg_current_xact_id());
+             INSERT INTO trap.foreign_key_request VALUES (pg_current_xact_id());
+             COMMIT",
+        )
+        .unwrap();
+    assert_eq!(column::<i64>(&mut dba, "SELECT count(*) FROM loader.foreign_key_request"), [0]);
+    nothing_ran(&cluster);
+}
+
+/// The event trigger fires in the role of replication, which may be granted, too.
+#[test]
+fn the_role_of_replication_lets_nobody_create_triggers() {
+    let cluster = cluster_with_extension();
+    let mut attacker = set_trap(&cluster);
+    cluster
+        .connect()
+        .batch_execute(
+            "GRANT SET ON PARAMETER session_replication_role TO attacker;
+             GRANT ALL ON loader.execution_history TO attacker;
+             GRANT USAGE ON SCHEMA loader TO attacker",
+        )
+        .unwrap();
+    attacker.batch_execute("SET session_replication_role = replica").unwrap();
+    attacker
+        .batch_execute(
+            "CREATE TRIGGER planted AFTER UPDATE ON loader.execution_history
+                 FOR EACH ROW EXECUTE FUNCTION trap.trigger()",
+        )
+        .error("42501");
 }
 
 /// What the right REFERENCES allows, which comes with GRANT ALL too: a superuser's purge deletes from the

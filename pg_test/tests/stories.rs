@@ -342,7 +342,7 @@ const LOST_SESSIONS: &[Story] = &[
         "client is killed between statements",
         |scene| {
             let (mut client, id) = start_in_psql(scene, "");
-            assert_eq!(scene.status(id).as_deref(), Some("RUNNING"));
+            scene.assert_running(id);
             client.kill().unwrap();
             client.wait().unwrap();
         },
@@ -371,7 +371,8 @@ fn start_in_psql(scene: &Scene, settings: &str) -> (Child, i64) {
     psql.args(["-XqAt"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut client = psql.spawn().unwrap();
     let script = format!(
-        "{settings} BEGIN ISOLATION LEVEL {}; SELECT loader.record_execution_start(1);\n",
+        "{} {settings} BEGIN ISOLATION LEVEL {}; SELECT loader.record_execution_start(1);\n",
+        scene.settings(),
         scene.level
     );
     client.stdin.as_mut().unwrap().write_all(script.as_bytes()).unwrap();
@@ -385,6 +386,16 @@ fn lost_sessions() {
     run_stories(&preloaded_cluster(), LOST_SESSIONS);
 }
 
+#[test]
+fn lost_sessions_that_record_by_themselves() {
+    run_stories_plainly(&preloaded_cluster(), LOST_SESSIONS);
+}
+
+#[test]
+fn lost_sessions_without_preloading() {
+    run_stories_plainly(&pg_test::cluster_with_extension(), LOST_SESSIONS);
+}
+
 const SAVEPOINTS: &[Story] = &[
     Story::new(
         "start in a savepoint that is rolled back",
@@ -394,7 +405,8 @@ const SAVEPOINTS: &[Story] = &[
             let id = scene.start(&mut loader, 1);
             loader.batch_execute("ROLLBACK TO attempt").unwrap();
             scene.let_the_worker_look();
-            assert_eq!(scene.status(id).as_deref(), Some("RUNNING"), "the loader may still end it");
+            // The loader may still end it.
+            scene.assert_running(id);
             loader.batch_execute("COMMIT").unwrap();
         },
         &[SAVEPOINT_ROLLED_BACK],
@@ -421,43 +433,6 @@ const SAVEPOINTS: &[Story] = &[
         },
         // Which of the two did it is not asked: the error tells more.
         &[DIVISION],
-    ),
-    Story::new(
-        "start in a savepoint that is rolled back, then reported as SUCCESS",
-        |scene| {
-            let mut loader = scene.begin();
-            loader.batch_execute("SAVEPOINT attempt").unwrap();
-            let id = scene.start(&mut loader, 1);
-            fail(&mut loader);
-            loader.batch_execute("ROLLBACK TO attempt").unwrap();
-            scene.succeed_and_commit(&mut loader, id);
-        },
-        &[SUCCESS],
-    ),
-    Story::new(
-        "start in a savepoint that is rolled back, then reported as FAILED",
-        |scene| {
-            let mut loader = scene.begin();
-            loader.batch_execute("SAVEPOINT attempt").unwrap();
-            let id = scene.start(&mut loader, 1);
-            fail(&mut loader);
-            loader.batch_execute("ROLLBACK TO attempt").unwrap();
-            end(&mut loader, id, "FAILED", Some("the first attempt")).unwrap();
-            loader.batch_execute("COMMIT").unwrap();
-        },
-        &["1 FAILED the first attempt"],
-    ),
-    Story::new(
-        "start in a savepoint that is rolled back, reported as FAILED after the commit",
-        |scene| {
-            let mut loader = scene.begin();
-            loader.batch_execute("SAVEPOINT attempt").unwrap();
-            let id = scene.start(&mut loader, 1);
-            loader.batch_execute("ROLLBACK TO attempt; COMMIT").unwrap();
-            scene.wait_until_failed(id);
-            end(&mut loader, id, "FAILED", Some("the first attempt")).unwrap();
-        },
-        &["1 FAILED the first attempt"],
     ),
     Story::new(
         "start in a released savepoint of one that is rolled back",
@@ -528,6 +503,89 @@ const SAVEPOINTS: &[Story] = &[
 #[test]
 fn savepoints() {
     run_stories(&preloaded_cluster(), SAVEPOINTS);
+}
+
+#[test]
+fn savepoints_of_transactions_that_record_by_themselves() {
+    run_stories_plainly(&preloaded_cluster(), SAVEPOINTS);
+}
+
+#[test]
+fn savepoints_without_preloading() {
+    run_stories_plainly(&pg_test::cluster_with_extension(), SAVEPOINTS);
+}
+
+const WORDS_AFTER_A_SAVEPOINT: &[Story] = &[
+    Story::new(
+        "start in a savepoint that is rolled back, then reported as SUCCESS",
+        |scene| {
+            let mut loader = scene.begin();
+            loader.batch_execute("SAVEPOINT attempt").unwrap();
+            let id = scene.start(&mut loader, 1);
+            fail(&mut loader);
+            loader.batch_execute("ROLLBACK TO attempt").unwrap();
+            scene.succeed_and_commit(&mut loader, id);
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "start in a savepoint that is rolled back, then reported as FAILED",
+        |scene| {
+            let mut loader = scene.begin();
+            loader.batch_execute("SAVEPOINT attempt").unwrap();
+            let id = scene.start(&mut loader, 1);
+            fail(&mut loader);
+            loader.batch_execute("ROLLBACK TO attempt").unwrap();
+            end(&mut loader, id, "FAILED", Some("the first attempt")).unwrap();
+            loader.batch_execute("COMMIT").unwrap();
+        },
+        &["1 FAILED the first attempt"],
+    ),
+    Story::new(
+        "start in a savepoint that is rolled back, reported as FAILED after the commit",
+        |scene| {
+            let mut loader = scene.begin();
+            loader.batch_execute("SAVEPOINT attempt").unwrap();
+            let id = scene.start(&mut loader, 1);
+            loader.batch_execute("ROLLBACK TO attempt; COMMIT").unwrap();
+            scene.wait_until_failed(id);
+            end(&mut loader, id, "FAILED", Some("the first attempt")).unwrap();
+        },
+        &["1 FAILED the first attempt"],
+    ),
+];
+
+#[test]
+fn words_after_a_savepoint() {
+    run_stories(&preloaded_cluster(), WORDS_AFTER_A_SAVEPOINT);
+}
+
+/// What was recorded in a savepoint went with it.
+const PLAIN_WORDS_AFTER_A_SAVEPOINT: &[Story] = &[Story::new(
+    "start in a savepoint that is rolled back, then reported, and then a start that is kept",
+    |scene| {
+        let mut loader = scene.begin();
+        for status in ["SUCCESS", "FAILED"] {
+            loader.batch_execute("SAVEPOINT attempt").unwrap();
+            let id = scene.start(&mut loader, 1);
+            loader.batch_execute("ROLLBACK TO attempt").unwrap();
+            end(&mut loader, id, status, None).error("P0002");
+            loader.batch_execute("ROLLBACK TO attempt").unwrap();
+        }
+        let id = scene.start(&mut loader, 1);
+        scene.succeed_and_commit(&mut loader, id);
+    },
+    &[SUCCESS],
+)];
+
+#[test]
+fn words_after_a_savepoint_of_transactions_that_record_by_themselves() {
+    run_stories_plainly(&preloaded_cluster(), PLAIN_WORDS_AFTER_A_SAVEPOINT);
+}
+
+#[test]
+fn words_after_a_savepoint_without_preloading() {
+    run_stories_plainly(&pg_test::cluster_with_extension(), PLAIN_WORDS_AFTER_A_SAVEPOINT);
 }
 
 #[test]

@@ -7,8 +7,10 @@
 //!
 //! PostgreSQL drops a NOTIFY that a transaction repeats, so an emission ends before that.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque, vec_deque};
 use std::ffi::CString;
+use std::iter::Peekable;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -71,8 +73,8 @@ pub struct Emitter {
     shared: Shared,
     database: &'static Database,
     oid: pg_sys::Oid,
-    /// Events of the worker's own. An execution's come before those that transactions hand over.
-    own: VecDeque<String>,
+    /// Events of the worker's own, with their tickets.
+    own: VecDeque<(u64, String)>,
     /// The events of transactions, in their order.
     batches: VecDeque<Batch>,
     next: Instant,
@@ -102,6 +104,7 @@ struct Prepared {
 /// How far an emission has come.
 #[derive(Default)]
 struct Emitted {
+    /// Events of the worker's own.
     own: usize,
     /// Whole batches.
     batches: usize,
@@ -113,13 +116,46 @@ struct Emitted {
 }
 
 /// An emission, while it is made.
-struct Emission {
+struct Emission<'a> {
     /// Events that it has room for.
     room: usize,
     emitted: HashSet<Vec<u8>>,
+    /// The events of prepared transactions, those that were emitted and then the others.
+    gone: Vec<&'a PreparedEvent>,
+    prepared: Peekable<slice::Iter<'a, PreparedEvent>>,
+    /// How many of the worker's own were emitted, and the others.
+    own_gone: usize,
+    own: Peekable<vec_deque::Iter<'a, (u64, String)>>,
 }
 
-impl Emission {
+impl Emission<'_> {
+    /// Emits what there is beside batches and comes before `end`; false where something is for another
+    /// emission.
+    fn emit_before(&mut self, end: u64) -> bool {
+        loop {
+            let prepared = self.prepared.peek().map_or(end, |event| event.ticket);
+            let own = self.own.peek().map_or(end, |(ticket, _)| *ticket);
+            if prepared.min(own) >= end {
+                return true;
+            }
+            if own < prepared {
+                let Some((_, payload)) = self.own.peek().copied() else { return true };
+                if !self.emit(payload.as_bytes()) {
+                    return false;
+                }
+                self.own.next();
+                self.own_gone += 1;
+            } else {
+                let Some(event) = self.prepared.peek().copied() else { return true };
+                if !self.emit(event.payload.as_bytes()) {
+                    return false;
+                }
+                self.prepared.next();
+                self.gone.push(event);
+            }
+        }
+    }
+
     /// Emits a payload; false where it is for another emission.
     fn emit(&mut self, payload: &[u8]) -> bool {
         let fits = self.emitted.len() < self.room && self.emitted.insert(payload.to_vec());
@@ -157,13 +193,14 @@ impl Emitter {
         }
     }
 
-    /// Adds an event of the worker's own; false where another had to be dropped for it.
-    pub fn add(&mut self, payload: String) -> bool {
+    /// Adds an event of the worker's own, whose ticket was drawn before its transaction committed; false where
+    /// another had to be dropped for it.
+    pub fn add(&mut self, ticket: u64, payload: String) -> bool {
         let full = self.own.len() >= MAX_WAITING;
         if full {
             self.own.pop_front();
         }
-        self.own.push_back(payload);
+        self.own.push_back((ticket, payload));
         !full
     }
 
@@ -273,48 +310,29 @@ impl Emitter {
 
         let is_usual = prepared.is_empty() || self.at_once < EMITTED_AT_ONCE;
         let room = if is_usual { self.at_once } else { READ_AT_ONCE };
-        let mut emission = Emission { room, emitted: HashSet::new() };
-        let mut gone = Vec::new();
+        let mut emission = Emission {
+            room,
+            emitted: HashSet::new(),
+            gone: Vec::new(),
+            prepared: prepared.iter().peekable(),
+            own_gone: 0,
+            own: self.own.iter().peekable(),
+        };
         let mut emitted = Emitted::default();
-        let whole = self.emit_in_order(&mut emission, &prepared, end, &mut gone, &mut emitted);
+        let whole = self.emit_in_order(&mut emission, end, &mut emitted);
+        emitted.any = !emission.emitted.is_empty();
+        emitted.own = emission.own_gone;
+        let gone = emission.gone;
         self.prepared.more |= !whole && gone.len() < prepared.len();
         prepared_event::delete(&gone)?;
-        emitted.any = !emission.emitted.is_empty();
         Ok(emitted)
     }
 
-    /// Emits what comes before `end`: what a worker has written, the own events, and the others by their
-    /// tickets. False where something was left.
-    fn emit_in_order<'a>(
-        &self,
-        emission: &mut Emission,
-        prepared: &'a [PreparedEvent],
-        end: u64,
-        gone: &mut Vec<&'a PreparedEvent>,
-        emitted: &mut Emitted,
-    ) -> bool {
-        let mut prepared = prepared.iter().peekable();
-        let mut emit_prepared = |emission: &mut Emission, before: u64| {
-            while let Some(event) = prepared.next_if(|event| event.ticket < before) {
-                if !emission.emit(event.payload.as_bytes()) {
-                    return false;
-                }
-                gone.push(event);
-            }
-            true
-        };
-        if !emit_prepared(emission, end.min(prepared_event::FIRST_TICKET)) {
-            return false;
-        }
-        for payload in &self.own {
-            if !emission.emit(payload.as_bytes()) {
-                return false;
-            }
-            emitted.own += 1;
-        }
+    /// Emits what comes before `end`, by the tickets. False where something was left.
+    fn emit_in_order(&self, emission: &mut Emission<'_>, end: u64, emitted: &mut Emitted) -> bool {
         let queue = self.shared.events();
         for batch in self.batches.iter().take_while(|batch| batch.ticket < end) {
-            if !emit_prepared(emission, batch.ticket) {
+            if !emission.emit_before(batch.ticket) {
                 return false;
             }
             let before = queue.emitted(*batch);
@@ -326,7 +344,7 @@ impl Emitter {
             }
             emitted.batches += 1;
         }
-        emit_prepared(emission, end) && prepared.peek().is_none()
+        emission.emit_before(end) && emission.prepared.peek().is_none()
     }
 
     /// The events of prepared transactions that were committed, in their order; and until when all others
@@ -385,12 +403,14 @@ impl Emitter {
         self.own.len()
     }
 
-    /// Writes the worker's own events into the database, where they come before all that is there.
+    /// Writes the worker's own events into the database.
     fn write_own(&mut self) -> Result<(), Trouble> {
         let written = transaction(|| {
             // A crash drops the listeners too.
             set_local(c"synchronous_commit", c"off");
-            prepared_event::write_own(self.own.iter().map(String::as_str))
+            prepared_event::write_own(
+                self.own.iter().map(|(ticket, event)| (*ticket, event.as_str())),
+            )
         })?;
         if written {
             self.own.clear();
@@ -404,7 +424,8 @@ impl Emitter {
     fn collect(&mut self, now: Instant, last: Option<u64>) -> u64 {
         let (queue, batches) = (self.shared.events(), &self.database.events);
         let tickets = self.batches.iter().map(|batch| batch.ticket);
-        let Some(last) = tickets.chain(last).max() else { return 0 };
+        let own = self.own.back().map(|(ticket, _)| *ticket);
+        let Some(last) = tickets.chain(own).chain(last).max() else { return 0 };
         // SAFETY: asks shared memory, in a process attached to it.
         let is_open = |xid| unsafe { pg_sys::TransactionIdIsInProgress(xid) };
         let awaited = queue

@@ -12,7 +12,9 @@ use super::shared::{LostStart, Start};
 use crate::error::Error;
 use crate::event::Event;
 use crate::execution::{Status, duration_seconds};
-use crate::lookup::{OpenRelation, relation};
+use crate::lookup::{OpenRelation, has_column, relation};
+use crate::recorded_loader::remember;
+use crate::settings;
 use crate::statement::{KeptStatement, Rows, Sight};
 use crate::time::{end_of_execution, from_postgres};
 
@@ -43,6 +45,12 @@ thread_local! {
         c"INSERT INTO loader.binding (execution_id, xid, subxid) VALUES ($1, $2, $3)",
         &[BuiltinOid::INT8OID, BuiltinOid::XID8OID, BuiltinOid::XID8OID],
     ) };
+    static INSERT_SILENT_BINDINGS: KeptStatement = const { KeptStatement::new(
+        c"INSERT INTO loader.binding (execution_id, xid, subxid, silent) \
+          SELECT b.id, b.xid::text::xid8, NULLIF(b.subxid, 0)::text::xid8, true \
+          FROM ROWS FROM (unnest($1), unnest($2), unnest($3)) AS b (id, xid, subxid)",
+        &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID],
+    ) };
     static INSERT_BINDINGS: KeptStatement = const { KeptStatement::new(
         c"INSERT INTO loader.binding (execution_id, xid, subxid) \
           SELECT b.id, b.xid::text::xid8, NULLIF(b.subxid, 0)::text::xid8 \
@@ -50,6 +58,12 @@ thread_local! {
         &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID],
     ) };
     static SELECT_BINDINGS: KeptStatement = const { KeptStatement::new(
+        c"SELECT b.execution_id, h.loader_id, b.xid::text::bigint, b.subxid::text::bigint, \
+                 b.silent IS NOT TRUE \
+          FROM loader.binding AS b LEFT JOIN loader.execution_history AS h ON h.id = b.execution_id",
+        &[],
+    ) };
+    static SELECT_OLD_BINDINGS: KeptStatement = const { KeptStatement::new(
         c"SELECT b.execution_id, h.loader_id, b.xid::text::bigint, b.subxid::text::bigint \
           FROM loader.binding AS b LEFT JOIN loader.execution_history AS h ON h.id = b.execution_id",
         &[],
@@ -70,16 +84,16 @@ thread_local! {
         &[],
     ) };
     static SELECT_PREPARED: KeptStatement = const { KeptStatement::new(
-        c"SELECT execution_id, loader_id, execution_start, xid::text::bigint, abandoned_id \
+        c"SELECT execution_id, loader_id, execution_start, xid::text::bigint, abandoned_id, silent \
           FROM loader.prepared_start",
         &[],
     ) };
     static INSERT_PREPARED: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.prepared_start (execution_id, loader_id, execution_start, xid, abandoned_id) \
-          VALUES ($1, $2, $3, $4, NULLIF($5, 0)) ON CONFLICT (execution_id) DO NOTHING",
+        c"INSERT INTO loader.prepared_start (execution_id, loader_id, execution_start, xid, abandoned_id, silent) \
+          VALUES ($1, $2, $3, $4, NULLIF($5, 0), $6) ON CONFLICT (execution_id) DO NOTHING",
         &[
             BuiltinOid::INT8OID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID,
-            BuiltinOid::XID8OID, BuiltinOid::INT8OID,
+            BuiltinOid::XID8OID, BuiltinOid::INT8OID, BuiltinOid::BOOLOID,
         ],
     ) };
     static DELETE_PREPARED: KeptStatement = const { KeptStatement::new(
@@ -183,30 +197,66 @@ pub fn is_key_valid() -> bool {
 /// # Errors
 /// What SPI says of a call.
 pub fn insert(starts: &[&Start]) -> Result<(), Error> {
+    remember_loaders(starts.iter().map(|start| start.loader_id))?;
     match starts {
         [] => Ok(()),
         [start] => {
             insert_execution(start.execution_id, start.loader_id, start.start)?;
-            insert_binding(start)
+            if start.notify || !can_be_silent() { insert_binding(start) } else { bind(starts) }
         }
-        _ => insert_many(starts),
+        _ => {
+            insert_executions(starts)?;
+            bind(starts)
+        }
     }
 }
 
-fn insert_many(starts: &[&Start]) -> Result<(), Error> {
+/// Does what the trigger does that remembers loaders where it does not fire for the worker: after a restore
+/// with `--disable-triggers`, which leaves all triggers as those that replication does not fire.
+fn remember_loaders(mut loaders: impl Iterator<Item = i64>) -> Result<(), Error> {
+    let Some(history) = relation(c"execution_history") else { return Ok(()) };
+    let sleeping = OpenRelation::table(history, pg_sys::RowExclusiveLock)
+        .sleeps_in_replication(c"remember_loader_on_insert");
+    sleeping.map_or(Ok(()), |trigger| loaders.try_for_each(|loader| remember(trigger, loader)))
+}
+
+fn insert_executions(starts: &[&Start]) -> Result<(), Error> {
     let ids: Vec<_> = starts.iter().map(|start| start.execution_id).collect();
     let loaders: Vec<_> = starts.iter().map(|start| start.loader_id).collect();
     let times: Vec<_> =
         starts.iter().map(|start| TimestampWithTimeZone::try_from(start.start).ok()).collect();
-    let xids: Vec<_> = starts.iter().map(|start| start.xid.cast_signed()).collect();
-    let subxids: Vec<_> = starts.iter().map(|start| start.subxid.cast_signed()).collect();
     Spi::connect(|client| {
-        let arguments = [ids.clone().into(), loaders.into(), times.into()];
-        INSERT_STARTS.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
-        let arguments = [ids.into(), xids.into(), subxids.into()];
-        INSERT_BINDINGS.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
-        Ok(())
+        let arguments = [ids.into(), loaders.into(), times.into()];
+        let count =
+            INSERT_STARTS.with(|insert| insert.run(client, Sight::Usual, &arguments))?.len();
+        all_of(count, starts.len())
     })
+}
+
+/// Inserts bindings.
+fn bind(starts: &[&Start]) -> Result<(), Error> {
+    let can_be_silent = starts.iter().any(|start| !start.notify) && can_be_silent();
+    let (silent, others): (Vec<&Start>, Vec<&Start>) =
+        starts.iter().partition(|start| can_be_silent && !start.notify);
+    for (statement, starts) in [(&INSERT_BINDINGS, others), (&INSERT_SILENT_BINDINGS, silent)] {
+        if starts.is_empty() {
+            continue;
+        }
+        let ids: Vec<_> = starts.iter().map(|start| start.execution_id).collect();
+        let xids: Vec<_> = starts.iter().map(|start| start.xid.cast_signed()).collect();
+        let subxids: Vec<_> = starts.iter().map(|start| start.subxid.cast_signed()).collect();
+        Spi::connect(|client| {
+            let arguments = [ids.into(), xids.into(), subxids.into()];
+            statement.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
+            Ok::<(), Error>(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether bindings say which executions are to have no events, which earlier versions of the SQL do not.
+fn can_be_silent() -> bool {
+    relation(c"binding").is_some_and(|binding| has_column(binding, c"silent"))
 }
 
 /// Inserts a RUNNING execution.
@@ -214,9 +264,14 @@ fn insert_execution(execution_id: i64, loader_id: i64, start: i64) -> Result<(),
     let start = TimestampWithTimeZone::try_from(start).ok();
     Spi::connect(|client| {
         let arguments = [execution_id.into(), loader_id.into(), start.into()];
-        INSERT_START.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
-        Ok(())
+        let count = INSERT_START.with(|insert| insert.run(client, Sight::Usual, &arguments))?.len();
+        all_of(count, 1)
     })
+}
+
+/// Whether as many rows of the history were written as was meant to.
+fn all_of(count: u64, meant: usize) -> Result<(), Error> {
+    if usize::try_from(count) == Ok(meant) { Ok(()) } else { Err(Error::Suppressed) }
 }
 
 fn xid8(xid: u64) -> DatumWithOid<'static> {
@@ -245,20 +300,42 @@ pub fn tidy_up() -> Result<(), Error> {
     })
 }
 
-/// Every binding: the execution's id, its loader's, the transaction's and the subtransaction's, or 0.
+/// A row of loader.binding.
+pub struct Bound {
+    /// The execution's id.
+    pub execution_id: i64,
+    /// The id of its loader.
+    pub loader_id: i64,
+    /// The transaction that started it.
+    pub xid: u64,
+    /// The subtransaction that did, or 0.
+    pub subxid: u64,
+    /// Whether the session that started it wants events.
+    pub notify: bool,
+}
+
+/// Every binding.
 ///
 /// # Errors
 /// [`Error::TableLocked`], or what SPI says of a call.
-pub fn bindings() -> Result<Vec<(i64, i64, u64, u64)>, Error> {
+pub fn bindings() -> Result<Vec<Bound>, Error> {
     lock_for(&[c"binding", c"execution_history"], pg_sys::AccessShareLock)?;
+    let can_be_silent = can_be_silent();
+    let statement = if can_be_silent { &SELECT_BINDINGS } else { &SELECT_OLD_BINDINGS };
     Spi::connect(|client| {
-        let rows = SELECT_BINDINGS.with(|select| select.run(client, Sight::Usual, &[]))?;
+        let rows = statement.with(|select| select.run(client, Sight::Usual, &[]))?;
         let number = |row, column| rows.get::<i64>(row, column).unwrap_or_default();
         Ok((0..rows.len())
-            .map(|row| {
-                let (xid, subxid) =
-                    (number(row, 3).cast_unsigned(), number(row, 4).cast_unsigned());
-                (number(row, 1), number(row, 2), xid, subxid)
+            .map(|row| Bound {
+                execution_id: number(row, 1),
+                loader_id: number(row, 2),
+                xid: number(row, 3).cast_unsigned(),
+                subxid: number(row, 4).cast_unsigned(),
+                notify: if can_be_silent {
+                    rows.get(row, 5).unwrap_or(true)
+                } else {
+                    settings::NOTIFY.get()
+                },
             })
             .collect())
     })
@@ -283,6 +360,7 @@ pub fn prepared_starts() -> Result<Vec<LostStart>, Error> {
                     start: rows.get::<TimestampWithTimeZone>(row, 3)?.into_inner(),
                     prepared: rows.get::<i64>(row, 4)?.cast_unsigned(),
                     abandoned: rows.get(row, 5).unwrap_or_default(),
+                    notify: rows.get(row, 6) != Some(true),
                     text: String::new(),
                     message: None,
                 })
@@ -308,6 +386,7 @@ pub fn note_prepared_start(start: &LostStart) -> Result<bool, Error> {
             TimestampWithTimeZone::try_from(start.start).ok().into(),
             xid8(start.prepared),
             start.abandoned.into(),
+            (!start.notify).into(),
         ];
         INSERT_PREPARED.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
         Ok(true)
@@ -364,6 +443,12 @@ pub fn fire_triggers() {
     set_local(c"loader_history.notify", c"off");
 }
 
+/// Has none fire again. What is deleted of the tables beside the history is nobody's business: foreign keys that
+/// refer to them would run their owners' code.
+pub fn fire_no_triggers() {
+    set_local(c"session_replication_role", c"replica");
+}
+
 /// Ends an execution whose start was rolled back as FAILED, and notes that the server did.
 ///
 /// # Errors
@@ -383,7 +468,7 @@ pub fn close(execution_id: i64, message: &str) -> Result<Closed, Error> {
         let seconds = duration_seconds(from_postgres(start), from_postgres(end));
         let stored_end = || DatumWithOid::from(TimestampWithTimeZone::try_from(end).ok());
         let arguments = [id(), stored_end(), message.into(), seconds.into()];
-        CLOSE.with(|close| close.run(client, Sight::Usual, &arguments))?;
+        all_of(CLOSE.with(|close| close.run(client, Sight::Usual, &arguments))?.len(), 1)?;
         INSERT_DERIVED.with(|insert| insert.run(client, Sight::Usual, &[id(), stored_end()]))?;
         let mut event = Event::new(execution_id, loader_id, Status::Failed, from_postgres(end));
         event.record_count = record_count;
@@ -429,6 +514,7 @@ pub fn record_lost_start(lost: &LostStart, message: &str) -> Result<Vec<String>,
         // The loader itself was rolled back, or has been deleted since.
         LoaderRow::Missing | LoaderRow::Unsupported => return Ok(Vec::new()),
     }
+    remember_loaders(std::iter::once(loader_id))?;
     insert_execution(execution_id, loader_id, start)?;
     let mut events = vec![start_event(execution_id, loader_id, start)?];
     // Triggers that fired would include the foreign key's, for a row of this very transaction.

@@ -19,10 +19,6 @@ const TABLE: &CStr = c"prepared_event";
 /// The types of its columns.
 const COLUMNS: [pg_sys::Oid; 2] = [pg_sys::INT8OID, pg_sys::TEXTOID];
 
-/// The lowest ticket that a transaction's event can have: tickets go by the clock. Those that a worker leaves
-/// for the next one have lower ones.
-pub const FIRST_TICKET: u64 = 1 << 40;
-
 /// Settings under which the statements are planned: rows are deleted by their places, whatever the table's
 /// statistics say.
 const PLANNER_SETTINGS: [Setting; 3] = [
@@ -34,10 +30,6 @@ const PLANNER_SETTINGS: [Setting; 3] = [
 thread_local! {
     static SELECT: KeptStatement = const { KeptStatement::new(
         c"SELECT id, payload, ctid::text FROM loader.prepared_event ORDER BY id LIMIT $1",
-        &[BuiltinOid::INT8OID],
-    ) };
-    static SELECT_LAST_OWN: KeptStatement = const { KeptStatement::new(
-        c"SELECT id FROM loader.prepared_event WHERE id < $1 ORDER BY id DESC LIMIT 1",
         &[BuiltinOid::INT8OID],
     ) };
     static DELETE: KeptStatement = const { KeptStatement::new(
@@ -73,21 +65,15 @@ pub fn write(payloads: &[u8], queue: EventQueue) -> bool {
     true
 }
 
-/// Writes events of the worker's own, which come before those of transactions and behind those that are
-/// there; false where this version of the SQL has no table for them. Called in a transaction.
+/// Writes events of the worker's own, with their tickets; false where this version of the SQL has no table for
+/// them. Called in a transaction.
 ///
 /// # Errors
-/// [`Error::TableLocked`], or what SPI says of a call.
-pub fn write_own<'a>(payloads: impl Iterator<Item = &'a str>) -> Result<bool, Error> {
+/// [`Error::TableLocked`].
+pub fn write_own<'a>(events: impl Iterator<Item = (u64, &'a str)>) -> Result<bool, Error> {
     ledger::lock(&[TABLE])?;
     let Some(table) = open() else { return Ok(false) };
-    let last = Spi::connect(|client| {
-        let _planned_so = LocalSettings::set(&PLANNER_SETTINGS);
-        let before = FIRST_TICKET.cast_signed().into();
-        let rows = SELECT_LAST_OWN.with(|select| select.run(client, Sight::Usual, &[before]))?;
-        Ok::<_, Error>(rows.get::<i64>(0, 1).unwrap_or_default().cast_unsigned())
-    })?;
-    for (ticket, payload) in (last + 1..FIRST_TICKET).zip(payloads) {
+    for (ticket, payload) in events {
         insert(&table, ticket, payload);
     }
     Ok(true)

@@ -293,11 +293,12 @@ impl Retention {
         set_local(c"synchronous_commit", c"off");
         ledger::lock(&TABLES)?;
         // The indexes that the statements go along came with the same version.
-        let (Some(history), Some(_)) = (relation(TABLES[0]), relation(c"prepared_event")) else {
+        if relation(c"prepared_event").is_none() {
             return Ok(Batch::Done(None));
-        };
-        let history = OpenRelation::table(history, pg_sys::NoLock);
-        if let Some(table) = history.foreign_referrer() {
+        }
+        let open = |name| Some(OpenRelation::table(relation(name)?, pg_sys::NoLock));
+        let tables: Vec<_> = TABLES.into_iter().filter_map(open).collect();
+        if let Some(table) = tables.iter().find_map(OpenRelation::foreign_referrer) {
             return Ok(Batch::Refused(table));
         }
         // SAFETY: as where it is disabled.
@@ -306,7 +307,7 @@ impl Retention {
         reached.set(Some(last));
         // Foreign keys of other tables that refer to the history are triggers too. Where there are none,
         // the role stays as it is: a change makes every kept plan one to be planned again.
-        if history.fires_on_delete() {
+        if tables.iter().any(OpenRelation::fires_on_delete) {
             ledger::fire_triggers();
         }
         purge::delete(cutoff, self.place, last, self.size)?;

@@ -10,7 +10,7 @@ use super::binding::{Outcome, outcome, prepared_start};
 use super::loader_row::{self, LoaderRow};
 use super::lone_call::is_lone;
 use super::shared::{Progress, Request, Serving, Shared, Start, my_database, shared};
-use super::transaction;
+use super::{transaction, worker};
 use crate::lookup::{OpenRelation, relation};
 use crate::settings;
 
@@ -112,7 +112,8 @@ impl From<Reason> for Declined {
 ///
 /// Errors of PostgreSQL pass as they are.
 pub fn start(loader_id: i64, time: i64, call: *mut pg_sys::Node) -> Started {
-    let Some(shared) = shared().filter(|_| settings::DURABLE.get()) else {
+    // The worker runs the triggers of others, and must not wait for itself.
+    let Some(shared) = shared().filter(|_| settings::DURABLE.get() && !worker::is_worker()) else {
         return Started::Plainly;
     };
     let (Some(history), Some(sequence), Some(binding)) = (
@@ -304,7 +305,7 @@ const LOST_START_PATIENCE: Duration = Duration::from_secs(3);
 /// the start is the caller's, to be recorded in the current transaction; if that is rolled back, it is the
 /// worker's again.
 pub fn wait_for_lost_start(execution_id: i64) -> Option<(i64, i64)> {
-    let shared = shared()?;
+    let shared = shared().filter(|_| !worker::is_worker())?;
     let deadline = Instant::now() + settings::worker_timeout().max(LOST_START_PATIENCE);
     let oid = my_database();
     while is_lost(shared, oid, execution_id) {

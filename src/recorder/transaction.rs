@@ -17,6 +17,7 @@ use super::shared::{
     Batch, Posting, PreparedEvents, Request, Serving, Shared, my_database, shared,
 };
 use super::{last_error, prepared_event, worker};
+use crate::settings;
 
 /// A start recorded in the caller's own transaction although it was to be durable.
 struct PlainStart {
@@ -27,6 +28,8 @@ struct PlainStart {
     start: i64,
     /// The execution that the worker may have recorded in its stead; 0 for none.
     abandoned: i64,
+    /// Whether the session wanted events then.
+    notify: bool,
     /// Whether the history itself goes where the transaction is rolled back.
     new_extension: bool,
 }
@@ -140,6 +143,7 @@ pub fn remember_plain_start(
                 loader_id,
                 start,
                 abandoned,
+                notify: settings::NOTIFY.get(),
                 new_extension,
             });
         }
@@ -217,6 +221,7 @@ impl Current {
                         start: start.start,
                         abandoned: start.abandoned,
                         prepared: if start.subtransaction.is_some() { prepared } else { 0 },
+                        notify: start.notify,
                         text: if all { text } else { &[] },
                     },
                 )

@@ -29,7 +29,6 @@ use super::shared::{Answered, Database, LostStart, News, Request, Serving, Share
 use super::start::Reason;
 use crate::lookup::relation;
 use crate::lost_ids::skip_lost_ids;
-use crate::settings;
 
 /// How often the worker looks what became of the open transactions, beside whenever it is told that one
 /// was rolled back. Commits are not told: their bindings go together, at the next look.
@@ -67,7 +66,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// Settings that the worker relies on, whatever the configuration, the database or the role say.
 /// In role "replica" foreign keys are not checked: the caller's lock stands for the loader's key.
-const SETTINGS: [(&CStr, &CStr); 12] = [
+const SETTINGS: [(&CStr, &CStr); 13] = [
     (c"search_path", c"pg_catalog, pg_temp"),
     (c"session_replication_role", c"replica"),
     (c"synchronous_commit", c"local"),
@@ -79,6 +78,7 @@ const SETTINGS: [(&CStr, &CStr); 12] = [
     (c"default_transaction_read_only", c"off"),
     (c"default_transaction_deferrable", c"off"),
     (c"row_security", c"off"),
+    (c"exit_on_error", c"off"),
     (c"jit", c"off"),
 ];
 
@@ -324,8 +324,7 @@ impl Worker {
         self.prepared.retain(|one| !one.is_noted);
         self.prepared
             .extend(prepared.into_iter().map(|start| PreparedStart { start, is_noted: true }));
-        for (execution_id, loader_id, xid, subxid) in bindings {
-            let notify = settings::NOTIFY.get();
+        for ledger::Bound { execution_id, loader_id, xid, subxid, notify } in bindings {
             self.bindings.insert(execution_id, Binding::new(xid, subxid, notify, false));
             // A worker before this one may have left it so.
             self.unattended.push_back(Unattended { execution_id, loader_id, is_certain: false });
@@ -544,7 +543,7 @@ impl Worker {
 
     /// Records starts in one transaction, and answers those who wait.
     fn record(&mut self, taken: &[(&'static Request, Start)]) -> Result<(), Trouble> {
-        let declined = transaction(|| {
+        let (declined, first_ticket) = transaction(|| {
             // Callers wait for the disk, and share that; more starts come meanwhile.
             set_local(c"synchronous_commit", c"off");
             ledger::lock_tables()?;
@@ -570,9 +569,9 @@ impl Worker {
                 .filter(|start| !declined.contains_key(&start.execution_id))
                 .collect();
             ledger::insert(&starts)?;
-            Ok(declined)
+            Ok((declined, self.draw_tickets(taken.len())))
         })?;
-        for (request, start) in taken {
+        for (ticket, (request, start)) in (first_ticket..).zip(taken) {
             let Start { execution_id, loader_id, xid, subxid, notify, .. } = *start;
             if let Some(reason) = declined.get(&execution_id) {
                 request.decline(reason.code());
@@ -588,7 +587,7 @@ impl Worker {
                 && answered != Answered::Abandoned
                 && let Ok(event) = ledger::start_event(execution_id, loader_id, start.start)
             {
-                self.queue_event(event);
+                self.queue_event(ticket, event);
             }
         }
         self.next_look = self.next_look.min(Instant::now() + LOOK_INTERVAL);
@@ -641,12 +640,12 @@ impl Worker {
     fn read_messages(&mut self) -> bool {
         let messages = self.shared.take_messages(self.oid);
         let any = !messages.is_empty();
-        let dropped = self.database.dropped_starts.swap(0, Relaxed);
-        if dropped > 0 {
+        let dropped = self.database.dropped_starts.load(Relaxed);
+        if self.database.reported_starts.swap(dropped, Relaxed) != dropped {
             self.report(&Trouble {
                 sqlstate: PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
                 message: format!(
-                    "starts recorded with a warning, rolled back, and not recorded as FAILED, since the queue was full: {dropped}"
+                    "the queue was full: starts recorded with a warning, rolled back, and not recorded as FAILED since the server started: {dropped}"
                 ),
             });
         }
@@ -711,14 +710,18 @@ impl Worker {
         }
         let Some(lost) = self.lost.pop_front() else { return false };
         // Its loader may have lost patience, and have recorded it by itself.
-        if lost.message.is_some_and(|message| !message.begin(lost.execution_id)) {
+        if lost.message.is_some_and(|message| !message.begin(self.oid, lost.execution_id)) {
             return true;
         }
         let message = if lost.text.is_empty() { ROLLED_BACK } else { &lost.text };
-        match transaction(|| ledger::record_lost_start(&lost, message)) {
-            Ok(events) => {
-                if settings::NOTIFY.get() {
-                    events.into_iter().for_each(|event| self.queue_event(event));
+        let recorded = transaction(|| {
+            let events = ledger::record_lost_start(&lost, message)?;
+            Ok((self.draw_tickets(events.len()), events))
+        });
+        match recorded {
+            Ok((first_ticket, events)) => {
+                if lost.notify {
+                    self.queue_events(first_ticket, events);
                 }
                 self.bindings.remove(&lost.abandoned);
             }
@@ -897,7 +900,7 @@ impl Worker {
 
     /// Ends executions whose start was rolled back, and returns those whose rows others lock.
     fn close(&mut self, closing: &[Closing]) -> Result<HashSet<i64>, Trouble> {
-        let (closed, busy, events) = transaction(|| {
+        let (closed, busy, first_ticket, events) = transaction(|| {
             // Where a crash undoes it, it is found out again.
             set_local(c"synchronous_commit", c"off");
             ledger::lock_to_close()?;
@@ -920,18 +923,31 @@ impl Worker {
                 }
                 closed.push(*execution_id);
             }
+            ledger::fire_no_triggers();
             ledger::forget(&closed)?;
-            Ok((closed, busy, events))
+            Ok((closed, busy, self.draw_tickets(events.len()), events))
         })?;
         for id in closed {
             self.bindings.remove(&id);
         }
-        events.into_iter().for_each(|event| self.queue_event(event));
+        self.queue_events(first_ticket, events);
         Ok(busy)
     }
 
-    fn queue_event(&mut self, event: String) {
-        if !self.emitter.add(event) {
+    /// Draws tickets for events of the current transaction: before it commits, so that whoever sees that and
+    /// changes the same execution comes later.
+    fn draw_tickets(&self, count: usize) -> u64 {
+        self.shared.events().draw_tickets(u64::try_from(count).unwrap_or_default())
+    }
+
+    fn queue_events(&mut self, first_ticket: u64, events: Vec<String>) {
+        for (ticket, event) in (first_ticket..).zip(events) {
+            self.queue_event(ticket, event);
+        }
+    }
+
+    fn queue_event(&mut self, ticket: u64, event: String) {
+        if !self.emitter.add(ticket, event) {
             self.report(&Trouble {
                 sqlstate: PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
                 message: "events are dropped: other sessions keep the lock that NOTIFY needs"

@@ -31,8 +31,10 @@ pub struct Database {
     pub late: AtomicBool,
     /// Set when the extension may have changed: the worker is to look.
     check: AtomicBool,
-    /// Starts that were rolled back and that there was no place for among the messages.
+    /// How many starts were rolled back, since the server started, and had no place among the messages.
     pub dropped_starts: AtomicU32,
+    /// How many of these the worker has told of.
+    pub reported_starts: AtomicU32,
     /// Its events.
     pub events: Batches,
     /// Whether there are events of prepared transactions.
@@ -187,6 +189,7 @@ impl Shared {
         database.worker.clear();
         database.pid.store(0, Relaxed);
         database.dropped_starts.store(0, Relaxed);
+        database.reported_starts.store(0, Relaxed);
         database.events.reset();
         // A server before this one may have left some.
         database.note_prepared_events(PreparedEvents::Due);

@@ -1,7 +1,7 @@
 //! What backends tell the workers when their transactions end.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
 
 use pgrx::pg_sys;
 
@@ -22,6 +22,7 @@ pub struct Message {
     start: AtomicI64,
     abandoned: AtomicI64,
     prepared: AtomicU64,
+    notify: AtomicBool,
     text: SharedText,
 }
 
@@ -64,6 +65,8 @@ pub struct LostStart {
     pub abandoned: i64,
     /// The prepared transaction that has recorded it: it is lost if that is rolled back. 0 where it is lost.
     pub prepared: u64,
+    /// Whether the session that started it wants events.
+    pub notify: bool,
     /// The error that did it; empty where none is known.
     pub text: String,
     /// The message that said so, to release once it is recorded.
@@ -93,6 +96,8 @@ pub enum Posting<'a> {
         abandoned: i64,
         /// The prepared transaction that may yet be rolled back, or 0.
         prepared: u64,
+        /// Whether the session wants events.
+        notify: bool,
         /// The error that did it.
         text: &'a [u8],
     },
@@ -116,10 +121,18 @@ impl Message {
         !self.is_error() && self.execution_id.load(Relaxed) == id
     }
 
-    /// The worker begins to record the lost start of an execution; false where the message that it held is
-    /// not there any more.
-    pub fn begin(&self, execution_id: i64) -> bool {
-        self.is_about(execution_id) && self.advance(HELD, BEGUN)
+    /// The worker of `oid` begins to record the lost start of an execution; false where the message that it held
+    /// is not there any more.
+    pub fn begin(&self, oid: pg_sys::Oid, execution_id: i64) -> bool {
+        let is_mine = || self.is_about(execution_id) && self.database.load(Relaxed) == oid.to_u32();
+        if !is_mine() || !self.advance(HELD, BEGUN) {
+            return false;
+        }
+        // Another may have come to its place meanwhile, which another worker holds.
+        is_mine() || {
+            self.advance(BEGUN, HELD);
+            false
+        }
     }
 
     /// The worker could not record it, and will try again.
@@ -138,6 +151,7 @@ impl Message {
                 start: self.start.load(Relaxed),
                 abandoned: self.abandoned.load(Relaxed),
                 prepared: self.prepared.load(Relaxed),
+                notify: self.notify.load(Relaxed),
                 text,
                 message: Some(self),
             })
@@ -184,10 +198,12 @@ impl Shared {
                     start,
                     abandoned,
                     prepared,
+                    notify,
                     text,
                 } => {
                     message.abandoned.store(abandoned, Relaxed);
                     message.prepared.store(prepared, Relaxed);
+                    message.notify.store(notify, Relaxed);
                     message.kind.store(LOST_START, Relaxed);
                     message.execution_id.store(execution_id, Relaxed);
                     message.loader_id.store(loader_id, Relaxed);
@@ -248,6 +264,8 @@ impl Shared {
         }
         self.messages_of(oid)
             .filter(|message| message.advance(READY, HELD))
+            // Another may have come to its place meanwhile, to another worker.
+            .filter(|message| self.is_to(oid, message))
             .map(|message| {
                 let news = message.news();
                 if matches!(news, News::Error { .. }) {
@@ -256,6 +274,18 @@ impl Shared {
                 news
             })
             .collect()
+    }
+
+    /// Whether a message that was just taken is to the worker of `oid`. Where it is not, it goes back.
+    fn is_to(self, oid: pg_sys::Oid, message: &Message) -> bool {
+        let to = pg_sys::Oid::from(message.database.load(Relaxed));
+        if to != oid && message.advance(HELD, READY) {
+            match self.database(to) {
+                Some(database) => database.worker.wake(),
+                None => self.announce(to),
+            }
+        }
+        to == oid
     }
 
     /// Has the messages that a worker before this one had kept read again.

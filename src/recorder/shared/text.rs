@@ -1,7 +1,7 @@
 //! A text in shared memory.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU8, AtomicU32};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU8, AtomicU32, fence};
 
 /// Bytes of an error's text that is kept.
 pub const TEXT_BYTES: usize = 1_000;
@@ -18,7 +18,9 @@ pub struct SharedText {
 impl SharedText {
     /// Sets the text to `bytes`, or their beginning.
     pub fn set(&self, bytes: &[u8]) {
-        self.version.fetch_add(1, AcqRel);
+        self.version.fetch_add(1, Relaxed);
+        // What is written is not seen before that.
+        fence(Release);
         let length = bytes.len().min(TEXT_BYTES);
         for (to, &from) in self.bytes.iter().zip(&bytes[..length]) {
             to.store(from, Relaxed);
@@ -32,7 +34,7 @@ impl SharedText {
         let before = self.version.load(Acquire);
         let length = (self.length.load(Relaxed) as usize).min(TEXT_BYTES);
         let bytes: Vec<u8> = self.bytes[..length].iter().map(|byte| byte.load(Relaxed)).collect();
-        std::sync::atomic::fence(Acquire);
+        fence(Acquire);
         if before % 2 == 1 || self.version.load(Relaxed) != before {
             return String::new();
         }
