@@ -3,8 +3,9 @@
 //!
 //! `make latency` sets `PG_TEST_BINDIR`, the server's programs, built for release, and `TMPDIR`, a
 //! directory on a disk. The machine and its disk decide about every figure but the ratios: what is
-//! compared takes turns in slices of a second, so that whatever else the machine does meets both. Neither
-//! side has events, which could fall back to a NOTIFY in the transaction; `make bench` tells what events cost.
+//! compared takes turns in slices of a second, so that whatever else the machine does meets both. Latency is
+//! measured without events and with them, which a session listens to; throughput without, since they could fall
+//! back to a NOTIFY in the transaction: `make bench` tells what they cost.
 //!
 //! `LATENCY_SLICES` and `LATENCY_SLICE_MS` say how many slices each side gets and how long they are. With
 //! `LATENCY_SIZE=small`, as `make test` runs it, it makes sure that all that is measured is recorded, and
@@ -67,10 +68,17 @@ enum Work {
     Together,
 }
 
+/// What is measured.
+#[derive(Clone, Copy)]
+struct Side {
+    work: Work,
+    durable: bool,
+    notify: bool,
+}
+
 impl Loader {
     fn new(cluster: &Cluster, id: i64, warnings: &Warnings) -> Self {
         let mut client = warnings.connect(cluster);
-        client.batch_execute("SET loader_history.notify = off").expect("a setting");
         let mut prepare = |sql| client.prepare(sql).expect("a statement");
         let (insert, start, end) = (prepare(INSERT), prepare(START), prepare(END));
         Self { client, id, insert, start, end, done: [0; 2] }
@@ -95,17 +103,17 @@ impl Loader {
 }
 
 impl Worker for Loader {
-    /// What to do, and whether starts are durable.
-    type Work = (Work, bool);
+    type Work = Side;
 
-    fn prepare(&mut self, (_, durable): (Work, bool)) {
-        let setting = format!("SET loader_history.durable = {durable}");
-        self.client.batch_execute(&setting).expect("a setting");
+    fn prepare(&mut self, Side { durable, notify, .. }: Side) {
+        let settings =
+            format!("SET loader_history.durable = {durable}; SET loader_history.notify = {notify}");
+        self.client.batch_execute(&settings).expect("the settings");
     }
 
-    fn work(&mut self, (work, _): (Work, bool)) -> Duration {
+    fn work(&mut self, side: Side) -> Duration {
         let timer = Instant::now();
-        match work {
+        match side.work {
             Work::Insert => {
                 self.client.query_one(&self.insert, &[&self.id]).expect("an insert");
                 self.done[0] += 1;
@@ -145,20 +153,20 @@ struct Bench {
 
 impl Bench {
     /// Has `clients` sessions do each of two kinds of work, taking turns.
-    fn compare(&mut self, clients: usize, sides: [(Work, bool); 2]) -> [Measured; 2] {
+    fn compare(&mut self, clients: usize, sides: [Side; 2]) -> [Measured; 2] {
         let loaders = &mut self.loaders[..clients];
         let measured = self.turns.compare(&mut self.admin, loaders, &sides);
         measured.try_into().expect("as many as there are sides")
     }
 
     /// A row of the table of latencies.
-    fn latency(&mut self, clients: usize, goal: Option<Goal>) -> Vec<String> {
-        let sides = [(Work::Insert, true), (Work::Start, true)];
+    fn latency(&mut self, clients: usize, notify: bool, goal: Option<Goal>) -> Vec<String> {
+        let sides = [Work::Insert, Work::Start].map(|work| Side { work, durable: true, notify });
         let [mut insert, mut start] = self.compare(clients, sides);
         let (median, p99) = (0.5, 0.99);
         let ratio = start.quantile(median) / insert.quantile(median);
         vec![
-            format!("clients: {clients}"),
+            format!("clients: {clients}{}", if notify { ", with events" } else { "" }),
             milliseconds(insert.quantile(median)),
             milliseconds(start.quantile(median)),
             format!("{ratio:.2}"),
@@ -171,7 +179,8 @@ impl Bench {
 
     /// A row of the table of throughput.
     fn throughput(&mut self, clients: usize, what: &str, work: Work, goal: Goal) -> Vec<String> {
-        let [plain, durable] = self.compare(clients, [(work, false), (work, true)]);
+        let sides = [false, true].map(|durable| Side { work, durable, notify: false });
+        let [plain, durable] = self.compare(clients, sides);
         let ratio = durable.ratio_to(&plain);
         vec![
             format!("{what}, clients: {clients}"),
@@ -229,7 +238,13 @@ fn main() {
     let mut bench = Bench { admin, loaders, turns, judged: !small };
 
     println!("Latency in ms of a durable start, against an INSERT that commits:");
-    let rows = [bench.latency(1, Some(Goal::AtMost(2.0))), bench.latency(CLIENTS, None)];
+    let mut listener = cluster.connect();
+    listener.batch_execute("LISTEN loader_execution").expect("a listener");
+    let mut rows = Vec::new();
+    for notify in [false, true] {
+        rows.push(bench.latency(1, notify, Some(Goal::AtMost(2.0))));
+        rows.push(bench.latency(CLIENTS, notify, None));
+    }
     let header =
         ["", "INSERT", "start", "ratio", "goal", "INSERT p99", "start p99", "ratio of p99"];
     print_markdown(&header, &rows);
