@@ -32,10 +32,9 @@ COMMENT ON TRIGGER refuse_foreign_start ON loader.prepared_start IS
 ALTER TABLE loader.prepared_start ENABLE ALWAYS TRIGGER refuse_foreign_start;
 REVOKE ALL ON TABLE loader.prepared_start FROM PUBLIC;
 
--- What a new worker has to know of a load that is open.
-ALTER TABLE loader.binding ADD COLUMN silent boolean;
-COMMENT ON COLUMN loader.binding.silent IS
-    'True where the session wanted no events; otherwise NULL';
+-- No column more: it would wait for every open load, and all others for it.
+COMMENT ON COLUMN loader.binding.subxid IS
+    'The subtransaction of it that did, and 2^62 more where the session wanted no events; NULL where it was in none';
 
 -- To give back its last pages, vacuum locks a table against all others: events would be overtaken. No
 -- index: creating one would wait for transactions that are prepared.

@@ -19,12 +19,6 @@ pub fn relation(name: &CStr) -> Option<pg_sys::Oid> {
     is_a_superusers(oid, &kinds).then_some(oid)
 }
 
-/// Whether a table has a column of that name.
-pub fn has_column(table: pg_sys::Oid, column: &CStr) -> bool {
-    // SAFETY: a catalog lookup by a C string, in a transaction. 0 is InvalidAttrNumber.
-    unsafe { pg_sys::get_attnum(table, column.as_ptr()) != 0 }
-}
-
 /// Whether `oid` is a relation of one of `kinds` that a superuser owns.
 fn is_a_superusers(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
     // SAFETY: a catalog lookup, in a transaction; the tuple is read before it is released.

@@ -215,7 +215,6 @@ CREATE TABLE loader.binding (
     execution_id bigint NOT NULL,
     xid          xid8   NOT NULL,
     subxid       xid8,
-    silent       boolean,
     CONSTRAINT binding_pkey PRIMARY KEY (execution_id)
 )
 -- To give back its last pages, vacuum locks a table against all others.
@@ -225,9 +224,7 @@ COMMENT ON TABLE loader.binding IS
 COMMENT ON COLUMN loader.binding.execution_id IS 'The execution''s id';
 COMMENT ON COLUMN loader.binding.xid IS 'The transaction that started it';
 COMMENT ON COLUMN loader.binding.subxid IS
-    'The subtransaction of it that did; NULL where it was in none';
-COMMENT ON COLUMN loader.binding.silent IS
-    'True where the session wanted no events; otherwise NULL';
+    'The subtransaction of it that did, and 2^62 more where the session wanted no events; NULL where it was in none';
 COMMENT ON CONSTRAINT binding_pkey ON loader.binding IS 'An execution was started once';
 COMMENT ON INDEX loader.binding_pkey IS 'Finds the binding of an execution';
 

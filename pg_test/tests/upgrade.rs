@@ -699,3 +699,36 @@ fn preloaded_an_old_version_outlives_what_kills_servers_before_the_update() {
         assert_eq!(outcome(&mut client, open), text);
     }
 }
+
+#[test]
+fn an_update_of_the_last_version_waits_for_no_open_load() {
+    // What came before has to: it changes tables that loads use.
+    for version in versions_with_a_worker().filter(|version| version.as_str() >= "1.4.0") {
+        let cluster = worked_by(&version, "max_prepared_transactions = 5\n");
+        let mut loads: Vec<_> = ["ROLLBACK", "COMMIT", "PREPARE TRANSACTION 'load'"]
+            .into_iter()
+            .map(|last| {
+                let mut load = Session::new(&cluster, "postgres");
+                load.run("BEGIN");
+                let id = load.start();
+                if last != "ROLLBACK" {
+                    load.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 3)"));
+                }
+                (load, id, last)
+            })
+            .collect();
+        let (mut prepared, id, prepare) = loads.pop().unwrap();
+        prepared.run(prepare);
+        let mut dba = Session::new(&cluster, "postgres");
+        dba.run("SET lock_timeout = '2s'; ALTER EXTENSION loader_history UPDATE");
+        prepared.run("COMMIT PREPARED 'load'");
+        let mut expected = vec![(id, "SUCCESS")];
+        for (load, id, last) in &mut loads {
+            load.run(last);
+            expected.push((*id, if *last == "COMMIT" { "SUCCESS" } else { "FAILED" }));
+        }
+        for (id, status) in expected {
+            wait_for("the outcome", || status_of(&mut dba.client, id).as_deref() == Some(status));
+        }
+    }
+}

@@ -219,6 +219,9 @@ const SLOW_WORKER: &str = "
     ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER slow_down;
 ";
 
+/// How long it takes then to find an outcome out, on a busy machine.
+const AS_SLOW_AS_IT_IS: Duration = Duration::from_secs(12);
+
 const SLOW: &[Story] = &[
     Story::new(
         "worker too slow, commit",
@@ -239,7 +242,8 @@ const SLOW: &[Story] = &[
         },
         &[DIVISION],
     )
-    .warns(&[LATE]),
+    .warns(&[LATE])
+    .within(AS_SLOW_AS_IT_IS),
     Story::new(
         "worker slow, and the start patient",
         |scene| {
@@ -262,7 +266,8 @@ const SLOW: &[Story] = &[
         },
         // It was about to start, and that is how it ended.
         &["1 FAILED derived 57014: canceling statement due to statement timeout"],
-    ),
+    )
+    .within(AS_SLOW_AS_IT_IS),
 ];
 
 #[test]

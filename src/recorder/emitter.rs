@@ -304,8 +304,10 @@ impl Emitter {
         // over, or are about to.
         let last = prepared.last().map(|event| event.ticket);
         let mut end = self.collect(now, last);
-        if self.prepared.more {
-            end = end.min(last.map_or(0, |last| last + 1));
+        if let Some(last) = last
+            && self.prepared.more
+        {
+            end = end.min(last + 1);
         }
 
         let is_usual = prepared.is_empty() || self.at_once < EMITTED_AT_ONCE;
@@ -394,6 +396,7 @@ impl Emitter {
             {
                 break;
             }
+            std::thread::sleep(HAND_OVER_PAUSE);
         }
         for _ in 0..FLUSHES {
             if self.own.is_empty() || !self.write_own().is_err_and(|trouble| trouble.is_lock()) {

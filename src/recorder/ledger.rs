@@ -12,9 +12,10 @@ use super::shared::{LostStart, Start};
 use crate::error::Error;
 use crate::event::Event;
 use crate::execution::{Status, duration_seconds};
-use crate::lookup::{OpenRelation, has_column, relation};
+use crate::local_settings::LocalSettings;
+use crate::lookup::{OpenRelation, relation};
 use crate::recorded_loader::remember;
-use crate::settings;
+use crate::rights;
 use crate::statement::{KeptStatement, Rows, Sight};
 use crate::time::{end_of_execution, from_postgres};
 
@@ -45,12 +46,6 @@ thread_local! {
         c"INSERT INTO loader.binding (execution_id, xid, subxid) VALUES ($1, $2, $3)",
         &[BuiltinOid::INT8OID, BuiltinOid::XID8OID, BuiltinOid::XID8OID],
     ) };
-    static INSERT_SILENT_BINDINGS: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.binding (execution_id, xid, subxid, silent) \
-          SELECT b.id, b.xid::text::xid8, NULLIF(b.subxid, 0)::text::xid8, true \
-          FROM ROWS FROM (unnest($1), unnest($2), unnest($3)) AS b (id, xid, subxid)",
-        &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID],
-    ) };
     static INSERT_BINDINGS: KeptStatement = const { KeptStatement::new(
         c"INSERT INTO loader.binding (execution_id, xid, subxid) \
           SELECT b.id, b.xid::text::xid8, NULLIF(b.subxid, 0)::text::xid8 \
@@ -58,12 +53,6 @@ thread_local! {
         &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID],
     ) };
     static SELECT_BINDINGS: KeptStatement = const { KeptStatement::new(
-        c"SELECT b.execution_id, h.loader_id, b.xid::text::bigint, b.subxid::text::bigint, \
-                 b.silent IS NOT TRUE \
-          FROM loader.binding AS b LEFT JOIN loader.execution_history AS h ON h.id = b.execution_id",
-        &[],
-    ) };
-    static SELECT_OLD_BINDINGS: KeptStatement = const { KeptStatement::new(
         c"SELECT b.execution_id, h.loader_id, b.xid::text::bigint, b.subxid::text::bigint \
           FROM loader.binding AS b LEFT JOIN loader.execution_history AS h ON h.id = b.execution_id",
         &[],
@@ -202,11 +191,11 @@ pub fn insert(starts: &[&Start]) -> Result<(), Error> {
         [] => Ok(()),
         [start] => {
             insert_execution(start.execution_id, start.loader_id, start.start)?;
-            if start.notify || !can_be_silent() { insert_binding(start) } else { bind(starts) }
+            insert_binding(start)
         }
         _ => {
             insert_executions(starts)?;
-            bind(starts)
+            insert_bindings(starts)
         }
     }
 }
@@ -234,29 +223,24 @@ fn insert_executions(starts: &[&Start]) -> Result<(), Error> {
 }
 
 /// Inserts bindings.
-fn bind(starts: &[&Start]) -> Result<(), Error> {
-    let can_be_silent = starts.iter().any(|start| !start.notify) && can_be_silent();
-    let (silent, others): (Vec<&Start>, Vec<&Start>) =
-        starts.iter().partition(|start| can_be_silent && !start.notify);
-    for (statement, starts) in [(&INSERT_BINDINGS, others), (&INSERT_SILENT_BINDINGS, silent)] {
-        if starts.is_empty() {
-            continue;
-        }
-        let ids: Vec<_> = starts.iter().map(|start| start.execution_id).collect();
-        let xids: Vec<_> = starts.iter().map(|start| start.xid.cast_signed()).collect();
-        let subxids: Vec<_> = starts.iter().map(|start| start.subxid.cast_signed()).collect();
-        Spi::connect(|client| {
-            let arguments = [ids.into(), xids.into(), subxids.into()];
-            statement.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
-            Ok::<(), Error>(())
-        })?;
-    }
-    Ok(())
+fn insert_bindings(starts: &[&Start]) -> Result<(), Error> {
+    let ids: Vec<_> = starts.iter().map(|start| start.execution_id).collect();
+    let xids: Vec<_> = starts.iter().map(|start| start.xid.cast_signed()).collect();
+    let subxids: Vec<_> = starts.iter().map(|start| stored_subxid(start).cast_signed()).collect();
+    Spi::connect(|client| {
+        let arguments = [ids.into(), xids.into(), subxids.into()];
+        INSERT_BINDINGS.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
+        Ok(())
+    })
 }
 
-/// Whether bindings say which executions are to have no events, which earlier versions of the SQL do not.
-fn can_be_silent() -> bool {
-    relation(c"binding").is_some_and(|binding| has_column(binding, c"silent"))
+/// Added to the subtransaction in loader.binding where the session wanted no events. No transaction gets so far.
+/// (A column of its own would have an update of the extension wait for every open load, and all others for it.)
+const SILENT: u64 = 1 << 62;
+
+/// What loader.binding has as the subtransaction of a start; 0 for NULL.
+const fn stored_subxid(start: &Start) -> u64 {
+    start.subxid | if start.notify { 0 } else { SILENT }
 }
 
 /// Inserts a RUNNING execution.
@@ -281,7 +265,7 @@ fn xid8(xid: u64) -> DatumWithOid<'static> {
 
 fn insert_binding(start: &Start) -> Result<(), Error> {
     Spi::connect(|client| {
-        let arguments = [start.execution_id.into(), xid8(start.xid), xid8(start.subxid)];
+        let arguments = [start.execution_id.into(), xid8(start.xid), xid8(stored_subxid(start))];
         INSERT_BINDING.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
         Ok(())
     })
@@ -320,22 +304,16 @@ pub struct Bound {
 /// [`Error::TableLocked`], or what SPI says of a call.
 pub fn bindings() -> Result<Vec<Bound>, Error> {
     lock_for(&[c"binding", c"execution_history"], pg_sys::AccessShareLock)?;
-    let can_be_silent = can_be_silent();
-    let statement = if can_be_silent { &SELECT_BINDINGS } else { &SELECT_OLD_BINDINGS };
     Spi::connect(|client| {
-        let rows = statement.with(|select| select.run(client, Sight::Usual, &[]))?;
+        let rows = SELECT_BINDINGS.with(|select| select.run(client, Sight::Usual, &[]))?;
         let number = |row, column| rows.get::<i64>(row, column).unwrap_or_default();
         Ok((0..rows.len())
             .map(|row| Bound {
                 execution_id: number(row, 1),
                 loader_id: number(row, 2),
                 xid: number(row, 3).cast_unsigned(),
-                subxid: number(row, 4).cast_unsigned(),
-                notify: if can_be_silent {
-                    rows.get(row, 5).unwrap_or(true)
-                } else {
-                    settings::NOTIFY.get()
-                },
+                subxid: number(row, 4).cast_unsigned() & !SILENT,
+                notify: number(row, 4).cast_unsigned() & SILENT == 0,
             })
             .collect())
     })
@@ -443,10 +421,14 @@ pub fn fire_triggers() {
     set_local(c"loader_history.notify", c"off");
 }
 
-/// Has none fire again. What is deleted of the tables beside the history is nobody's business: foreign keys that
-/// refer to them would run their owners' code.
-pub fn fire_no_triggers() {
-    set_local(c"session_replication_role", c"replica");
+/// Has those of the tables that [`forget`] deletes from fire none until this is dropped: foreign keys that refer to
+/// them would run their owners' code.
+pub fn without_triggers() -> Option<LocalSettings> {
+    let open = |name| Some(OpenRelation::table(relation(name)?, pg_sys::NoLock));
+    TABLES_OF_ENDS[1..]
+        .iter()
+        .filter_map(|name| open(name))
+        .find_map(|table| rights::without_triggers(&table))
 }
 
 /// Ends an execution whose start was rolled back as FAILED, and notes that the server did.

@@ -297,7 +297,9 @@ impl Retention {
             return Ok(Batch::Done(None));
         }
         let open = |name| Some(OpenRelation::table(relation(name)?, pg_sys::NoLock));
-        let tables: Vec<_> = TABLES.into_iter().filter_map(open).collect();
+        let Some(tables) = TABLES.into_iter().map(open).collect::<Option<Vec<_>>>() else {
+            return Ok(Batch::Done(None));
+        };
         if let Some(table) = tables.iter().find_map(OpenRelation::foreign_referrer) {
             return Ok(Batch::Refused(table));
         }

@@ -725,8 +725,8 @@ impl Worker {
                 }
                 self.bindings.remove(&lost.abandoned);
             }
-            // It breaks a rule of the table's, and will tomorrow.
-            Err(trouble) if trouble.is_integrity_violation() => {
+            // It will be refused tomorrow.
+            Err(trouble) if trouble.is_refusal() => {
                 self.report(&trouble);
                 if lost.prepared != 0 {
                     self.over.push_back(lost.execution_id);
@@ -923,8 +923,9 @@ impl Worker {
                 }
                 closed.push(*execution_id);
             }
-            ledger::fire_no_triggers();
+            let silent = ledger::without_triggers();
             ledger::forget(&closed)?;
+            drop(silent);
             Ok((closed, busy, self.draw_tickets(events.len()), events))
         })?;
         for id in closed {
