@@ -282,6 +282,17 @@ fn files_of_pages_are_kept_by_what_they_hold() {
     }
 }
 
+/// Clients that ask for `path` and read only the beginning.
+fn begin_to_read(console: &Console, clients: usize, path: &str) -> Vec<TcpStream> {
+    let begin = |_| {
+        let mut client = TcpStream::connect(console.address()).unwrap();
+        write!(client, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        client.read_exact(&mut [0; 1]).unwrap();
+        client
+    };
+    (0..clients).map(begin).collect()
+}
+
 #[test]
 fn exports_have_places_of_their_own() {
     let cluster = cluster();
@@ -293,14 +304,7 @@ fn exports_have_places_of_their_own() {
         )
         .unwrap();
     let console = Console::start(&cluster);
-    let exports: Vec<_> = (0..16)
-        .map(|_| {
-            let mut client = TcpStream::connect(console.address()).unwrap();
-            client.write_all(b"GET /api/v1/executions.csv HTTP/1.0\r\n\r\n").unwrap();
-            client.read_exact(&mut [0; 1]).unwrap();
-            client
-        })
-        .collect();
+    let exports = begin_to_read(&console, 16, "/api/v1/executions.csv");
     let refused = problem(&console.get("/api/v1/loaders/1/executions.csv"), 503);
     assert!(refused.contains("Too many exports"), "{refused}");
     assert_eq!(console.get("/").status, 200, "they hold no connection of the database's");
@@ -321,14 +325,7 @@ fn large_pages_have_places_of_their_own() {
         )
         .unwrap();
     let console = Console::start(&cluster);
-    let pages: Vec<_> = (0..8)
-        .map(|_| {
-            let mut client = TcpStream::connect(console.address()).unwrap();
-            client.write_all(b"GET /api/v1/executions?limit=1000 HTTP/1.0\r\n\r\n").unwrap();
-            client.read_exact(&mut [0; 1]).unwrap();
-            client
-        })
-        .collect();
+    let pages = begin_to_read(&console, 8, "/api/v1/executions?limit=1000");
     for path in ["/executions", "/loaders/1/executions", "/loaders"] {
         let refused = problem(&console.get(&format!("/api/v1{path}?limit=101")), 503);
         assert!(refused.contains("Too many pages of more than 100 rows"), "{refused}");

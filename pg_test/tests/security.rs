@@ -751,10 +751,11 @@ fn record_of_every_kind(cluster: &Cluster) {
     )
 }
 
-#[test]
-fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
+/// A cluster that preloads the library, with the trap and a victim who records; sessions of an attacker, who was granted
+/// all on the tables, and of the DBA.
+fn cluster_of_an_attacker() -> (Cluster, Client, Client) {
     let cluster = Cluster::start_with(PRELOADED);
-    let mut attacker = set_trap(&cluster);
+    let attacker = set_trap(&cluster);
     let mut dba = cluster.connect();
     dba.batch_execute(APPLICATION_SQL).unwrap();
     dba.batch_execute(
@@ -766,6 +767,12 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
     )
     .unwrap();
     wait_for_worker(&mut dba);
+    (cluster, attacker, dba)
+}
+
+#[test]
+fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
+    let (cluster, mut attacker, mut dba) = cluster_of_an_attacker();
 
     let create = |table: &str, when: &str, condition: &str, function: &str| {
         format!(
@@ -858,18 +865,7 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
 /// delete is deleted in the attacker's tables.
 #[test]
 fn what_is_deleted_beside_the_history_runs_nothing_of_tables_that_refer_to_it() {
-    let cluster = Cluster::start_with(PRELOADED);
-    let mut attacker = set_trap(&cluster);
-    let mut dba = cluster.connect();
-    dba.batch_execute(APPLICATION_SQL).unwrap();
-    dba.batch_execute(
-        "CREATE EXTENSION loader_history;
-         GRANT ALL ON ALL TABLES IN SCHEMA loader TO attacker;
-         GRANT USAGE ON SCHEMA loader TO attacker;
-         SELECT loader.grant_recorder('victim')",
-    )
-    .unwrap();
-    wait_for_worker(&mut dba);
+    let (cluster, mut attacker, mut dba) = cluster_of_an_attacker();
     for (table, kind) in [
         ("foreign_key_request", "xid8"),
         ("binding", "bigint"),

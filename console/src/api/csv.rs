@@ -1,7 +1,7 @@
 //! The history as CSV, page by page: a client that takes it slowly holds nothing in the database.
 
 use axum::body::{Body, Bytes};
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 
@@ -33,9 +33,7 @@ pub async fn export(
     loader: Option<i64>,
     filter: ExecutionFilter,
 ) -> Result<Response, Problem> {
-    let permit = state.exports.clone().try_acquire_owned().map_err(|_| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Too many exports are under way.")
-    })?;
+    let permit = super::place_among(&state.exports, "exports")?;
     // The first page before the response begins: its error is a problem rather than a broken file.
     let first = state.database.history(loader, &filter, PAGE_SIZE, None).await?;
     let rows = stream::try_unfold(Some((first, true)), move |page| {

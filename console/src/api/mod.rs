@@ -1,5 +1,7 @@
 //! The JSON API, below /api/v1; `openapi.yaml` describes it.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, OriginalUri, Path, Query};
@@ -9,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::problem::Problem;
 use crate::state::State;
@@ -113,14 +115,16 @@ fn limit(limit: Option<u16>) -> Result<u16, Problem> {
 
 /// The place of a page of `limit` rows, where it needs one.
 fn place(state: &State, limit: u16) -> Result<Option<OwnedSemaphorePermit>, Problem> {
-    if limit <= LARGE {
-        return Ok(None);
-    }
-    let place = state.large_pages.clone().try_acquire_owned().map_err(|_| {
-        let detail = format!("Too many pages of more than {LARGE} rows are under way.");
+    let pages = || format!("pages of more than {LARGE} rows");
+    (limit > LARGE).then(|| place_among(&state.large_pages, &pages())).transpose()
+}
+
+/// One of `places`, which `what` have.
+fn place_among(places: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Problem> {
+    Arc::clone(places).try_acquire_owned().map_err(|_| {
+        let detail = format!("Too many {what} are under way.");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
-    })?;
-    Ok(Some(place))
+    })
 }
 
 /// `page`, which has its place until its client has taken it.
