@@ -6,7 +6,7 @@ use std::thread;
 
 use pg_test::{
     APPLICATION_SQL, Client, Cluster, HasError, caught, cluster_with_extension, forget,
-    nothing_ran, nothing_ran_as_superuser, offer_released_version, set_trap, sqlstate, wait_for,
+    nothing_ran, nothing_ran_as_superuser, set_trap, sqlstate, wait_for,
 };
 
 /// The functions that each kind of role may call. Whatever else the extension has is the owner's.
@@ -411,15 +411,6 @@ fn every_function_that_looks_names_up_pins_its_search_path() {
 #[test]
 fn public_gets_nothing_by_default_privileges_either() {
     assert_nothing_by_default_privileges("CREATE EXTENSION loader_history");
-}
-
-#[test]
-fn nor_by_those_of_an_upgrade() {
-    offer_released_version("1.2.0");
-    assert_nothing_by_default_privileges(
-        "CREATE EXTENSION loader_history VERSION '1.2.0';
-         ALTER EXTENSION loader_history UPDATE",
-    );
 }
 
 fn assert_nothing_by_default_privileges(install: &str) {

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use pg_test::{
-    Client, Cluster, PRELOADED, Session, Signal, Warnings, column, offer_released_version,
-    preloaded_cluster, preloaded_cluster_with, run, send_signal, wait_for, wait_for_equal,
-    wait_for_served, wait_for_worker, worker_of,
+    Client, Cluster, Session, Signal, Warnings, column, preloaded_cluster, preloaded_cluster_with,
+    run, send_signal, wait_for, wait_for_equal, wait_for_served, wait_for_worker, worker_of,
 };
 use serde_json::Value;
 
@@ -469,31 +468,6 @@ fn a_standby_purges_nothing_until_it_is_promoted() {
     wait_for_the_rest(&mut reader);
     assert_eq!(count(&mut client, OLD), 300, "the other server keeps what it has");
     assert!(!standby.log().contains("ERROR"), "{}", standby.log());
-}
-
-#[test]
-fn the_sql_of_an_older_version_keeps_everything_until_it_is_updated() {
-    offer_released_version("1.3.0");
-    let cluster = Cluster::start_with(&format!("{PRELOADED}loader_history.retention = '30d'"));
-    let mut client = cluster.connect();
-    client.batch_execute(pg_test::APPLICATION_SQL).unwrap();
-    client.batch_execute("CREATE EXTENSION loader_history VERSION '1.3.0'").unwrap();
-    wait_for_worker(&mut client);
-    fill(&mut client, 300, 40);
-    // It has no index that the purge could go along.
-    retain(&mut client, "31d");
-    for _ in 0..3 {
-        client
-            .batch_execute(
-                "SELECT loader.record_execution_end(loader.record_execution_start(1), 'SUCCESS')",
-            )
-            .unwrap();
-    }
-    assert_eq!(count(&mut client, OLD), 300);
-    client.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
-    retain(&mut client, "30d");
-    wait_for_the_rest(&mut client);
-    assert!(!cluster.log().contains("ERROR"), "{}", cluster.log());
 }
 
 /// Pages that a call touches.

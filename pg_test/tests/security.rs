@@ -689,7 +689,7 @@ fn a_databases_owner_who_is_no_superuser_has_no_way_in() {
     for statement in [
         "DROP EXTENSION loader_history",
         "DROP EXTENSION loader_history CASCADE",
-        "ALTER EXTENSION loader_history UPDATE TO '1.2.0'",
+        "ALTER EXTENSION loader_history UPDATE TO '1.5.0'",
         "ALTER EXTENSION loader_history ADD SCHEMA trap",
         "ALTER EXTENSION loader_history DROP FUNCTION loader.recorder_state()",
         "ALTER EXTENSION loader_history SET SCHEMA trap",
