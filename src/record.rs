@@ -59,17 +59,12 @@ thread_local! {
 
 /// Records that loader `loader_id` starts an execution, and returns the execution's id.
 #[pg_extern(sql = false)]
-fn record_execution_start(
-    loader_id: Option<i64>,
-    call: pg_sys::FunctionCallInfo,
-) -> Result<i64, ErrorReport> {
+fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
     let loader_id = loader_id.ok_or(Error::MissingArgument("loader_id"))?;
     require_writable()?;
     skip_lost_ids()?;
     let start = now();
-    // SAFETY: PostgreSQL passes a call that is valid during it, and knows where its caller's plan has it.
-    let call = unsafe { (*(*call).flinfo).fn_expr };
-    let declined = match recorder::start(loader_id, start, call) {
+    let declined = match recorder::start(loader_id, start) {
         Started::Durably(id) => return Ok(id),
         Started::Plainly => None,
         Started::Declined(declined) => Some(declined),

@@ -15,7 +15,6 @@ mod last_error;
 mod launcher;
 mod ledger;
 mod loader_row;
-mod lone_call;
 mod prepared_event;
 mod retention;
 mod shared;

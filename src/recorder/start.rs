@@ -8,7 +8,6 @@ use pgrx::pg_sys::{self, LockWaitPolicy};
 
 use super::binding::{Outcome, outcome, prepared_start};
 use super::loader_row::{self, LoaderRow};
-use super::lone_call::is_lone;
 use super::shared::{Progress, Request, Serving, Shared, Start, my_database, shared};
 use super::{transaction, worker};
 use crate::lookup::{OpenRelation, relation};
@@ -107,11 +106,10 @@ impl From<Reason> for Declined {
     }
 }
 
-/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds, for `call`, as its
-/// caller's plan has it.
+/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds.
 ///
 /// Errors of PostgreSQL pass as they are.
-pub fn start(loader_id: i64, time: i64, call: *mut pg_sys::Node) -> Started {
+pub fn start(loader_id: i64, time: i64) -> Started {
     // The worker runs the triggers of others, and must not wait for itself.
     let Some(shared) = shared().filter(|_| settings::DURABLE.get() && !worker::is_worker()) else {
         return Started::Plainly;
@@ -148,16 +146,11 @@ pub fn start(loader_id: i64, time: i64, call: *mut pg_sys::Node) -> Started {
         let notify = settings::NOTIFY.get();
         Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify }
     };
-    let is_lone = is_lone(call);
     match hand_over(shared, &start) {
         Ok(committed_at) => {
             wait_at_commit(committed_at);
-            if is_lone {
-                transaction::remember_lone_start();
-            } else {
-                // SAFETY: in a server that is not in recovery; the log goes that far.
-                unsafe { pg_sys::XLogFlush(committed_at) };
-            }
+            // SAFETY: in a server that is not in recovery; the log goes that far.
+            unsafe { pg_sys::XLogFlush(committed_at) };
             Started::Durably(start.execution_id)
         }
         Err(declined) => Started::Declined(declined),

@@ -12,7 +12,6 @@ use pgrx::pg_guard;
 use pgrx::pg_sys::{self, SubTransactionId, SubXactEvent, XactEvent};
 
 use super::gathered::{Gathered, emit_all, emit_what_fits};
-use super::lone_call::commits_asynchronously;
 use super::shared::{
     Batch, Posting, PreparedEvents, Request, Serving, Shared, my_database, shared,
 };
@@ -46,8 +45,6 @@ struct BoundSubtransaction {
 struct Current {
     /// Its id, where it has durable starts; else 0.
     xid: Cell<u64>,
-    /// Whether its commit is to wait for the disk, for a start's sake.
-    is_lone: Cell<bool>,
     /// The request that the backend waits for.
     waiting: Cell<Option<&'static Request>>,
     // Never dropped: the server still logs, and so asks, when a process has run its destructors.
@@ -70,7 +67,7 @@ struct Current {
 
 thread_local! {
     static CURRENT: Current = const { Current {
-        xid: Cell::new(0), is_lone: Cell::new(false),
+        xid: Cell::new(0),
         waiting: Cell::new(None),
         plain: RefCell::new(ManuallyDrop::new(Vec::new())),
         bound: RefCell::new(ManuallyDrop::new(Vec::new())),
@@ -115,11 +112,6 @@ pub fn remember_bound_start(xid: u64, subxid: u64) {
             }
         }
     });
-}
-
-/// Remembers that the worker has left it to the commit of the current transaction to wait for the disk.
-pub fn remember_lone_start() {
-    CURRENT.with(|current| current.is_lone.set(true));
 }
 
 /// Remembers a start recorded in the current transaction although it was to be durable: where it is
@@ -234,11 +226,6 @@ impl Current {
     /// them, has the transaction notify by itself. May fail.
     fn before_commit(&self, shared: Shared) {
         self.is_ending.set(true);
-        // The setting may be another than when the start was made.
-        if self.is_lone.get() && commits_asynchronously() {
-            // SAFETY: in a transaction; only notes that its commit waits for the disk.
-            unsafe { pg_sys::ForceSyncCommit() };
-        }
         let Ok(events) = self.events.try_borrow() else { return };
         if events.is_empty() {
             return;
@@ -304,7 +291,6 @@ impl Current {
         self.stop_waiting();
         self.hand_over_events(shared, committed);
         let xid = self.xid.replace(0);
-        self.is_lone.set(false);
         if aborted && xid != 0 {
             last_error::with(|text| {
                 shared.post(my_database(), &Posting::Error { xid, subxid: 0, text })
