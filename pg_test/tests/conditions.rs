@@ -3,7 +3,7 @@
 //! in sessions that have recorded before.
 
 use pg_test::version::has_unenforced_checks;
-use pg_test::{Client, HasError, cluster_with_extension, preloaded_cluster, say_left_out};
+use pg_test::{Client, HasError, cluster_with_extension, preloaded_cluster};
 
 const TABLE: &str = "ALTER TABLE loader.execution_history";
 
