@@ -48,29 +48,6 @@ COMMENT ON CONSTRAINT abandoned_start_pkey ON loader.abandoned_start IS
     'A start is given up once';
 COMMENT ON INDEX loader.abandoned_start_pkey IS 'Finds out whether a start was given up';
 
--- A start that was recorded in the transaction of its caller, which is prepared: if that is rolled back, the
--- worker records it as FAILED.
-CREATE TABLE loader.prepared_start (
-    execution_id    bigint      NOT NULL,
-    loader_id       bigint      NOT NULL,
-    execution_start timestamptz NOT NULL,
-    xid             xid8        NOT NULL,
-    abandoned_id    bigint,
-    silent          boolean     NOT NULL,
-    CONSTRAINT prepared_start_pkey PRIMARY KEY (execution_id)
-);
-COMMENT ON TABLE loader.prepared_start IS
-    'Internal: executions whose start was recorded in a prepared transaction. Only the worker writes it.';
-COMMENT ON COLUMN loader.prepared_start.execution_id IS 'The execution''s id';
-COMMENT ON COLUMN loader.prepared_start.loader_id IS 'Its loader''s id';
-COMMENT ON COLUMN loader.prepared_start.execution_start IS 'When it started';
-COMMENT ON COLUMN loader.prepared_start.xid IS 'The prepared transaction';
-COMMENT ON COLUMN loader.prepared_start.abandoned_id IS
-    'The execution that the background worker may have recorded in its stead';
-COMMENT ON COLUMN loader.prepared_start.silent IS 'Whether the session wanted no events';
-COMMENT ON CONSTRAINT prepared_start_pkey ON loader.prepared_start IS 'An execution was started once';
-COMMENT ON INDEX loader.prepared_start_pkey IS 'Finds the start of an execution';
-
 -- Events of transactions prepared for a two-phase commit, until they are committed. Without an index: the
 -- background worker empties it.
 CREATE TABLE loader.prepared_event (
@@ -100,11 +77,6 @@ CREATE TRIGGER refuse_foreign_binding BEFORE INSERT ON loader.binding
 COMMENT ON TRIGGER refuse_foreign_binding ON loader.binding IS
     'Drops what the background worker of this cluster did not write';
 ALTER TABLE loader.binding ENABLE ALWAYS TRIGGER refuse_foreign_binding;
-CREATE TRIGGER refuse_foreign_start BEFORE INSERT ON loader.prepared_start
-    FOR EACH ROW EXECUTE FUNCTION loader.refuse_foreign_binding();
-COMMENT ON TRIGGER refuse_foreign_start ON loader.prepared_start IS
-    'Drops what the background worker of this cluster did not write';
-ALTER TABLE loader.prepared_start ENABLE ALWAYS TRIGGER refuse_foreign_start;
 -- PREPARE TRANSACTION writes its events without firing triggers.
 CREATE TRIGGER refuse_foreign_event BEFORE INSERT ON loader.prepared_event
     FOR EACH ROW EXECUTE FUNCTION loader.refuse_foreign_binding();

@@ -298,7 +298,9 @@ pub fn warn_of_plain_start(execution_id: i64, reason: &Reason) {
         format!("the start of execution {execution_id} was recorded in this transaction"),
         function_name!(),
     )
-    .set_detail(format!("{reason} Other sessions see it when this transaction commits."))
+    .set_detail(format!(
+        "{reason} Other sessions see it when this transaction commits, and a rollback removes it."
+    ))
     .set_hint("SELECT * FROM loader.recorder_status() shows how the background worker is.")
     .report(PgLogLevel::WARNING);
 }

@@ -38,11 +38,6 @@ fn is_a_superusers(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
     }
 }
 
-/// Whether a function is one of PostgreSQL's own, which nobody replaces.
-pub fn is_postgresqls(function: pg_sys::Oid) -> bool {
-    (1..pg_sys::FirstUnpinnedObjectId).contains(&function.to_u32())
-}
-
 /// A relation, open until this is dropped. Its lock is kept until the transaction ends.
 pub struct OpenRelation(pg_sys::Relation);
 

@@ -12,7 +12,7 @@ use crate::error::{Error, warn_of_plain_start, warn_of_saturated_count};
 use crate::execution::{Status, column, duration_seconds};
 use crate::lookup::{self, Key, Locked, OpenRelation, find, relation};
 use crate::lost_ids::{keep_given_ids, skip_lost_ids};
-use crate::recorder::{self, Declined, Reason, Started, binding};
+use crate::recorder::{self, Declined, Started, binding};
 use crate::rights::{Restricted, without_triggers};
 use crate::statement::{KeptStatement, Sight, require_writable};
 use crate::time::{end_of_execution, from_postgres};
@@ -26,11 +26,6 @@ thread_local! {
         c"INSERT INTO loader.execution_history (loader_id, execution_start, status) \
           VALUES ($1, $2, 'RUNNING') RETURNING id",
         &[BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
-    ) };
-    static INSERT_LOST: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.execution_history (id, loader_id, execution_start, status) \
-          VALUES ($1, $2, $3, 'RUNNING')",
-        &[BuiltinOid::INT8OID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
     ) };
     static UPDATE_TO_OUTCOME: KeptStatement = const { KeptStatement::new(
         c"UPDATE loader.execution_history \
@@ -59,17 +54,12 @@ thread_local! {
 
 /// Records that loader `loader_id` starts an execution, and returns the execution's id.
 #[pg_extern(sql = false)]
-fn record_execution_start(
-    loader_id: Option<i64>,
-    call: pg_sys::FunctionCallInfo,
-) -> Result<i64, ErrorReport> {
+fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
     let loader_id = loader_id.ok_or(Error::MissingArgument("loader_id"))?;
     require_writable()?;
     skip_lost_ids()?;
     let start = now();
-    // SAFETY: PostgreSQL passes a call that is valid during it, and knows where its caller's plan has it.
-    let call = unsafe { (*(*call).flinfo).fn_expr };
-    let declined = match recorder::start(loader_id, start, call) {
+    let declined = match recorder::start(loader_id, start) {
         Started::Durably(id) => return Ok(id),
         Started::Plainly => None,
         Started::Declined(declined) => Some(declined),
@@ -81,8 +71,6 @@ fn record_execution_start(
         if let Some(abandoned) = abandoned {
             note_abandoned(abandoned)?;
         }
-        let new_extension = reason == Reason::ExtensionUncommitted;
-        recorder::remember_plain_start(id, loader_id, start, abandoned, new_extension);
         warn_of_plain_start(id, &reason);
     }
     Ok(id)
@@ -112,24 +100,6 @@ fn insert_running(loader_id: i64, start: i64) -> Result<i64, Error> {
         })
     })?;
     id.ok_or(Error::Suppressed)
-}
-
-/// Records a start that was rolled back and that the worker was to record.
-fn insert_lost(
-    history: &OpenRelation,
-    execution_id: i64,
-    loader_id: i64,
-    start: i64,
-) -> Result<(), Error> {
-    let start = TimestampWithTimeZone::try_from(start).ok();
-    let _restricted = Restricted::for_writing(history);
-    hinting_at_unknown_loaders(|| {
-        Spi::connect(|client| {
-            let arguments = [execution_id.into(), loader_id.into(), start.into()];
-            INSERT_LOST.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
-            Ok(())
-        })
-    })
 }
 
 /// Records how the execution `execution_id` ended, and returns its duration in whole seconds.
@@ -273,12 +243,6 @@ fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, E
         })
         .flatten()
     };
-    if let Some(state) = look() {
-        return Ok(state);
-    }
-    if let Some((loader_id, start)) = recorder::wait_for_lost_start(execution_id) {
-        insert_lost(history, execution_id, loader_id, start)?;
-    }
     look().ok_or(Error::UnknownExecution(execution_id))
 }
 

@@ -65,15 +65,6 @@ pub fn derived_failure(execution_id: i64) -> Option<(i64, pg_sys::ItemPointerDat
     .flatten()
 }
 
-/// The prepared transaction that has recorded the start of an execution, which the worker has noted.
-pub fn prepared_start(execution_id: i64) -> Option<u64> {
-    let table = OpenRelation::table(relation(c"prepared_start")?, pg_sys::AccessShareLock);
-    // SAFETY: column 4 of loader.prepared_start is an xid8, passed by value as a bigint is.
-    find(&table, &Key::id(execution_id), |row| unsafe { row.get::<i64>(4) })
-        .flatten()
-        .map(i64::cast_unsigned)
-}
-
 /// Drops rows of `loader.binding` that the worker did not write: what replication brings are another
 /// cluster's transaction ids.
 #[pg_trigger(sql = false)]

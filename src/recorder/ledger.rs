@@ -8,7 +8,7 @@ use pgrx::pg_sys::{self, BuiltinOid, LockWaitPolicy};
 
 use super::background::set_local;
 use super::loader_row::{self, LoaderRow};
-use super::shared::{LostStart, Start};
+use super::shared::Start;
 use crate::error::Error;
 use crate::event::Event;
 use crate::execution::{Status, duration_seconds};
@@ -23,11 +23,8 @@ use crate::time::{end_of_execution, from_postgres};
 const TABLES: [&CStr; 3] = [c"execution_history", c"binding", c"recorded_loader"];
 
 /// Those that are written where it is known what became of it.
-const TABLES_OF_ENDS: [&CStr; 5] =
-    [c"execution_history", c"binding", c"derived_failure", c"abandoned_start", PREPARED_STARTS];
-
-/// The table of starts in prepared transactions, which earlier versions of the SQL have not.
-const PREPARED_STARTS: &CStr = c"prepared_start";
+const TABLES_OF_ENDS: [&CStr; 4] =
+    [c"execution_history", c"binding", c"derived_failure", c"abandoned_start"];
 
 thread_local! {
     static INSERT_STARTS: KeptStatement = const { KeptStatement::new(
@@ -71,23 +68,6 @@ thread_local! {
         c"DELETE FROM loader.abandoned_start AS a \
           WHERE NOT EXISTS (SELECT FROM loader.binding AS b WHERE b.execution_id = a.execution_id)",
         &[],
-    ) };
-    static SELECT_PREPARED: KeptStatement = const { KeptStatement::new(
-        c"SELECT execution_id, loader_id, execution_start, xid::text::bigint, abandoned_id, silent \
-          FROM loader.prepared_start",
-        &[],
-    ) };
-    static INSERT_PREPARED: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.prepared_start (execution_id, loader_id, execution_start, xid, abandoned_id, silent) \
-          VALUES ($1, $2, $3, $4, NULLIF($5, 0), $6) ON CONFLICT (execution_id) DO NOTHING",
-        &[
-            BuiltinOid::INT8OID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID,
-            BuiltinOid::XID8OID, BuiltinOid::INT8OID, BuiltinOid::BOOLOID,
-        ],
-    ) };
-    static DELETE_PREPARED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.prepared_start WHERE execution_id = ANY ($1)",
-        &[BuiltinOid::INT8ARRAYOID],
     ) };
     static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
         c"DELETE FROM loader.derived_failure WHERE execution_id = ANY ($1)",
@@ -319,58 +299,6 @@ pub fn bindings() -> Result<Vec<Bound>, Error> {
     })
 }
 
-/// Every start that is lost where its prepared transaction is rolled back.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI says of a call.
-pub fn prepared_starts() -> Result<Vec<LostStart>, Error> {
-    if relation(PREPARED_STARTS).is_none() {
-        return Ok(Vec::new());
-    }
-    lock_for(&[PREPARED_STARTS], pg_sys::AccessShareLock)?;
-    Spi::connect(|client| {
-        let rows = SELECT_PREPARED.with(|select| select.run(client, Sight::Usual, &[]))?;
-        Ok((0..rows.len())
-            .filter_map(|row| {
-                Some(LostStart {
-                    execution_id: rows.get(row, 1)?,
-                    loader_id: rows.get(row, 2)?,
-                    start: rows.get::<TimestampWithTimeZone>(row, 3)?.into_inner(),
-                    prepared: rows.get::<i64>(row, 4)?.cast_unsigned(),
-                    abandoned: rows.get(row, 5).unwrap_or_default(),
-                    notify: rows.get(row, 6) != Some(true),
-                    text: String::new(),
-                    message: None,
-                })
-            })
-            .collect())
-    })
-}
-
-/// Notes a start that is lost where its prepared transaction is rolled back; false where this version of the
-/// SQL has no table for it.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI says of a call.
-pub fn note_prepared_start(start: &LostStart) -> Result<bool, Error> {
-    if relation(PREPARED_STARTS).is_none() {
-        return Ok(false);
-    }
-    lock(&[PREPARED_STARTS])?;
-    Spi::connect(|client| {
-        let arguments = [
-            start.execution_id.into(),
-            start.loader_id.into(),
-            TimestampWithTimeZone::try_from(start.start).ok().into(),
-            xid8(start.prepared),
-            start.abandoned.into(),
-            (!start.notify).into(),
-        ];
-        INSERT_PREPARED.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
-        Ok(true)
-    })
-}
-
 /// Deletes the bindings of executions whose starts are committed, and those executions that their
 /// callers have recorded under another id.
 ///
@@ -379,17 +307,8 @@ pub fn note_prepared_start(start: &LostStart) -> Result<bool, Error> {
 pub fn forget(ids: &[i64]) -> Result<(), Error> {
     let abandoned = run(&DELETE_ABANDONED, ids)?;
     run(&DELETE_BINDINGS, ids)?;
-    forget_prepared(ids)?;
     if !abandoned.is_empty() {
         run(&DELETE_EXECUTIONS, &abandoned)?;
-    }
-    Ok(())
-}
-
-/// Deletes the notes of starts in prepared transactions that are over.
-fn forget_prepared(ids: &[i64]) -> Result<(), Error> {
-    if relation(PREPARED_STARTS).is_some() {
-        run(&DELETE_PREPARED, ids)?;
     }
     Ok(())
 }
@@ -473,35 +392,4 @@ pub fn start_event(execution_id: i64, loader_id: i64, start: i64) -> Result<Stri
     let mut event = Event::new(execution_id, loader_id, Status::Running, from_postgres(start));
     event.record_count = Some(0);
     Ok(event.payload()?)
-}
-
-/// Records a start that was rolled back, as started and failed, and returns the payloads of the events;
-/// of nothing where the loader is not there.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI says of a call.
-pub fn record_lost_start(lost: &LostStart, message: &str) -> Result<Vec<String>, Error> {
-    lock_tables()?;
-    lock_to_close()?;
-    let LostStart { execution_id, loader_id, start, abandoned, prepared, .. } = *lost;
-    if prepared != 0 {
-        forget_prepared(&[execution_id])?;
-    }
-    if abandoned != 0 {
-        remove(&[abandoned])?;
-    }
-    match lock_loader(loader_id) {
-        LoaderRow::Committed | LoaderRow::Own | LoaderRow::Unchecked => {}
-        LoaderRow::Busy | LoaderRow::TableBusy => return Err(Error::TableLocked),
-        // The loader itself was rolled back, or has been deleted since.
-        LoaderRow::Missing | LoaderRow::Unsupported => return Ok(Vec::new()),
-    }
-    remember_loaders(std::iter::once(loader_id))?;
-    insert_execution(execution_id, loader_id, start)?;
-    let mut events = vec![start_event(execution_id, loader_id, start)?];
-    // Triggers that fired would include the foreign key's, for a row of this very transaction.
-    if let Closed::Failed(event) = close(execution_id, message)? {
-        events.push(event);
-    }
-    Ok(events)
 }
