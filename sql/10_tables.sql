@@ -20,7 +20,7 @@ CREATE TABLE loader.execution_history (
         CHECK (execution_end >= execution_start),
     CONSTRAINT execution_history_record_count_check
         CHECK (record_count >= 0)
-);
+) USING heap;
 
 COMMENT ON TABLE loader.execution_history IS
     'Every execution of every loader. Written by loader.record_execution_start() and loader.record_execution_end().';
@@ -34,17 +34,17 @@ COMMENT ON COLUMN loader.execution_history.error_message IS 'What went wrong';
 COMMENT ON COLUMN loader.execution_history.duration_seconds IS
     'Whole seconds from start to end, rounded down; NULL while it runs';
 COMMENT ON SEQUENCE loader.execution_history_id_seq IS 'Ids of loader.execution_history';
-COMMENT ON CONSTRAINT execution_history_pkey ON loader.execution_history IS 'An id names one execution';
+COMMENT ON CONSTRAINT execution_history_pkey ON loader.execution_history IS 'An id identifies one execution';
 COMMENT ON CONSTRAINT execution_history_status_check ON loader.execution_history IS
-    'The three statuses there are';
+    'status is RUNNING, SUCCESS or FAILED';
 COMMENT ON CONSTRAINT execution_history_running_check ON loader.execution_history IS
-    'An execution is RUNNING exactly while it has no end';
+    'An execution is RUNNING if and only if it has no end';
 COMMENT ON CONSTRAINT execution_history_finite_check ON loader.execution_history IS
-    'Neither time is infinite';
+    'Both times are finite';
 COMMENT ON CONSTRAINT execution_history_order_check ON loader.execution_history IS
     'No execution ends before it starts';
 COMMENT ON CONSTRAINT execution_history_record_count_check ON loader.execution_history IS
-    'No execution loads fewer than no records';
+    'record_count is not negative';
 COMMENT ON INDEX loader.execution_history_pkey IS 'Finds an execution by its id';
 
 -- An end moves the row (its outcome is indexed, which rules HOT updates out), so every start and
@@ -100,36 +100,38 @@ COMMENT ON INDEX loader.execution_history_failed_start_idx IS
 -- The loaders that have history, at least once each, so that a summary need not look for them among
 -- all executions. Not unique on purpose: with a unique key two sessions that start a new loader at
 -- the same time would wait for each other.
-CREATE TABLE loader.recorded_loader (
+CREATE TABLE loader_history.recorded_loader (
     loader_id bigint NOT NULL
-);
-CREATE INDEX recorded_loader_loader_id_idx ON loader.recorded_loader (loader_id);
+) USING heap;
+CREATE INDEX recorded_loader_loader_id_idx ON loader_history.recorded_loader (loader_id);
 
-COMMENT ON TABLE loader.recorded_loader IS
+COMMENT ON TABLE loader_history.recorded_loader IS
     'Internal: every loader that has history, once or more often. Kept by a trigger.';
-COMMENT ON COLUMN loader.recorded_loader.loader_id IS 'The loader''s id';
-COMMENT ON INDEX loader.recorded_loader_loader_id_idx IS 'Finds out whether a loader is known';
+COMMENT ON COLUMN loader_history.recorded_loader.loader_id IS 'The loader''s id';
+COMMENT ON INDEX loader_history.recorded_loader_loader_id_idx IS 'Finds out whether a loader is known';
 
-CREATE FUNCTION loader.remember_loader() RETURNS trigger
+-- One trigger for INSERT and one for UPDATE: a second one, or a condition, would cost each start and each end
+-- more than the function does. C functions look up no name by the search path, so none is set.
+CREATE FUNCTION loader_history.history_changed() RETURNS trigger
     LANGUAGE c
-    AS 'MODULE_PATHNAME', 'remember_loader_wrapper';
-COMMENT ON FUNCTION loader.remember_loader() IS
-    'Internal: trigger that keeps loader.recorded_loader';
+    AS 'MODULE_PATHNAME', 'history_changed_wrapper';
+COMMENT ON FUNCTION loader_history.history_changed() IS
+    'Internal: trigger that keeps loader_history.recorded_loader and emits NOTIFY loader_execution';
 
-CREATE TRIGGER remember_loader_on_insert AFTER INSERT ON loader.execution_history
-    FOR EACH ROW EXECUTE FUNCTION loader.remember_loader();
-CREATE TRIGGER remember_loader_on_update AFTER UPDATE ON loader.execution_history
-    FOR EACH ROW WHEN (OLD.loader_id <> NEW.loader_id) EXECUTE FUNCTION loader.remember_loader();
-COMMENT ON TRIGGER remember_loader_on_insert ON loader.execution_history IS
-    'Keeps loader.recorded_loader';
-COMMENT ON TRIGGER remember_loader_on_update ON loader.execution_history IS
-    'Keeps loader.recorded_loader';
--- Rows that replication brings count too.
-ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER remember_loader_on_insert;
-ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER remember_loader_on_update;
+CREATE TRIGGER history_inserted AFTER INSERT ON loader.execution_history
+    FOR EACH ROW EXECUTE FUNCTION loader_history.history_changed();
+CREATE TRIGGER history_updated AFTER UPDATE ON loader.execution_history
+    FOR EACH ROW EXECUTE FUNCTION loader_history.history_changed();
+COMMENT ON TRIGGER history_inserted ON loader.execution_history IS
+    'Keeps loader_history.recorded_loader; emits the event of an execution that starts';
+COMMENT ON TRIGGER history_updated ON loader.execution_history IS
+    'Keeps loader_history.recorded_loader; emits the event of an execution whose status changes';
+-- Rows that replication brings have loaders too. They emit no events.
+ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER history_inserted;
+ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER history_updated;
 
 -- Without these a dump would hold no history at all.
 SELECT pg_extension_config_dump('loader.execution_history', '');
 SELECT pg_extension_config_dump('loader.execution_history_id_seq', '');
-SELECT pg_extension_config_dump('loader.recorded_loader',
-    'WHERE ctid = (SELECT min(twin.ctid) FROM loader.recorded_loader AS twin WHERE twin.loader_id = recorded_loader.loader_id)');
+SELECT pg_extension_config_dump('loader_history.recorded_loader',
+    'WHERE ctid = (SELECT min(twin.ctid) FROM loader_history.recorded_loader AS twin WHERE twin.loader_id = recorded_loader.loader_id)');

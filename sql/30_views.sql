@@ -87,7 +87,7 @@ CREATE VIEW loader.loader_summary AS
                AS is_failed,
            failures.consecutive AS consecutive_failures,
            executions.running AS running_executions
-      FROM (SELECT DISTINCT loader_id FROM loader.recorded_loader) AS known
+      FROM (SELECT DISTINCT loader_id FROM loader_history.recorded_loader) AS known
      CROSS JOIN LATERAL (
                SELECT id, status, execution_start, execution_end FROM loader.execution_history
                 WHERE loader_id = known.loader_id
@@ -156,7 +156,7 @@ CREATE VIEW loader.failed_loader_counts AS
                    ) AS is_failed, recent.failures_24h, recent.failed_previous_24h
               FROM (SELECT statement_timestamp() - '24 hours'::interval AS day,
                            statement_timestamp() - '48 hours'::interval AS two_days) AS period
-             CROSS JOIN (SELECT DISTINCT loader_id FROM loader.recorded_loader
+             CROSS JOIN (SELECT DISTINCT loader_id FROM loader_history.recorded_loader
                           ORDER BY loader_id) AS known
              CROSS JOIN LATERAL (
                        SELECT id, execution_end,

@@ -20,6 +20,7 @@ mod schema;
 mod settings;
 mod statement;
 mod time;
+mod triggers;
 mod version;
 
 pgrx::pg_module_magic!(name, version);

@@ -10,7 +10,7 @@ use pgrx::{PgSqlErrorCode, Spi, pg_extern};
 
 use crate::error::{Error, warn_of_plain_start, warn_of_saturated_count};
 use crate::execution::{Status, column, duration_seconds};
-use crate::lookup::{self, Key, Locked, OpenRelation, find, relation};
+use crate::lookup::{self, Key, Locked, OpenRelation, find, require};
 use crate::lost_ids::{keep_given_ids, skip_lost_ids};
 use crate::recorder::{self, Declined, Started, binding};
 use crate::rights::{Restricted, without_triggers};
@@ -42,11 +42,11 @@ thread_local! {
         ],
     ) };
     static INSERT_ABANDONED: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.abandoned_start (execution_id) VALUES ($1)",
+        c"INSERT INTO loader_history.abandoned_start (execution_id) VALUES ($1)",
         &[BuiltinOid::INT8OID],
     ) };
     static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.derived_failure \
+        c"DELETE FROM loader_history.server_outcome \
           WHERE ctid OPERATOR(pg_catalog.=) $1 AND execution_id OPERATOR(pg_catalog.=) $2",
         &[BuiltinOid::TIDOID, BuiltinOid::INT8OID],
     ) };
@@ -89,9 +89,8 @@ fn note_abandoned(abandoned: i64) -> Result<(), Error> {
 fn insert_running(loader_id: i64, start: i64) -> Result<i64, Error> {
     let start = TimestampWithTimeZone::try_from(start).ok();
     // The foreign key's check plans a query of loader.loader.
-    let history = relation(c"execution_history")
-        .map(|history| OpenRelation::table(history, pg_sys::RowExclusiveLock));
-    let _restricted = history.as_ref().and_then(Restricted::for_writing);
+    let history = require(c"execution_history", pg_sys::RowExclusiveLock)?;
+    let _restricted = Restricted::for_writing(&history);
     let id = hinting_at_unknown_loaders(|| {
         Spi::connect(|client| {
             INSERT_RUNNING
@@ -141,8 +140,7 @@ fn end_execution(
     record_count: Option<i32>,
     error_message: Option<&str>,
 ) -> Result<i32, Error> {
-    let history = relation(c"execution_history").ok_or(Error::UnknownExecution(execution_id))?;
-    let history = OpenRelation::table(history, pg_sys::RowExclusiveLock);
+    let history = require(c"execution_history", pg_sys::RowExclusiveLock)?;
     let mut seen = None;
     loop {
         let state = execution_state(&history, execution_id)?;
@@ -156,7 +154,7 @@ fn end_execution(
                 return Err(Error::StillOpen(execution_id));
             }
             None => None,
-            Some(end) => match binding::derived_failure(execution_id) {
+            Some(end) => match binding::server_outcome(execution_id)? {
                 Some((derived_end, noted_at)) if derived_end == end => Some(noted_at),
                 _ => {
                     let end = Some(from_postgres(end));
@@ -197,10 +195,8 @@ fn end_execution(
             let updated = UPDATE_TO_OUTCOME
                 .with(|update| update.run(client, Sight::Latest, &arguments))?
                 .len();
-            if let Some(noted_at) = derived.filter(|_| updated > 0)
-                && let Some(notes) = relation(c"derived_failure")
-            {
-                let notes = OpenRelation::table(notes, pg_sys::RowExclusiveLock);
+            if let Some(noted_at) = derived.filter(|_| updated > 0) {
+                let notes = require(c"server_outcome", pg_sys::RowExclusiveLock)?;
                 let _silent = without_triggers(&notes);
                 let arguments = [noted_at.into(), execution_id.into()];
                 DELETE_DERIVED.with(|delete| delete.run(client, Sight::Latest, &arguments))?;

@@ -10,7 +10,7 @@ use pg_test::{
 /// What a session of a test needs whatever the database sets; the worker has no such options.
 const SANE: &str = "-c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off \
                     -c idle_in_transaction_session_timeout=0 -c client_min_messages=notice \
-                    -c loader_history.durable=on -c loader_history.worker_timeout=20s \
+                    -c loader_history.autonomous_start=on -c loader_history.worker_timeout=20s \
                     -c search_path=public";
 
 /// Settings that have broken background processes of others.
@@ -27,7 +27,7 @@ const HOSTILE: [&str; 25] = [
     "synchronous_commit = off",
     "synchronous_commit = remote_apply",
     "row_security = off",
-    "loader_history.durable = off",
+    "loader_history.autonomous_start = off",
     "loader_history.notify = off",
     "loader_history.worker_timeout = '1ms'",
     "default_tablespace = pg_default",
@@ -219,7 +219,7 @@ fn loader_loader_may_be_of_many_kinds() {
         assert_durable(&cluster, "postgres");
         // A recorder of no other right, and one that inserts the loader in the same transaction.
         let mut dba = Session::new(&cluster, "postgres");
-        dba.run("CREATE ROLE recorder LOGIN; SELECT loader.grant_recorder('recorder')");
+        dba.run("CREATE ROLE recorder LOGIN; SELECT loader_history.grant_recorder('recorder')");
         let recorder = Session::with_options(&cluster, "postgres", "recorder", "");
         assert_durable_in(recorder, Session::new(&cluster, "postgres"));
         let state: Vec<Option<String>> = column(
@@ -362,7 +362,7 @@ fn trapped_cluster(hostile: &str) -> (Cluster, Client) {
         .unwrap();
     dba.batch_execute(
         "CREATE EXTENSION loader_history;
-         SELECT loader.grant_recorder('victim'), loader.grant_recorder('attacker')",
+         SELECT loader_history.grant_recorder('victim'), loader_history.grant_recorder('attacker')",
     )
     .unwrap();
     attacker.batch_execute("SELECT trap.spring()").unwrap();
@@ -405,7 +405,7 @@ fn caught(cluster: &Cluster) -> Option<&'static str> {
     }
 }
 
-/// What [`attack`] runs while the worker cannot write `loader.binding`.
+/// What [`attack`] runs while the worker cannot write `loader_history.watched_transaction`.
 const PLAIN: &str = "SELECT loader.record_execution_start(1) AS plain";
 const LOST: &str = "BEGIN; SELECT loader.record_execution_start(1) AS lost; ROLLBACK";
 
@@ -423,7 +423,7 @@ fn attack(hostile: &str) {
     assert_eq!(caught(&cluster), None, "when the key came");
     let (mut failures, mut violations) = (0, Vec::new());
     for work in [
-        "SET loader_history.durable = off; SELECT loader.record_execution_start(1)",
+        "SET loader_history.autonomous_start = off; SELECT loader.record_execution_start(1)",
         "BEGIN; SELECT loader.record_execution_start(1); COMMIT",
         "BEGIN; SELECT loader.record_execution_start(1); ROLLBACK",
         "BEGIN; SAVEPOINT s; SELECT loader.record_execution_start(1); ROLLBACK TO s; COMMIT",
@@ -445,7 +445,7 @@ fn attack(hostile: &str) {
                 replace_worker(&cluster);
             }
             if locked {
-                dba.run("BEGIN; LOCK TABLE loader.binding IN SHARE ROW EXCLUSIVE MODE");
+                dba.run("BEGIN; LOCK TABLE loader_history.watched_transaction IN SHARE ROW EXCLUSIVE MODE");
             }
             if role != "attacker" && work.contains("loader.loader ") {
                 // Whoever uses a table of others runs what they put there; that is not ours.
@@ -461,7 +461,7 @@ fn attack(hostile: &str) {
             }
             // The worker has done its part, whatever it is, before the trap is looked at.
             wait_for("all to have an outcome", || {
-                let open = "SELECT open_bindings FROM loader.recorder_status()";
+                let open = "SELECT watched_running FROM loader.recorder_status()";
                 column::<i64>(&mut dba.client, open) == [0]
             });
             if work == LOST {

@@ -110,13 +110,15 @@ impl From<Reason> for Declined {
 /// Errors of PostgreSQL pass as they are.
 pub fn start(loader_id: i64, time: i64) -> Started {
     // The worker runs the triggers of others, and must not wait for itself.
-    let Some(shared) = shared().filter(|_| settings::DURABLE.get() && !worker::is_worker()) else {
+    let Some(shared) =
+        shared().filter(|_| settings::AUTONOMOUS_START.get() && !worker::is_worker())
+    else {
         return Started::Plainly;
     };
     let (Some(history), Some(sequence), Some(binding)) = (
         relation(c"execution_history"),
         relation(c"execution_history_id_seq"),
-        relation(c"binding"),
+        relation(c"watched_transaction"),
     ) else {
         return Started::Plainly;
     };

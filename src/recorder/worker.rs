@@ -176,7 +176,7 @@ struct Worker {
     database: &'static Database,
     oid: pg_sys::Oid,
     extension: pg_sys::Oid,
-    /// The rows of loader.binding, which only this process writes.
+    /// The rows of loader_history.watched_transaction, which only this process writes.
     bindings: HashMap<i64, Binding>,
     /// Errors that rolled transactions and subtransactions back.
     texts: HashMap<(u64, u64), String>,
@@ -897,6 +897,6 @@ fn extension() -> Result<pg_sys::Oid, Trouble> {
             pg_sys::InvalidateSystemCaches();
             pg_sys::get_extension_oid(EXTENSION.as_ptr(), true)
         };
-        Ok(relation(c"binding").map_or(pg_sys::InvalidOid, |_| oid))
+        Ok(relation(c"watched_transaction").map_or(pg_sys::InvalidOid, |_| oid))
     })
 }
