@@ -47,15 +47,15 @@ COMMENT ON CONSTRAINT execution_history_record_count_check ON loader.execution_h
     'record_count is not negative';
 COMMENT ON INDEX loader.execution_history_pkey IS 'Finds an execution by its id';
 
--- An end moves the row (its outcome is indexed, which rules HOT updates out), so every start and
--- every end pays for each of these that its row belongs in. There is none without which a read would
--- not grow with the history, and those for failures only failures pay for. Newest first is read
--- backward: in ascending order a new entry goes last and fills its page, in descending order it
--- would go first, and each page would be split, and half of it written to the WAL, when it is full.
+-- An end changes indexed columns, so it is no HOT update: every start and every end inserts into each index
+-- whose condition its row meets, and evaluates the conditions of all. Without any one of these indexes some
+-- read would grow with the history. Those of failures cost nothing unless a load fails. They are ascending,
+-- and read backward: an ascending index fills its last page, a descending one splits its first page in
+-- half whenever that is full.
 CREATE INDEX execution_history_loader_start_idx
     ON loader.execution_history (loader_id, execution_start, id);
 COMMENT ON INDEX loader.execution_history_loader_start_idx IS
-    'Pages of one loader, its newest execution; the foreign key';
+    'Pages of one loader; its newest execution; the foreign key';
 
 CREATE INDEX execution_history_start_idx
     ON loader.execution_history (execution_start, id);
@@ -67,35 +67,25 @@ CREATE INDEX execution_history_end_idx
 COMMENT ON INDEX loader.execution_history_end_idx IS
     'Ends in the activity feed; what may be purged';
 
-CREATE INDEX execution_history_loader_running_idx
-    ON loader.execution_history (loader_id) WHERE status = 'RUNNING';
-COMMENT ON INDEX loader.execution_history_loader_running_idx IS
-    'What runs of one loader';
+CREATE INDEX execution_history_running_idx
+    ON loader.execution_history (loader_id, execution_start, id) WHERE status = 'RUNNING';
+COMMENT ON INDEX loader.execution_history_running_idx IS
+    'Running executions of one loader and of all';
 
-CREATE INDEX execution_history_running_start_idx
-    ON loader.execution_history (execution_start, id) WHERE status = 'RUNNING';
-COMMENT ON INDEX loader.execution_history_running_start_idx IS
-    'Pages of what runs';
-
-CREATE INDEX execution_history_loader_success_end_idx
-    ON loader.execution_history (loader_id, execution_end, id) WHERE status = 'SUCCESS';
-COMMENT ON INDEX loader.execution_history_loader_success_end_idx IS
-    'A loader''s newest success';
-
-CREATE INDEX execution_history_loader_failed_end_idx
-    ON loader.execution_history (loader_id, execution_end, id) WHERE status = 'FAILED';
-COMMENT ON INDEX loader.execution_history_loader_failed_end_idx IS
-    'A loader''s newest failure, and its failures in a row or in a period';
-
-CREATE INDEX execution_history_loader_failed_start_idx
-    ON loader.execution_history (loader_id, execution_start, id) WHERE status = 'FAILED';
-COMMENT ON INDEX loader.execution_history_loader_failed_start_idx IS
-    'Pages of one loader''s failures';
+CREATE INDEX execution_history_loader_status_idx
+    ON loader.execution_history (loader_id, status, execution_start, id) WHERE status <> 'RUNNING';
+COMMENT ON INDEX loader.execution_history_loader_status_idx IS
+    'Pages of one loader''s successes or failures; the newest of each; failures since the last success';
 
 CREATE INDEX execution_history_failed_start_idx
     ON loader.execution_history (execution_start, id) WHERE status = 'FAILED';
 COMMENT ON INDEX loader.execution_history_failed_start_idx IS
     'Pages of all loaders'' failures';
+
+CREATE INDEX execution_history_failed_end_idx
+    ON loader.execution_history (execution_end, loader_id) WHERE status = 'FAILED';
+COMMENT ON INDEX loader.execution_history_failed_end_idx IS
+    'Failures of the last days';
 
 -- The loaders that have history, at least once each, so that a summary need not look for them among
 -- all executions. Not unique on purpose: with a unique key two sessions that start a new loader at

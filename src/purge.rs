@@ -45,10 +45,10 @@ thread_local! {
             BuiltinOid::INT8OID,
         ],
     ) };
-    // Which of a loader's is the newest is looked up where the newest are, in pages that are in use
-    // anyway. BETWEEN and the loader's id in the order leave an index that begins with it as the only
-    // good one: with one by time alone, a loader that stopped long ago would be looked for among all
-    // executions since. What has changed meanwhile is judged anew when its row is locked.
+    // Which of a loader's executions is the newest is looked up where the newest are, in pages that are in use
+    // anyway. BETWEEN, and the same column first in the order, leave an index in that order as the only good
+    // one: with one by time alone, a loader that stopped long ago would be looked for among all
+    // executions since. What has changed meanwhile is judged again when its row is locked.
     static DELETE: KeptStatement = const { KeptStatement::new(
         c"WITH purged AS ( \
               DELETE FROM ONLY loader.execution_history WHERE ctid = ANY (ARRAY( \
@@ -63,14 +63,14 @@ thread_local! {
                     AND CASE old.status \
                         WHEN 'SUCCESS' THEN old.id <> ( \
                             SELECT newest.id FROM ONLY loader.execution_history AS newest \
-                            WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
-                              AND newest.status = 'SUCCESS' \
-                            ORDER BY newest.loader_id DESC, newest.execution_end DESC, newest.id DESC LIMIT 1) \
+                            WHERE newest.loader_id = old.loader_id \
+                              AND newest.status BETWEEN 'SUCCESS' AND 'SUCCESS' \
+                            ORDER BY newest.status DESC, newest.execution_start DESC, newest.id DESC LIMIT 1) \
                         WHEN 'FAILED' THEN old.id <> ( \
                             SELECT newest.id FROM ONLY loader.execution_history AS newest \
-                            WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
-                              AND newest.status = 'FAILED' \
-                            ORDER BY newest.loader_id DESC, newest.execution_end DESC, newest.id DESC LIMIT 1) \
+                            WHERE newest.loader_id = old.loader_id \
+                              AND newest.status BETWEEN 'FAILED' AND 'FAILED' \
+                            ORDER BY newest.status DESC, newest.execution_start DESC, newest.id DESC LIMIT 1) \
                         ELSE false END \
                   ORDER BY old.execution_end, old.id \
                   LIMIT $6 FOR UPDATE SKIP LOCKED)) \
