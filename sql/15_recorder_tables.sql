@@ -34,20 +34,6 @@ COMMENT ON CONSTRAINT derived_failure_pkey ON loader.derived_failure IS
     'The server ends an execution once';
 COMMENT ON INDEX loader.derived_failure_pkey IS 'Finds out whether the server ended an execution';
 
--- A start that the worker had taken and that its caller, tired of waiting, has recorded under another id.
-CREATE TABLE loader.abandoned_start (
-    execution_id bigint NOT NULL,
-    xid          xid8   NOT NULL DEFAULT pg_current_xact_id(),
-    CONSTRAINT abandoned_start_pkey PRIMARY KEY (execution_id)
-);
-COMMENT ON TABLE loader.abandoned_start IS
-    'Internal: executions that the background worker may have recorded after their callers had recorded them otherwise. It removes them.';
-COMMENT ON COLUMN loader.abandoned_start.execution_id IS 'The execution''s id';
-COMMENT ON COLUMN loader.abandoned_start.xid IS 'The transaction that has recorded it otherwise';
-COMMENT ON CONSTRAINT abandoned_start_pkey ON loader.abandoned_start IS
-    'A start is given up once';
-COMMENT ON INDEX loader.abandoned_start_pkey IS 'Finds out whether a start was given up';
-
 -- Events of transactions prepared for a two-phase commit, until they are committed. Without an index: the
 -- background worker empties it.
 CREATE TABLE loader.prepared_event (

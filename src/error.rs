@@ -54,6 +54,8 @@ pub enum Error {
     MessageTooLong(usize),
     /// Somebody locks a table that the worker must not wait for.
     TableLocked,
+    /// The caller of a start, which the worker was about to commit, has given it up.
+    Abandoned,
     /// A trigger of the user's kept the row from being written.
     Suppressed,
     /// What a superuser is about to delete would run the triggers of this table, which is no superuser's.
@@ -102,6 +104,7 @@ impl Error {
             Self::AlreadyEnded { .. } => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::StillOpen(_) => PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
             Self::TableLocked => PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            Self::Abandoned => PgSqlErrorCode::ERRCODE_TRANSACTION_ROLLBACK,
             Self::ReadOnlyTransaction | Self::Standby => {
                 PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION
             }
@@ -132,6 +135,7 @@ impl Error {
             Self::StillOpen(id) => {
                 format!("the transaction that started execution {id} is still open")
             }
+            Self::Abandoned => "the caller of a start has given it up".to_owned(),
             Self::TableLocked => "a table of the history is locked".to_owned(),
             Self::ReadOnlyTransaction => {
                 "cannot change the history in a read-only transaction".to_owned()
@@ -226,7 +230,7 @@ impl Error {
                 "Report SUCCESS in that transaction, so that it commits with the data, or after its commit."
                     .to_owned()
             }
-            Self::TableLocked => "Try again.".to_owned(),
+            Self::TableLocked | Self::Abandoned => "Try again.".to_owned(),
             Self::ReadOnlyTransaction => {
                 "Do it in a transaction that may write: SET TRANSACTION READ WRITE.".to_owned()
             }
