@@ -23,8 +23,8 @@ use crate::time::{end_of_execution, from_postgres};
 const TABLES: [&CStr; 3] = [c"execution_history", c"watched_transaction", c"recorded_loader"];
 
 /// Those that are written where it is known what became of it.
-const TABLES_OF_ENDS: [&CStr; 4] =
-    [c"execution_history", c"watched_transaction", c"server_outcome", c"abandoned_start"];
+const TABLES_OF_ENDS: [&CStr; 3] =
+    [c"execution_history", c"watched_transaction", c"server_outcome"];
 
 thread_local! {
     static INSERT_STARTS: KeptStatement = const { KeptStatement::new(
@@ -62,17 +62,6 @@ thread_local! {
         c"DELETE FROM loader_history.watched_transaction WHERE execution_id = ANY ($1)",
         &[BuiltinOid::INT8ARRAYOID],
     ) };
-    static DELETE_ABANDONED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader_history.abandoned_start AS a USING loader_history.watched_transaction AS b \
-          WHERE a.execution_id = ANY ($1) AND b.execution_id = a.execution_id AND b.xid = a.xid \
-          RETURNING a.execution_id",
-        &[BuiltinOid::INT8ARRAYOID],
-    ) };
-    static DELETE_SETTLED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader_history.abandoned_start AS a \
-          WHERE NOT EXISTS (SELECT FROM loader_history.watched_transaction AS b WHERE b.execution_id = a.execution_id)",
-        &[],
-    ) };
     static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
         c"DELETE FROM loader_history.server_outcome WHERE execution_id = ANY ($1)",
         &[BuiltinOid::INT8ARRAYOID],
@@ -106,14 +95,11 @@ thread_local! {
 }
 
 /// Runs a statement about some executions.
-fn run(
-    statement: &'static std::thread::LocalKey<KeptStatement>,
-    ids: &[i64],
-) -> Result<Vec<i64>, Error> {
+fn run(statement: &'static std::thread::LocalKey<KeptStatement>, ids: &[i64]) -> Result<(), Error> {
     Spi::connect(|client| {
         let arguments = [ids.to_vec().into()];
-        let rows = statement.with(|statement| statement.run(client, Sight::Usual, &arguments))?;
-        Ok((0..rows.len()).filter_map(|row| rows.get(row, 1)).collect())
+        statement.with(|statement| statement.run(client, Sight::Usual, &arguments))?;
+        Ok(())
     })
 }
 
@@ -241,19 +227,6 @@ fn insert_binding(start: &Start) -> Result<(), Error> {
     })
 }
 
-/// Deletes the notes of starts that were given up and that were never recorded. Called when nothing is
-/// being recorded: what is not there will not come.
-///
-/// # Errors
-/// What SPI says of a call.
-pub fn tidy_up() -> Result<(), Error> {
-    lock(&[c"abandoned_start"])?;
-    Spi::connect(|client| {
-        DELETE_SETTLED.with(|delete| delete.run(client, Sight::Usual, &[]))?;
-        Ok(())
-    })
-}
-
 /// A row of loader_history.watched_transaction.
 pub struct Bound {
     /// The execution's id.
@@ -289,18 +262,12 @@ pub fn bindings() -> Result<Vec<Bound>, Error> {
     })
 }
 
-/// Deletes the bindings of executions whose starts are committed, and those executions that their
-/// callers have recorded under another id.
+/// Deletes bindings.
 ///
 /// # Errors
 /// What SPI says of a call.
 pub fn forget(ids: &[i64]) -> Result<(), Error> {
-    let abandoned = run(&DELETE_ABANDONED, ids)?;
-    run(&DELETE_BINDINGS, ids)?;
-    if !abandoned.is_empty() {
-        run(&DELETE_EXECUTIONS, &abandoned)?;
-    }
-    Ok(())
+    run(&DELETE_BINDINGS, ids)
 }
 
 /// Removes executions as if they had never been recorded.
