@@ -135,7 +135,10 @@ pub fn is_any(database: pg_sys::Oid) -> bool {
 /// The requests that a worker of `database` was committing when it exited, with their loaders and execution ids.
 /// Those that it had only taken are declined.
 pub fn take_over(database: pg_sys::Oid) -> Vec<(RequestId, i64, i64)> {
-    QUEUE.lock().map_or_else(Vec::new, |mut queue| queue.take_over(database))
+    let taken_over = QUEUE.lock().map(|mut queue| queue.take_over(database));
+    let (taken, committing) = taken_over.unwrap_or_default();
+    taken.into_iter().for_each(|id| decline(id, Reason::Late));
+    committing
 }
 
 /// The worker is about to commit these starts under these execution ids; false if a caller has given one of them up.
@@ -157,13 +160,14 @@ pub fn free_abandoned(id: RequestId) -> bool {
 
 /// Answers a request that the worker has committed; false if no caller waits any more.
 pub fn answer(id: RequestId, recorded: Recorded) -> bool {
-    QUEUE.lock().is_some_and(|mut queue| queue.answer(id, recorded))
+    let caller = QUEUE.lock().and_then(|mut queue| queue.answer(id, recorded));
+    caller.inspect(|caller| caller.set()).is_some()
 }
 
 /// Declines a request that the worker has taken.
 pub fn decline(id: RequestId, reason: Reason) {
-    if let Some(mut queue) = QUEUE.lock() {
-        queue.decline(id, reason);
+    if let Some(caller) = QUEUE.lock().and_then(|mut queue| queue.decline(id, reason)) {
+        caller.set();
     }
 }
 
@@ -205,12 +209,6 @@ impl Request {
 
     fn is_queued_for(&self, database: pg_sys::Oid) -> bool {
         self.state == State::Queued && self.database == database
-    }
-
-    fn wake_caller(&self) {
-        if let Some(caller) = self.caller {
-            caller.set();
-        }
     }
 }
 
@@ -299,21 +297,21 @@ impl Queue<'_> {
         ids.into_iter().map(|id| (id, self.entries[id.0].start)).collect()
     }
 
-    fn take_over(&mut self, database: pg_sys::Oid) -> Vec<(RequestId, i64, i64)> {
+    /// The requests that a worker had only taken, and those that it was committing.
+    fn take_over(&mut self, database: pg_sys::Oid) -> (Vec<RequestId>, Vec<(RequestId, i64, i64)>) {
         for id in self.used_by(database, State::Abandoned) {
             self.free(id);
         }
-        for id in self.used_by(database, State::Taken) {
-            self.decline(id, Reason::Late);
-        }
         let used = self.used().filter(|(_, request)| request.database == database);
-        used.filter_map(|(id, request)| match request.state {
-            State::Committing(execution_id) | State::Orphaned(execution_id) => {
-                Some((id, request.start.loader_id, execution_id))
-            }
-            _ => None,
-        })
-        .collect()
+        let committing = used
+            .filter_map(|(id, request)| match request.state {
+                State::Committing(execution_id) | State::Orphaned(execution_id) => {
+                    Some((id, request.start.loader_id, execution_id))
+                }
+                _ => None,
+            })
+            .collect();
+        (self.used_by(database, State::Taken), committing)
     }
 
     fn begin_commit(&mut self, ids: &[(RequestId, i64)]) -> bool {
@@ -326,25 +324,28 @@ impl Queue<'_> {
         all
     }
 
-    fn answer(&mut self, id: RequestId, recorded: Recorded) -> bool {
+    /// The caller to wake.
+    fn answer(&mut self, id: RequestId, recorded: Recorded) -> Option<ProcLatch> {
         if matches!(self.entries[id.0].state, State::Orphaned(_)) {
             self.free(id);
-            return false;
+            return None;
         }
         self.entries[id.0].state = State::Done(recorded);
-        self.entries[id.0].wake_caller();
-        true
+        self.entries[id.0].caller
     }
 
-    fn decline(&mut self, id: RequestId, reason: Reason) {
-        match self.entries[id.0].state {
+    /// The caller to wake.
+    fn decline(&mut self, id: RequestId, reason: Reason) -> Option<ProcLatch> {
+        let request = &mut self.entries[id.0];
+        match request.state {
             State::Queued | State::Taken | State::Committing(_) => {
-                self.entries[id.0].state = State::Declined(reason);
-                self.entries[id.0].wake_caller();
+                request.state = State::Declined(reason);
+                return request.caller;
             }
             State::Abandoned | State::Orphaned(_) => self.free(id),
             State::Free | State::Done(_) | State::Declined(_) => {}
         }
+        None
     }
 }
 
@@ -379,7 +380,7 @@ mod tests {
             assert_eq!(ids(&queue.take(DATABASE)), [id]);
             assert!(queue.begin_commit(&[(id, 17)]));
             assert_eq!(queue.poll(id, true), Answer::Wait, "it can't be given up any more");
-            assert!(queue.answer(id, RECORDED));
+            queue.answer(id, RECORDED);
             assert_eq!(queue.poll(id, true), Answer::Recorded(RECORDED));
             // Given up before.
             let id = enqueue(queue);
@@ -416,7 +417,7 @@ mod tests {
             queue.take(DATABASE);
             assert!(queue.begin_commit(&[(id, 17)]));
             queue.give_up(id);
-            assert!(!queue.answer(id, RECORDED), "nobody waits");
+            queue.answer(id, RECORDED);
             for free in [false, true] {
                 let id = enqueue(queue);
                 if free {
@@ -436,9 +437,10 @@ mod tests {
                 queue.entries[id.0].state = State::Taken;
             }
             assert!(queue.begin_commit(&[(committing, 17)]));
-            assert_eq!(queue.take_over(DATABASE), [(committing, 0, 17)]);
+            assert_eq!(queue.take_over(DATABASE), (vec![taken], vec![(committing, 0, 17)]));
+            queue.decline(taken, Reason::Late);
             assert_eq!(queue.poll(taken, false), Answer::Declined(Reason::Late));
-            assert!(queue.answer(committing, RECORDED));
+            queue.answer(committing, RECORDED);
             assert_eq!(queue.poll(committing, false), Answer::Recorded(RECORDED));
             assert_eq!(queue.poll(queued, false), Answer::Wait);
             assert_eq!(queue.poll(queued, true), Answer::NotTaken);
