@@ -16,6 +16,7 @@ use crate::local_settings::LocalSettings;
 use crate::lookup::{OpenRelation, relation, try_lock};
 use crate::recorded_loader::remember;
 use crate::rights;
+use crate::settings;
 use crate::statement::{KeptStatement, Rows, Sight};
 use crate::time::{end_of_execution, from_postgres};
 
@@ -328,10 +329,16 @@ pub fn close(execution_id: i64, message: &str) -> Result<Closed, Error> {
         let arguments = [id(), stored_end(), message.into(), seconds.into()];
         all_of(CLOSE.with(|close| close.run(client, Sight::Usual, &arguments))?.len(), 1)?;
         INSERT_DERIVED.with(|insert| insert.run(client, Sight::Usual, &[id(), stored_end()]))?;
-        let mut event = Event::new(execution_id, loader_id, Status::Failed, from_postgres(end));
-        event.record_count = record_count;
-        event.duration_seconds = Some(seconds);
-        event.error_message = Some(message);
+        let event = Event {
+            execution_id,
+            loader_id,
+            status: Status::Failed,
+            time: from_postgres(end),
+            record_count,
+            duration_seconds: Some(seconds),
+            error_message: Some(message).filter(|_| settings::NOTIFY_ERROR_MESSAGE.get()),
+            truncated: false,
+        };
         Ok(Closed::Failed(event.payload()?))
     })
 }
@@ -346,7 +353,15 @@ fn running(rows: &Rows<'_>) -> Option<(i64, i64)> {
 /// # Errors
 /// None in practice, as of [`Event::payload`].
 pub fn start_event(execution_id: i64, loader_id: i64, start: i64) -> Result<String, Error> {
-    let mut event = Event::new(execution_id, loader_id, Status::Running, from_postgres(start));
-    event.record_count = Some(0);
+    let event = Event {
+        execution_id,
+        loader_id,
+        status: Status::Running,
+        time: from_postgres(start),
+        record_count: None,
+        duration_seconds: None,
+        error_message: None,
+        truncated: false,
+    };
     Ok(event.payload()?)
 }
