@@ -1,7 +1,9 @@
 # make demo   shows what loader_history does, on a throwaway cluster (and so does make alone)
 # make test   runs everything that must pass, on one PostgreSQL
 # make test-all   runs it on every major that is supported and to be had: 15, 16, 17 and 18
-# make install   installs into the PostgreSQL of PG_CONFIG
+# make setup   installs and downloads what the other targets need; they run it themselves, but for all and install
+# make all   builds a release, and only that: it installs and downloads nothing
+# make install   installs it into the PostgreSQL of PG_CONFIG
 # make deb   builds a Debian package
 # make console   builds the web console: target/release/loader-history-console
 #
@@ -18,9 +20,10 @@ endif
 
 .DEFAULT_GOAL := demo
 
-# What PGXN's client runs before make install.
-all: setup
-	@scripts/build
+# What PGXN's client and packagers run before make install. Both only build and install: what they lack,
+# they say, and "make setup" provides it.
+all:
+	@scripts/build >/dev/null
 
 setup:
 	@scripts/setup
@@ -74,7 +77,7 @@ lint: setup
 audit: setup
 	@scripts/deny advisories
 
-install: setup
+install:
 	@scripts/install
 
 console: setup
