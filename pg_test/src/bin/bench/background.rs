@@ -48,18 +48,18 @@ pub fn while_recording<T>(
     clients: usize,
     work: impl FnOnce() -> T,
 ) -> (T, u64) {
-    let mut recorders = Recorder::several(database, clients, &[Variant::Durable]);
+    let mut recorders = Recorder::several(database, clients, &[Variant::Autonomous]);
     let record = |over: &AtomicBool| {
         thread::scope(|scope| {
             for recorder in &mut recorders {
                 scope.spawn(|| {
-                    let work = (Variant::Durable, Calls::Separate);
+                    let work = (Variant::Autonomous, Calls::Separate);
                     recorder.prepare(work);
                     for run in 1_u64.. {
                         if over.load(Ordering::Acquire) {
                             return;
                         } else if run.is_multiple_of(FAILING) {
-                            recorder.fail(Variant::Durable);
+                            recorder.fail(Variant::Autonomous);
                         } else {
                             recorder.work(work);
                         }
@@ -67,7 +67,7 @@ pub fn while_recording<T>(
                 });
             }
         });
-        done(&recorders, Variant::Durable)
+        done(&recorders, Variant::Autonomous)
     };
     meanwhile(record, work)
 }

@@ -109,8 +109,11 @@ fn insert(loaders: i64, rows: i64, first: i64, last: i64, until: &str) -> String
 /// VACUUM ANALYZE, as autovacuum does sooner or later.
 pub fn vacuum(database: &Database, others: &[Variant]) {
     let mut client = database.connect();
+    // Its schema is another in version 1.5.0.
+    let query = "SELECT oid::regclass::text FROM pg_class WHERE relname = 'recorded_loader'";
+    let recorded: String = client.query_one(query, &[]).expect("the loaders").get(0);
     let tables = others.iter().map(|other| other.table());
-    for table in ["loader.execution_history", "loader.recorded_loader"].into_iter().chain(tables) {
+    for table in ["loader.execution_history", &recorded].into_iter().chain(tables) {
         batch(&mut client, &format!("VACUUM ANALYZE {table}"));
     }
 }

@@ -9,7 +9,7 @@ use pg_test::size;
 use crate::background::Purger;
 
 /// The parts of a run.
-const PARTS: [&str; 6] = ["reads", "throughput", "wal", "delivery", "purge", "steady"];
+const PARTS: [&str; 7] = ["baseline", "reads", "throughput", "wal", "delivery", "purge", "steady"];
 
 /// The sizes of everything.
 pub struct Scale {
