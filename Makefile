@@ -40,7 +40,7 @@ test: setup-deb
 test-all:
 	@scripts/test-all
 
-# The large sizes of what make test runs small, and what a durable start costs; pg_test/FIGURES.md has
+# The large sizes of what make test runs small, and what an autonomous start costs; pg_test/FIGURES.md has
 # what they have shown.
 chaos: setup
 	@CHAOS_ROUNDS=$${CHAOS_ROUNDS:-20} scripts/test --test chaos -- --nocapture

@@ -14,7 +14,7 @@ use crate::variant::Variant;
 /// How long a purge rests before it looks again where little was left to do.
 const PURGE_PAUSE: Duration = Duration::from_millis(100);
 
-/// Of so many executions one is rolled back, which leaves the worker something to remember.
+/// One of this number of executions is rolled back, so that the worker has outcomes to write.
 const FAILING: u64 = 50;
 
 /// Tells those who go on that they may end, also where the work has failed.
@@ -26,7 +26,7 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// Does `work` while `background` goes on, which ends soon after it is told to by the flag.
+/// Does `work` while `background` goes on, which ends soon after the flag is set.
 pub fn meanwhile<T, B: Send>(
     background: impl FnOnce(&AtomicBool) -> B + Send,
     work: impl FnOnce() -> T,
@@ -102,7 +102,7 @@ pub fn while_purging<T>(
     }
 }
 
-/// Changes what is set for the database. Its worker, which reads that when it comes, comes anew.
+/// Changes a setting of the database and restarts its worker, which reads it when it starts.
 fn set_retention(database: &Database, change: &str) {
     let mut client: Client = database.connect();
     client

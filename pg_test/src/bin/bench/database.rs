@@ -89,7 +89,7 @@ impl<'a> Database<'a> {
         self.cluster.connect_to(&self.name, "postgres")
     }
 
-    /// A client whose warnings are counted: starts that were to be durable and were not.
+    /// A client whose warnings are counted: starts that fall back to transactional ones.
     pub fn connect_counted(&self) -> Client {
         self.warnings.connect_to(self.cluster, &self.name)
     }
@@ -104,7 +104,7 @@ impl<'a> Database<'a> {
         self.count_where(variant, "status = 'SUCCESS'")
     }
 
-    /// Rows that were deleted from the extension's table, as far as the server has been told.
+    /// Rows that were deleted from the extension's table, as far as the server has counted.
     pub fn deletions(&self) -> u64 {
         let query = "SELECT pg_stat_get_tuples_deleted('loader.execution_history'::regclass)";
         let count: i64 = self.connect().query_one(query, &[]).expect("a count").get(0);

@@ -19,7 +19,7 @@ const FAILING: i64 = 11;
 /// Rows that one statement inserts: what triggers are to do with them is kept in memory until its end.
 const AT_ONCE: i64 = 250_000;
 
-/// The `number`th loader that often fails, beginning anew behind the last.
+/// The `number`th loader that often fails, beginning again after the last.
 pub fn often_failing(number: i64, loaders: i64) -> i64 {
     number % (loaders / FAILING_EVERY).max(1) * FAILING_EVERY + FAILING
 }

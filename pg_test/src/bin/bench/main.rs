@@ -6,7 +6,7 @@
 //!
 //! `make bench` sets `PG_TEST_BINDIR`, the server's programs, built for release, `TMPDIR`, a directory on a
 //! disk, and `BENCH_SIZE`. The full size (`BENCH_SIZE=full`) writes its table to `docs/bench.md` and its
-//! charts to `docs/charts`; `BENCH_ROWS=100000000` adds a history of so many executions. The small size,
+//! charts to `docs/charts`; `BENCH_ROWS=100000000` adds a history of that many executions. The small size,
 //! which `make test` runs, makes sure that every execution is recorded, that every event comes once, that
 //! reads say what the seed schema says, and that charts are SVG; it writes them to a temporary folder.
 //! `BENCH_ONLY=reads,purge` measures some parts alone, of either size, and writes nothing to `docs`; `scale`

@@ -39,7 +39,7 @@ pub struct History<'a> {
 const DIFFERENT: u32 = 20;
 
 /// Reads before those that are timed: each loader once, and more than the five for which PostgreSQL
-/// plans anew.
+/// makes custom plans.
 const WARM_UP: u32 = DIFFERENT;
 
 /// What is read by two sessions of the same history, the shortest read and a page.

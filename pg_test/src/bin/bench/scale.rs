@@ -120,7 +120,7 @@ max_wal_size = '8GB'
             steady: Duration::from_secs(300),
             steady_samples: 100,
             steady_purger: Purger::Worker,
-            // The shortest that the worker can be told. It looks for more once a minute.
+            // The shortest value of the setting. The worker looks for more once a minute.
             steady_age: "1 min",
         }
     }

@@ -4,7 +4,7 @@
 //! extension without them, which tells what the events cost, and the seed schema, with the primary key that
 //! people give it and nothing more, so that the extension also pays for its constraints and for the indexes
 //! of its reads; the table with the same indexes tells how much these are. Nobody listens
-//! meanwhile: how fast events are with a listener is told with their delivery.
+//! meanwhile: how fast events are with a listener is measured with their delivery.
 //!
 //! All of that on the disk as it is, and again where a commit takes 5 ms longer, which is `commit_delay`.
 
@@ -139,7 +139,7 @@ pub fn slow_commits() -> String {
 }
 
 /// Does `work` while commits take longer, as on an ordinary disk or network storage. `commit_delay` stands for
-/// that: whoever writes the log for a commit, and for all that wait for it, sleeps before, so that commits share
+/// that: the session that writes the log for a commit, and for all that wait for it, sleeps before, so that commits share
 /// that as they share a slow disk. The worker's commits do so too. Returns a row about it, too.
 pub fn while_commits_are_slow<T>(databases: &[&Database], work: impl FnOnce() -> T) -> (T, Row) {
     let commit_ms = || databases.iter().map(|database| machine::commit_ms(&mut database.connect()));
@@ -201,7 +201,7 @@ fn assert_recorded(
     }
 }
 
-/// What people call so many clients.
+/// A number of clients in words.
 pub fn clients_name(clients: usize) -> String {
     match clients {
         1 => "1 client".to_owned(),
