@@ -132,7 +132,7 @@ fn run_loader(placeholder: &str, info: &str) {
     observer
         .batch_execute(
             "CREATE ROLE etl LOGIN;
-             SELECT loader.grant_recorder('etl');
+             SELECT loader_history.grant_recorder('etl');
              CREATE TABLE incoming (item text, amount numeric);
              CREATE TABLE sale (LIKE incoming);
              INSERT INTO incoming VALUES ('pear', 3), ('plum', 5), ('fig', 8);

@@ -23,16 +23,14 @@ pub struct Trouble {
 }
 
 impl Trouble {
+    /// Whether the caller of a start had given it up.
+    pub fn is_abandoned(&self) -> bool {
+        self.sqlstate == PgSqlErrorCode::ERRCODE_TRANSACTION_ROLLBACK
+    }
+
     /// Whether another session's lock did it.
     pub fn is_lock(&self) -> bool {
         self.sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
-    }
-
-    /// Whether what was to be written breaks a rule, or a trigger does away with it: classes 23 and 09.
-    pub fn is_refusal(&self) -> bool {
-        let class = self.sqlstate as i32 & 0xfff;
-        class == PgSqlErrorCode::ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION as i32
-            || class == PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION as i32
     }
 }
 

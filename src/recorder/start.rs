@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::{self, LockWaitPolicy};
 
-use super::binding::{Outcome, outcome, prepared_start};
 use super::loader_row::{self, LoaderRow};
-use super::lone_call::is_lone;
 use super::shared::{Progress, Request, Serving, Shared, Start, my_database, shared};
 use super::{transaction, worker};
 use crate::lookup::{OpenRelation, relation};
@@ -21,15 +19,7 @@ pub enum Started {
     /// In the caller's, to be done by the caller: that is what was asked for.
     Plainly,
     /// In the caller's, to be done by the caller with a warning: the worker can't.
-    Declined(Declined),
-}
-
-/// That a start is to be recorded in the caller's own transaction although it was to be durable.
-pub struct Declined {
-    /// Why.
-    pub reason: Reason,
-    /// The execution that the worker had taken and may yet record, under another id.
-    pub abandoned: Option<i64>,
+    Declined(Reason),
 }
 
 /// Why the worker does not record a start.
@@ -101,37 +91,32 @@ impl fmt::Display for Reason {
     }
 }
 
-impl From<Reason> for Declined {
-    fn from(reason: Reason) -> Self {
-        Self { reason, abandoned: None }
-    }
-}
-
-/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds, for `call`, as its
-/// caller's plan has it.
+/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds.
 ///
 /// Errors of PostgreSQL pass as they are.
-pub fn start(loader_id: i64, time: i64, call: *mut pg_sys::Node) -> Started {
+pub fn start(loader_id: i64, time: i64) -> Started {
     // The worker runs the triggers of others, and must not wait for itself.
-    let Some(shared) = shared().filter(|_| settings::DURABLE.get() && !worker::is_worker()) else {
+    let Some(shared) =
+        shared().filter(|_| settings::AUTONOMOUS_START.get() && !worker::is_worker())
+    else {
         return Started::Plainly;
     };
     let (Some(history), Some(sequence), Some(binding)) = (
         relation(c"execution_history"),
         relation(c"execution_history_id_seq"),
-        relation(c"binding"),
+        relation(c"watched_transaction"),
     ) else {
         return Started::Plainly;
     };
     let history = OpenRelation::table(history, pg_sys::AccessShareLock);
     // The bindings came with a later version of the extension.
     if history.is_new() || OpenRelation::table(binding, pg_sys::AccessShareLock).is_new() {
-        return Started::Declined(Reason::ExtensionUncommitted.into());
+        return Started::Declined(Reason::ExtensionUncommitted);
     }
     let check_loader = match loader_row::lock(&history, loader_id, LockWaitPolicy::LockWaitBlock) {
-        LoaderRow::Missing => return Started::Declined(Reason::LoaderUncommitted.into()),
-        LoaderRow::Unsupported => return Started::Declined(Reason::ForeignKey.into()),
-        LoaderRow::Busy | LoaderRow::TableBusy => return Started::Declined(Reason::Late.into()),
+        LoaderRow::Missing => return Started::Declined(Reason::LoaderUncommitted),
+        LoaderRow::Unsupported => return Started::Declined(Reason::ForeignKey),
+        LoaderRow::Busy | LoaderRow::TableBusy => return Started::Declined(Reason::Late),
         // A key may be attached before the worker gets to it.
         LoaderRow::Own | LoaderRow::Unchecked => true,
         LoaderRow::Committed => false,
@@ -148,19 +133,14 @@ pub fn start(loader_id: i64, time: i64, call: *mut pg_sys::Node) -> Started {
         let notify = settings::NOTIFY.get();
         Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify }
     };
-    let is_lone = is_lone(call);
     match hand_over(shared, &start) {
         Ok(committed_at) => {
             wait_at_commit(committed_at);
-            if is_lone {
-                transaction::remember_lone_start();
-            } else {
-                // SAFETY: in a server that is not in recovery; the log goes that far.
-                unsafe { pg_sys::XLogFlush(committed_at) };
-            }
+            // SAFETY: in a server that is not in recovery; the log goes that far.
+            unsafe { pg_sys::XLogFlush(committed_at) };
             Started::Durably(start.execution_id)
         }
-        Err(declined) => Started::Declined(declined),
+        Err(reason) => Started::Declined(reason),
     }
 }
 
@@ -180,24 +160,24 @@ fn wait_at_commit(committed_at: u64) {
 /// Hands a start to the worker and waits until it is recorded; returns where the worker's commit ends in the
 /// log. The worker does not wait until that is on disk, and goes on with the starts of others: who needs
 /// it waits.
-fn hand_over(shared: Shared, start: &Start) -> Result<u64, Declined> {
+fn hand_over(shared: Shared, start: &Start) -> Result<u64, Reason> {
     let oid = my_database();
     let database = shared.database(oid);
     match database {
         None => {
             shared.announce(oid);
             if shared.is_launcher_late() {
-                return Err(Reason::NoRoom.into());
+                return Err(Reason::NoRoom);
             }
         }
         Some(database) => {
             if database.serving() == Serving::NoRoom {
                 shared.announce(oid);
-                return Err(Reason::NoRoom.into());
+                return Err(Reason::NoRoom);
             }
             if database.late.load(Relaxed) {
                 database.worker.wake();
-                return Err(Reason::Late.into());
+                return Err(Reason::Late);
             }
         }
     }
@@ -205,7 +185,7 @@ fn hand_over(shared: Shared, start: &Start) -> Result<u64, Declined> {
         if let Some(database) = database {
             database.worker.wake();
         }
-        return Err(Reason::QueueFull.into());
+        return Err(Reason::QueueFull);
     };
     // Before the wait, since an error may end it when the worker has already committed.
     transaction::remember_bound_start(start.xid, start.subxid);
@@ -219,16 +199,12 @@ fn hand_over(shared: Shared, start: &Start) -> Result<u64, Declined> {
     transaction::set_waiting(None);
     match answer {
         Answer::Done(committed_at) => Ok(committed_at),
-        Answer::Declined(code) => Err(Reason::from_code(code)
-            .unwrap_or_else(|| {
-                let error = shared.database(oid).map(|database| database.last_error.get());
-                Reason::Failed(error.unwrap_or_default())
-            })
-            .into()),
+        Answer::Declined(code) => Err(Reason::from_code(code).unwrap_or_else(|| {
+            let error = shared.database(oid).map(|database| database.last_error.get());
+            Reason::Failed(error.unwrap_or_default())
+        })),
         // It is at work, though slow.
-        Answer::Taken => {
-            Err(Declined { reason: Reason::Late, abandoned: Some(start.execution_id) })
-        }
+        Answer::Abandoned => Err(Reason::Late),
         Answer::None => {
             match shared.database(oid) {
                 Some(database) if timeout >= LATE_AFTER => {
@@ -238,7 +214,7 @@ fn hand_over(shared: Shared, start: &Start) -> Result<u64, Declined> {
                 None if timeout >= LATE_AFTER => shared.set_launcher_late(true),
                 _ => {}
             }
-            Err(Reason::Late.into())
+            Err(Reason::Late)
         }
     }
 }
@@ -249,11 +225,14 @@ enum Answer {
     Done(u64),
     /// With the reason's code.
     Declined(u32),
-    /// The worker has taken it, and may yet record it.
-    Taken,
+    /// The worker had taken it, and will not record it.
+    Abandoned,
     /// Nothing in time, and nothing will.
     None,
 }
+
+/// How often it is looked whether the worker has committed a start, where its wake-up was missed.
+const COMMIT_WAIT: Duration = Duration::from_millis(10);
 
 /// Waits for the answer to a request, and frees it or leaves it to the worker.
 fn wait(request: &Request, timeout: Duration) -> Answer {
@@ -274,10 +253,13 @@ fn wait(request: &Request, timeout: Duration) -> Answer {
         let left = deadline.saturating_duration_since(Instant::now());
         if !left.is_zero() {
             wait_for_latch(left);
+        } else if request.is(Progress::Committing) {
+            // What is being committed can't be given up.
+            wait_for_latch(COMMIT_WAIT);
         } else if request.advance(Progress::Queued, Progress::Free) {
             return Answer::None;
         } else if request.advance(Progress::Taken, Progress::Abandoned) {
-            return Answer::Taken;
+            return Answer::Abandoned;
         }
     }
 }
@@ -296,40 +278,4 @@ pub fn wait_for_latch(time: Duration) {
         pg_sys::ResetLatch(pg_sys::MyLatch);
         pgrx::check_for_interrupts!();
     }
-}
-
-/// How long an end waits for the worker to record the lost start of its execution.
-const LOST_START_PATIENCE: Duration = Duration::from_secs(3);
-
-/// Waits for the worker to record the lost start of an execution, where it is to. Where it does not in time,
-/// the start is the caller's, to be recorded in the current transaction; if that is rolled back, it is the
-/// worker's again.
-pub fn wait_for_lost_start(execution_id: i64) -> Option<(i64, i64)> {
-    let shared = shared().filter(|_| !worker::is_worker())?;
-    let deadline = Instant::now() + settings::worker_timeout().max(LOST_START_PATIENCE);
-    let oid = my_database();
-    while is_lost(shared, oid, execution_id) {
-        if Instant::now() >= deadline {
-            let lost = shared.take_lost_start(oid, execution_id)?;
-            transaction::remember_plain_start(
-                execution_id,
-                lost.loader_id,
-                lost.start,
-                None,
-                false,
-            );
-            return Some((lost.loader_id, lost.start));
-        }
-        if let Some(database) = shared.database(oid) {
-            database.worker.wake();
-        }
-        wait_for_latch(Duration::from_millis(5));
-    }
-    None
-}
-
-/// Whether the worker is to record the lost start of an execution.
-fn is_lost(shared: Shared, oid: pg_sys::Oid, execution_id: i64) -> bool {
-    let prepared = shared.lost_in(oid, execution_id).or_else(|| prepared_start(execution_id));
-    prepared.is_some_and(|xid| xid == 0 || outcome(xid) == Outcome::Aborted)
 }

@@ -20,9 +20,9 @@ mod text;
 
 pub use database::{Database, PreparedEvents, Serving};
 pub use event_queue::{Batch, EventQueue};
-pub use message::{LostStart, News, Posting};
+pub use message::News;
 pub use process::my_database;
-pub use request::{Answered, Progress, Request, Start};
+pub use request::{Progress, Request, Start};
 pub use text::TEXT_BYTES;
 
 use database::{Bar, NOTES};
