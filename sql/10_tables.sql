@@ -20,7 +20,7 @@ CREATE TABLE loader.execution_history (
         CHECK (execution_end >= execution_start),
     CONSTRAINT execution_history_record_count_check
         CHECK (record_count >= 0)
-);
+) USING heap;
 
 COMMENT ON TABLE loader.execution_history IS
     'Every execution of every loader. Written by loader.record_execution_start() and loader.record_execution_end().';
@@ -34,28 +34,28 @@ COMMENT ON COLUMN loader.execution_history.error_message IS 'What went wrong';
 COMMENT ON COLUMN loader.execution_history.duration_seconds IS
     'Whole seconds from start to end, rounded down; NULL while it runs';
 COMMENT ON SEQUENCE loader.execution_history_id_seq IS 'Ids of loader.execution_history';
-COMMENT ON CONSTRAINT execution_history_pkey ON loader.execution_history IS 'An id names one execution';
+COMMENT ON CONSTRAINT execution_history_pkey ON loader.execution_history IS 'An id identifies one execution';
 COMMENT ON CONSTRAINT execution_history_status_check ON loader.execution_history IS
-    'The three statuses there are';
+    'status is RUNNING, SUCCESS or FAILED';
 COMMENT ON CONSTRAINT execution_history_running_check ON loader.execution_history IS
-    'An execution is RUNNING exactly while it has no end';
+    'An execution is RUNNING if and only if it has no end';
 COMMENT ON CONSTRAINT execution_history_finite_check ON loader.execution_history IS
-    'Neither time is infinite';
+    'Both times are finite';
 COMMENT ON CONSTRAINT execution_history_order_check ON loader.execution_history IS
     'No execution ends before it starts';
 COMMENT ON CONSTRAINT execution_history_record_count_check ON loader.execution_history IS
-    'No execution loads fewer than no records';
+    'record_count is not negative';
 COMMENT ON INDEX loader.execution_history_pkey IS 'Finds an execution by its id';
 
--- An end moves the row (its outcome is indexed, which rules HOT updates out), so every start and
--- every end pays for each of these that its row belongs in. There is none without which a read would
--- not grow with the history, and those for failures only failures pay for. Newest first is read
--- backward: in ascending order a new entry goes last and fills its page, in descending order it
--- would go first, and each page would be split, and half of it written to the WAL, when it is full.
+-- An end changes indexed columns, so it is no HOT update: every start and every end inserts into each index
+-- whose condition its row meets, and evaluates the conditions of all. Without any one of these indexes some
+-- read would grow with the history. Those of failures cost nothing unless a load fails. They are ascending,
+-- and read backward: an ascending index fills its last page, a descending one splits its first page in
+-- half whenever that is full.
 CREATE INDEX execution_history_loader_start_idx
     ON loader.execution_history (loader_id, execution_start, id);
 COMMENT ON INDEX loader.execution_history_loader_start_idx IS
-    'Pages of one loader, its newest execution; the foreign key';
+    'Pages of one loader; its newest execution; the foreign key';
 
 CREATE INDEX execution_history_start_idx
     ON loader.execution_history (execution_start, id);
@@ -67,69 +67,61 @@ CREATE INDEX execution_history_end_idx
 COMMENT ON INDEX loader.execution_history_end_idx IS
     'Ends in the activity feed; what may be purged';
 
-CREATE INDEX execution_history_loader_running_idx
-    ON loader.execution_history (loader_id) WHERE status = 'RUNNING';
-COMMENT ON INDEX loader.execution_history_loader_running_idx IS
-    'What runs of one loader';
+CREATE INDEX execution_history_running_idx
+    ON loader.execution_history (loader_id, execution_start, id) WHERE status = 'RUNNING';
+COMMENT ON INDEX loader.execution_history_running_idx IS
+    'Running executions of one loader and of all';
 
-CREATE INDEX execution_history_running_start_idx
-    ON loader.execution_history (execution_start, id) WHERE status = 'RUNNING';
-COMMENT ON INDEX loader.execution_history_running_start_idx IS
-    'Pages of what runs';
-
-CREATE INDEX execution_history_loader_success_end_idx
-    ON loader.execution_history (loader_id, execution_end, id) WHERE status = 'SUCCESS';
-COMMENT ON INDEX loader.execution_history_loader_success_end_idx IS
-    'A loader''s newest success';
-
-CREATE INDEX execution_history_loader_failed_end_idx
-    ON loader.execution_history (loader_id, execution_end, id) WHERE status = 'FAILED';
-COMMENT ON INDEX loader.execution_history_loader_failed_end_idx IS
-    'A loader''s newest failure, and its failures in a row or in a period';
-
-CREATE INDEX execution_history_loader_failed_start_idx
-    ON loader.execution_history (loader_id, execution_start, id) WHERE status = 'FAILED';
-COMMENT ON INDEX loader.execution_history_loader_failed_start_idx IS
-    'Pages of one loader''s failures';
+CREATE INDEX execution_history_loader_status_idx
+    ON loader.execution_history (loader_id, status, execution_start, id) WHERE status <> 'RUNNING';
+COMMENT ON INDEX loader.execution_history_loader_status_idx IS
+    'Pages of one loader''s successes or failures; the newest of each; failures since the last success';
 
 CREATE INDEX execution_history_failed_start_idx
     ON loader.execution_history (execution_start, id) WHERE status = 'FAILED';
 COMMENT ON INDEX loader.execution_history_failed_start_idx IS
     'Pages of all loaders'' failures';
 
+CREATE INDEX execution_history_failed_end_idx
+    ON loader.execution_history (execution_end, loader_id) WHERE status = 'FAILED';
+COMMENT ON INDEX loader.execution_history_failed_end_idx IS
+    'Failures of the last days';
+
 -- The loaders that have history, at least once each, so that a summary need not look for them among
 -- all executions. Not unique on purpose: with a unique key two sessions that start a new loader at
 -- the same time would wait for each other.
-CREATE TABLE loader.recorded_loader (
+CREATE TABLE loader_history.recorded_loader (
     loader_id bigint NOT NULL
-);
-CREATE INDEX recorded_loader_loader_id_idx ON loader.recorded_loader (loader_id);
+) USING heap;
+CREATE INDEX recorded_loader_loader_id_idx ON loader_history.recorded_loader (loader_id);
 
-COMMENT ON TABLE loader.recorded_loader IS
+COMMENT ON TABLE loader_history.recorded_loader IS
     'Internal: every loader that has history, once or more often. Kept by a trigger.';
-COMMENT ON COLUMN loader.recorded_loader.loader_id IS 'The loader''s id';
-COMMENT ON INDEX loader.recorded_loader_loader_id_idx IS 'Finds out whether a loader is known';
+COMMENT ON COLUMN loader_history.recorded_loader.loader_id IS 'The loader''s id';
+COMMENT ON INDEX loader_history.recorded_loader_loader_id_idx IS 'Finds out whether a loader is known';
 
-CREATE FUNCTION loader.remember_loader() RETURNS trigger
+-- One trigger for INSERT and one for UPDATE: a second one, or a condition, would cost each start and each end
+-- more than the function does. C functions look up no name by the search path, so none is set.
+CREATE FUNCTION loader_history.history_changed() RETURNS trigger
     LANGUAGE c
-    AS 'MODULE_PATHNAME', 'remember_loader_wrapper';
-COMMENT ON FUNCTION loader.remember_loader() IS
-    'Internal: trigger that keeps loader.recorded_loader';
+    AS 'MODULE_PATHNAME', 'history_changed_wrapper';
+COMMENT ON FUNCTION loader_history.history_changed() IS
+    'Internal: trigger that keeps loader_history.recorded_loader and emits NOTIFY loader_execution';
 
-CREATE TRIGGER remember_loader_on_insert AFTER INSERT ON loader.execution_history
-    FOR EACH ROW EXECUTE FUNCTION loader.remember_loader();
-CREATE TRIGGER remember_loader_on_update AFTER UPDATE ON loader.execution_history
-    FOR EACH ROW WHEN (OLD.loader_id <> NEW.loader_id) EXECUTE FUNCTION loader.remember_loader();
-COMMENT ON TRIGGER remember_loader_on_insert ON loader.execution_history IS
-    'Keeps loader.recorded_loader';
-COMMENT ON TRIGGER remember_loader_on_update ON loader.execution_history IS
-    'Keeps loader.recorded_loader';
--- Rows that replication brings count too.
-ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER remember_loader_on_insert;
-ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER remember_loader_on_update;
+CREATE TRIGGER history_inserted AFTER INSERT ON loader.execution_history
+    FOR EACH ROW EXECUTE FUNCTION loader_history.history_changed();
+CREATE TRIGGER history_updated AFTER UPDATE ON loader.execution_history
+    FOR EACH ROW EXECUTE FUNCTION loader_history.history_changed();
+COMMENT ON TRIGGER history_inserted ON loader.execution_history IS
+    'Keeps loader_history.recorded_loader; emits the event of an execution that starts';
+COMMENT ON TRIGGER history_updated ON loader.execution_history IS
+    'Keeps loader_history.recorded_loader; emits the event of an execution whose status changes';
+-- Rows that replication brings have loaders too. They emit no events.
+ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER history_inserted;
+ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER history_updated;
 
 -- Without these a dump would hold no history at all.
 SELECT pg_extension_config_dump('loader.execution_history', '');
 SELECT pg_extension_config_dump('loader.execution_history_id_seq', '');
-SELECT pg_extension_config_dump('loader.recorded_loader',
-    'WHERE ctid = (SELECT min(twin.ctid) FROM loader.recorded_loader AS twin WHERE twin.loader_id = recorded_loader.loader_id)');
+SELECT pg_extension_config_dump('loader_history.recorded_loader',
+    'WHERE ctid = (SELECT min(twin.ctid) FROM loader_history.recorded_loader AS twin WHERE twin.loader_id = recorded_loader.loader_id)');

@@ -1,113 +1,115 @@
--- What the background worker remembers beside the history. None of these tables is dumped: transaction ids
+-- What the background worker remembers beside the history. None of it is dumped: transaction ids and timelines
 -- mean nothing in another cluster.
 
--- Which transaction started an execution, while its end is not known.
-CREATE TABLE loader.binding (
-    execution_id bigint NOT NULL,
-    xid          xid8   NOT NULL,
+-- Which transaction started an execution, while the worker has not seen its end.
+CREATE TABLE loader_history.watched_transaction (
+    execution_id bigint  NOT NULL,
+    xid          xid8    NOT NULL,
     subxid       xid8,
-    CONSTRAINT binding_pkey PRIMARY KEY (execution_id)
-)
--- To give back its last pages, vacuum locks a table against all others.
+    notify       boolean NOT NULL,
+    CONSTRAINT watched_transaction_pkey PRIMARY KEY (execution_id)
+) USING heap
+-- To truncate a table, vacuum locks it against all others.
 WITH (vacuum_truncate = off);
-COMMENT ON TABLE loader.binding IS
+COMMENT ON TABLE loader_history.watched_transaction IS
     'Internal: the transactions that started executions and were open when the background worker last looked. Only the worker writes it.';
-COMMENT ON COLUMN loader.binding.execution_id IS 'The execution''s id';
-COMMENT ON COLUMN loader.binding.xid IS 'The transaction that started it';
-COMMENT ON COLUMN loader.binding.subxid IS
-    'The subtransaction of it that did, and 2^62 more where the session wanted no events; NULL where it was in none';
-COMMENT ON CONSTRAINT binding_pkey ON loader.binding IS 'An execution was started once';
-COMMENT ON INDEX loader.binding_pkey IS 'Finds the binding of an execution';
+COMMENT ON COLUMN loader_history.watched_transaction.execution_id IS 'The execution''s id';
+COMMENT ON COLUMN loader_history.watched_transaction.xid IS 'The transaction that started it';
+COMMENT ON COLUMN loader_history.watched_transaction.subxid IS
+    'The subtransaction that started it; NULL if there was none';
+COMMENT ON COLUMN loader_history.watched_transaction.notify IS
+    'Whether the session that started it had loader_history.notify on';
+COMMENT ON CONSTRAINT watched_transaction_pkey ON loader_history.watched_transaction IS
+    'An execution is started once';
+COMMENT ON INDEX loader_history.watched_transaction_pkey IS 'Finds the transaction of an execution';
 
--- An execution that the server ended: the loader may still say how it ended. The end tells it from a
--- later execution of the same id, where somebody has started the sequence anew.
-CREATE TABLE loader.derived_failure (
+-- The loader's report replaces such an outcome. Its time tells it from a later execution of the same
+-- id, as there may be after TRUNCATE ... RESTART IDENTITY.
+CREATE TABLE loader_history.server_outcome (
     execution_id  bigint      NOT NULL,
     execution_end timestamptz NOT NULL,
-    CONSTRAINT derived_failure_pkey PRIMARY KEY (execution_id)
-);
-COMMENT ON TABLE loader.derived_failure IS
-    'Internal: executions that the server ended as FAILED since the transaction that started them was rolled back, until the loader reports otherwise.';
-COMMENT ON COLUMN loader.derived_failure.execution_id IS 'The execution''s id';
-COMMENT ON COLUMN loader.derived_failure.execution_end IS 'When the server ended it';
-COMMENT ON CONSTRAINT derived_failure_pkey ON loader.derived_failure IS
+    CONSTRAINT server_outcome_pkey PRIMARY KEY (execution_id)
+) USING heap;
+COMMENT ON TABLE loader_history.server_outcome IS
+    'Internal: executions that the server ended as FAILED, since the transaction that started them was rolled back, until the loader reports otherwise';
+COMMENT ON COLUMN loader_history.server_outcome.execution_id IS 'The execution''s id';
+COMMENT ON COLUMN loader_history.server_outcome.execution_end IS 'When the server ended it';
+COMMENT ON CONSTRAINT server_outcome_pkey ON loader_history.server_outcome IS
     'The server ends an execution once';
-COMMENT ON INDEX loader.derived_failure_pkey IS 'Finds out whether the server ended an execution';
+COMMENT ON INDEX loader_history.server_outcome_pkey IS 'Finds out whether the server ended an execution';
 
--- A start that the worker had taken and that its caller, tired of waiting, has recorded under another id.
-CREATE TABLE loader.abandoned_start (
+-- PREPARE TRANSACTION inserts into it within the transaction that it prepares. So its rows are visible as
+-- soon as COMMIT PREPARED is done, and never if the transaction is rolled back.
+CREATE TABLE loader_history.prepared_change (
+    execution_id bigint      NOT NULL,
+    xid          xid8        NOT NULL,
+    status       varchar(50) NOT NULL,
+    CONSTRAINT prepared_change_pkey PRIMARY KEY (execution_id, xid, status)
+) USING heap
+WITH (vacuum_truncate = off);
+COMMENT ON TABLE loader_history.prepared_change IS
+    'Internal: executions that prepared transactions have started or ended, until the background worker has emitted their events';
+COMMENT ON COLUMN loader_history.prepared_change.execution_id IS 'The execution''s id';
+COMMENT ON COLUMN loader_history.prepared_change.xid IS 'The prepared transaction';
+COMMENT ON COLUMN loader_history.prepared_change.status IS 'The status that it gave the execution';
+COMMENT ON CONSTRAINT prepared_change_pkey ON loader_history.prepared_change IS
+    'A transaction gives an execution a status once';
+COMMENT ON INDEX loader_history.prepared_change_pkey IS 'Finds the changes that have been emitted';
+
+-- How far the worker has purged, under loader_history.retention. What it kept behind that stays.
+CREATE TABLE loader_history.purge_position (
+    is_only       boolean     NOT NULL DEFAULT true,
+    execution_end timestamptz NOT NULL,
+    id            bigint      NOT NULL,
+    CONSTRAINT purge_position_pkey PRIMARY KEY (is_only),
+    CONSTRAINT purge_position_is_only_check CHECK (is_only)
+) USING heap
+WITH (vacuum_truncate = off);
+COMMENT ON TABLE loader_history.purge_position IS
+    'Internal: one row: the execution up to which the background worker has purged';
+COMMENT ON COLUMN loader_history.purge_position.is_only IS 'True: there is one row';
+COMMENT ON COLUMN loader_history.purge_position.execution_end IS 'When the execution ended';
+COMMENT ON COLUMN loader_history.purge_position.id IS 'The execution''s id';
+COMMENT ON CONSTRAINT purge_position_pkey ON loader_history.purge_position IS 'There is one row';
+COMMENT ON CONSTRAINT purge_position_is_only_check ON loader_history.purge_position IS 'There is one row';
+COMMENT ON INDEX loader_history.purge_position_pkey IS 'There is one row';
+INSERT INTO loader_history.purge_position (execution_end, id) VALUES ('-infinity', 0);
+
+-- A sequence, since those are WAL-logged and no rollback undoes them.
+CREATE SEQUENCE loader_history.last_timeline MINVALUE 0 START 0;
+COMMENT ON SEQUENCE loader_history.last_timeline IS
+    'Internal: the last timeline of the server for which ids were skipped that may have been given on the one before';
+
+-- A publication FOR ALL TABLES would bring another cluster's transaction ids.
+CREATE FUNCTION loader_history.drop_replicated_row() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'drop_replicated_row_wrapper';
+COMMENT ON FUNCTION loader_history.drop_replicated_row() IS
+    'Internal: trigger that drops rows that replication brings';
+CREATE TRIGGER drop_replicated_row BEFORE INSERT ON loader_history.watched_transaction
+    FOR EACH ROW EXECUTE FUNCTION loader_history.drop_replicated_row();
+COMMENT ON TRIGGER drop_replicated_row ON loader_history.watched_transaction IS
+    'Drops rows of another cluster';
+ALTER TABLE loader_history.watched_transaction ENABLE ALWAYS TRIGGER drop_replicated_row;
+CREATE TRIGGER drop_replicated_row BEFORE INSERT ON loader_history.prepared_change
+    FOR EACH ROW EXECUTE FUNCTION loader_history.drop_replicated_row();
+COMMENT ON TRIGGER drop_replicated_row ON loader_history.prepared_change IS
+    'Drops rows of another cluster';
+ALTER TABLE loader_history.prepared_change ENABLE ALWAYS TRIGGER drop_replicated_row;
+
+-- TEMPORARY, until the code that uses them is gone: abandoned_start and prepared_event.
+CREATE TABLE loader_history.abandoned_start (
     execution_id bigint NOT NULL,
     xid          xid8   NOT NULL DEFAULT pg_current_xact_id(),
     CONSTRAINT abandoned_start_pkey PRIMARY KEY (execution_id)
 );
-COMMENT ON TABLE loader.abandoned_start IS
-    'Internal: executions that the background worker may have recorded after their callers had recorded them otherwise. It removes them.';
-COMMENT ON COLUMN loader.abandoned_start.execution_id IS 'The execution''s id';
-COMMENT ON COLUMN loader.abandoned_start.xid IS 'The transaction that has recorded it otherwise';
-COMMENT ON CONSTRAINT abandoned_start_pkey ON loader.abandoned_start IS
-    'A start is given up once';
-COMMENT ON INDEX loader.abandoned_start_pkey IS 'Finds out whether a start was given up';
-
--- A start that was recorded in the transaction of its caller, which is prepared: if that is rolled back, the
--- worker records it as FAILED.
-CREATE TABLE loader.prepared_start (
-    execution_id    bigint      NOT NULL,
-    loader_id       bigint      NOT NULL,
-    execution_start timestamptz NOT NULL,
-    xid             xid8        NOT NULL,
-    abandoned_id    bigint,
-    silent          boolean     NOT NULL,
-    CONSTRAINT prepared_start_pkey PRIMARY KEY (execution_id)
-);
-COMMENT ON TABLE loader.prepared_start IS
-    'Internal: executions whose start was recorded in a prepared transaction. Only the worker writes it.';
-COMMENT ON COLUMN loader.prepared_start.execution_id IS 'The execution''s id';
-COMMENT ON COLUMN loader.prepared_start.loader_id IS 'Its loader''s id';
-COMMENT ON COLUMN loader.prepared_start.execution_start IS 'When it started';
-COMMENT ON COLUMN loader.prepared_start.xid IS 'The prepared transaction';
-COMMENT ON COLUMN loader.prepared_start.abandoned_id IS
-    'The execution that the background worker may have recorded in its stead';
-COMMENT ON COLUMN loader.prepared_start.silent IS 'Whether the session wanted no events';
-COMMENT ON CONSTRAINT prepared_start_pkey ON loader.prepared_start IS 'An execution was started once';
-COMMENT ON INDEX loader.prepared_start_pkey IS 'Finds the start of an execution';
-
--- Events of transactions prepared for a two-phase commit, until they are committed. Without an index: the
--- background worker empties it.
-CREATE TABLE loader.prepared_event (
+CREATE TABLE loader_history.prepared_event (
     id      bigint NOT NULL,
     payload text   NOT NULL
 )
--- To give back its last pages, vacuum locks a table against all others: events would be overtaken, and
--- PREPARE TRANSACTION would wait.
 WITH (vacuum_truncate = off);
--- Without a key, or a publication FOR ALL TABLES would make its deletion fail.
-ALTER TABLE loader.prepared_event REPLICA IDENTITY FULL;
-COMMENT ON TABLE loader.prepared_event IS
-    'Internal: events of prepared transactions, which the background worker emits once they are committed. Only PREPARE TRANSACTION writes it, and a worker that could not emit its own.';
-COMMENT ON COLUMN loader.prepared_event.id IS
-    'In which order transactions made them';
-COMMENT ON COLUMN loader.prepared_event.payload IS 'What NOTIFY is to carry';
-
--- A publication FOR ALL TABLES would bring another cluster's transaction ids.
--- Trigger functions in C look up no name by the search path. To set one would cost more than they do.
-CREATE FUNCTION loader.refuse_foreign_binding() RETURNS trigger
-    LANGUAGE c
-    AS 'MODULE_PATHNAME', 'refuse_foreign_binding_wrapper';
-COMMENT ON FUNCTION loader.refuse_foreign_binding() IS
-    'Internal: trigger that drops rows that replication brings';
-CREATE TRIGGER refuse_foreign_binding BEFORE INSERT ON loader.binding
-    FOR EACH ROW EXECUTE FUNCTION loader.refuse_foreign_binding();
-COMMENT ON TRIGGER refuse_foreign_binding ON loader.binding IS
-    'Drops what the background worker of this cluster did not write';
-ALTER TABLE loader.binding ENABLE ALWAYS TRIGGER refuse_foreign_binding;
-CREATE TRIGGER refuse_foreign_start BEFORE INSERT ON loader.prepared_start
-    FOR EACH ROW EXECUTE FUNCTION loader.refuse_foreign_binding();
-COMMENT ON TRIGGER refuse_foreign_start ON loader.prepared_start IS
-    'Drops what the background worker of this cluster did not write';
-ALTER TABLE loader.prepared_start ENABLE ALWAYS TRIGGER refuse_foreign_start;
--- PREPARE TRANSACTION writes its events without firing triggers.
-CREATE TRIGGER refuse_foreign_event BEFORE INSERT ON loader.prepared_event
-    FOR EACH ROW EXECUTE FUNCTION loader.refuse_foreign_binding();
-COMMENT ON TRIGGER refuse_foreign_event ON loader.prepared_event IS
-    'Drops events that another cluster has emitted';
-ALTER TABLE loader.prepared_event ENABLE ALWAYS TRIGGER refuse_foreign_event;
+ALTER TABLE loader_history.prepared_event REPLICA IDENTITY FULL;
+CREATE TRIGGER drop_replicated_row BEFORE INSERT ON loader_history.prepared_event
+    FOR EACH ROW EXECUTE FUNCTION loader_history.drop_replicated_row();
+ALTER TABLE loader_history.prepared_event ENABLE ALWAYS TRIGGER drop_replicated_row;
+-- TEMPORARY: end.

@@ -54,7 +54,7 @@ CREATE VIEW loader.execution_details AS
            duration_seconds,
            greatest(coalesce(execution_end, statement_timestamp()) - execution_start, '0'::interval)
                AS duration,
-           execution_end IS NULL AS is_running
+           status = 'RUNNING' AS is_running
       FROM loader.execution_history;
 
 COMMENT ON VIEW loader.execution_details IS
@@ -70,8 +70,10 @@ COMMENT ON COLUMN loader.execution_details.duration_seconds IS 'Whole seconds it
 COMMENT ON COLUMN loader.execution_details.duration IS 'How long it took, exactly; while it runs: so far';
 COMMENT ON COLUMN loader.execution_details.is_running IS 'Whether it has not ended';
 
--- A probe or two of an index for each thing said of a loader. The two counts stop at 1,000, so that
--- a loader that never succeeds costs no more than another.
+-- A row is a descent or two of an index for each thing said of the loader. The conditions and the order name
+-- the status as a range, since only execution_history_loader_status_idx has that order: with an equality
+-- the planner could as well walk over a loader's executions of any status. The two counts stop at 1,000, so
+-- that a loader that never succeeds costs no more than another.
 CREATE VIEW loader.loader_summary AS
     SELECT known.loader_id,
            newest.id AS last_execution_id,
@@ -83,33 +85,33 @@ CREATE VIEW loader.loader_summary AS
            failure.error_message AS last_error_message,
            failure.id IS NOT NULL
                AND (success.id IS NULL
-                    OR (failure.execution_end, failure.id) > (success.execution_end, success.id))
+                    OR (failure.execution_start, failure.id) > (success.execution_start, success.id))
                AS is_failed,
            failures.consecutive AS consecutive_failures,
            executions.running AS running_executions
-      FROM (SELECT DISTINCT loader_id FROM loader.recorded_loader) AS known
+      FROM (SELECT DISTINCT loader_id FROM loader_history.recorded_loader) AS known
      CROSS JOIN LATERAL (
                SELECT id, status, execution_start, execution_end FROM loader.execution_history
                 WHERE loader_id = known.loader_id
                 ORDER BY execution_start DESC, id DESC LIMIT 1
            ) AS newest
       LEFT JOIN LATERAL (
-               SELECT id, execution_end FROM loader.execution_history
-                WHERE loader_id = known.loader_id AND status = 'SUCCESS'
-                ORDER BY execution_end DESC, id DESC LIMIT 1
+               SELECT id, execution_start, execution_end FROM loader.execution_history
+                WHERE loader_id = known.loader_id AND status BETWEEN 'SUCCESS' AND 'SUCCESS'
+                ORDER BY status DESC, execution_start DESC, id DESC LIMIT 1
            ) AS success ON true
       LEFT JOIN LATERAL (
-               SELECT id, execution_end, error_message FROM loader.execution_history
-                WHERE loader_id = known.loader_id AND status = 'FAILED'
-                ORDER BY execution_end DESC, id DESC LIMIT 1
+               SELECT id, execution_start, execution_end, error_message FROM loader.execution_history
+                WHERE loader_id = known.loader_id AND status BETWEEN 'FAILED' AND 'FAILED'
+                ORDER BY status DESC, execution_start DESC, id DESC LIMIT 1
            ) AS failure ON true
      CROSS JOIN LATERAL (
                SELECT count(*) AS consecutive
                  FROM (SELECT FROM loader.execution_history
-                        WHERE loader_id = known.loader_id AND status = 'FAILED'
-                          AND (execution_end, id) > (coalesce(success.execution_end, '-infinity'),
-                                                     coalesce(success.id, 0))
-                        LIMIT 1000) AS counted
+                        WHERE loader_id = known.loader_id AND status <= 'FAILED'
+                          AND (status, execution_start, id)
+                              > ('FAILED', coalesce(success.execution_start, '-infinity'), coalesce(success.id, 0))
+                        ORDER BY status, execution_start, id LIMIT 1000) AS counted
            ) AS failures
      CROSS JOIN LATERAL (
                SELECT count(*) AS running
@@ -119,65 +121,68 @@ CREATE VIEW loader.loader_summary AS
            ) AS executions;
 
 COMMENT ON VIEW loader.loader_summary IS
-    'A row a loader that has history. A loader is failed when its newest finished execution FAILED.';
+    'One row per loader that has history. A loader is failed if its newest finished execution, by start, FAILED.';
 COMMENT ON COLUMN loader.loader_summary.loader_id IS 'The loader''s id';
 COMMENT ON COLUMN loader.loader_summary.last_execution_id IS 'Its newest execution, by start';
 COMMENT ON COLUMN loader.loader_summary.last_status IS 'Status of its newest execution';
 COMMENT ON COLUMN loader.loader_summary.last_execution_start IS 'When its newest execution started';
 COMMENT ON COLUMN loader.loader_summary.last_execution_end IS
     'When its newest execution ended; NULL while that runs';
-COMMENT ON COLUMN loader.loader_summary.last_success_at IS 'When it last succeeded';
-COMMENT ON COLUMN loader.loader_summary.last_failure_at IS 'When it last failed';
-COMMENT ON COLUMN loader.loader_summary.last_error_message IS 'The error of its last failure';
+COMMENT ON COLUMN loader.loader_summary.last_success_at IS
+    'When its newest success, by start, ended';
+COMMENT ON COLUMN loader.loader_summary.last_failure_at IS
+    'When its newest failure, by start, ended';
+COMMENT ON COLUMN loader.loader_summary.last_error_message IS 'The error of its newest failure';
 COMMENT ON COLUMN loader.loader_summary.is_failed IS
-    'Whether its newest finished execution FAILED; one that runs changes nothing';
+    'Whether its newest finished execution, by start, FAILED; one that runs changes nothing';
 COMMENT ON COLUMN loader.loader_summary.consecutive_failures IS
-    'Failures since its last success, of the rows kept; 1,000 stands for 1,000 or more';
+    'Failures that started after its newest success, of the rows kept; 1,000 stands for 1,000 or more';
 COMMENT ON COLUMN loader.loader_summary.running_executions IS
     'Executions that run now; 1,000 stands for 1,000 or more';
 
--- Loader by loader in the order of the indexes, so that each probe finds near it what the last one has
--- read. What failed in two days is read once for the three counts that need it. Most loaders succeed within
--- a day of a failure: a scan reads all matching entries of a page at once, and a day has few.
+-- Loader by loader in the order of the index, so that each descent finds in cache what the last one has
+-- read. Most loaders succeed within a day of a failure: that is looked for first, since a scan reads
+-- all entries of a page that meet its condition, and a day has few. What failed in two days is
+-- read once for the other three counts.
 CREATE VIEW loader.failed_loader_counts AS
-    SELECT count(*) FILTER (WHERE is_failed) AS failed_loaders,
-           count(*) FILTER (WHERE failures_24h > 0) AS failed_loaders_24h,
-           count(*) FILTER (WHERE failed_previous_24h) AS failed_loaders_previous_24h,
-           coalesce(sum(failures_24h), 0)::bigint AS failed_executions_24h
-      FROM (SELECT NOT EXISTS (
-                       SELECT FROM loader.execution_history AS soon
-                        WHERE soon.loader_id = known.loader_id AND soon.status = 'SUCCESS'
-                          AND (soon.execution_end, soon.id) > (failure.execution_end, failure.id)
-                          AND soon.execution_end < failure.next_day
-                   ) AND NOT EXISTS (
-                       SELECT FROM loader.execution_history AS later
-                        WHERE later.loader_id = known.loader_id AND later.status = 'SUCCESS'
-                          AND (later.execution_end, later.id) > (failure.execution_end, failure.id)
-                   ) AS is_failed, recent.failures_24h, recent.failed_previous_24h
-              FROM (SELECT statement_timestamp() - '24 hours'::interval AS day,
-                           statement_timestamp() - '48 hours'::interval AS two_days) AS period
-             CROSS JOIN (SELECT DISTINCT loader_id FROM loader.recorded_loader
-                          ORDER BY loader_id) AS known
-             CROSS JOIN LATERAL (
-                       SELECT id, execution_end,
-                              least(execution_end, '9999-01-01') + '24 hours'::interval AS next_day
-                         FROM loader.execution_history
-                        WHERE loader_id = known.loader_id AND status = 'FAILED'
-                        ORDER BY execution_end DESC, id DESC LIMIT 1
-                   ) AS failure
-             CROSS JOIN LATERAL (
-                       SELECT count(*) FILTER (WHERE execution_end >= period.day) AS failures_24h,
-                              bool_or(execution_end < period.day) AS failed_previous_24h
-                         FROM loader.execution_history
-                        WHERE failure.execution_end >= period.two_days
-                          AND loader_id = known.loader_id AND status = 'FAILED'
-                          AND execution_end >= period.two_days
-                   ) AS recent
-           ) AS loaders;
+    SELECT loaders.failed AS failed_loaders,
+           recent.loaders AS failed_loaders_24h,
+           recent.loaders_before AS failed_loaders_previous_24h,
+           recent.executions AS failed_executions_24h
+      FROM (SELECT count(*) FILTER (WHERE is_failed) AS failed
+              FROM (SELECT NOT EXISTS (
+                               SELECT FROM loader.execution_history AS soon
+                                WHERE soon.loader_id = known.loader_id AND soon.status = 'SUCCESS'
+                                  AND (soon.execution_start, soon.id) > (failure.execution_start, failure.id)
+                                  AND soon.execution_start < failure.next_day
+                           ) AND NOT EXISTS (
+                               SELECT FROM loader.execution_history AS later
+                                WHERE later.loader_id = known.loader_id AND later.status = 'SUCCESS'
+                                  AND (later.execution_start, later.id) > (failure.execution_start, failure.id)
+                           ) AS is_failed
+                      FROM (SELECT DISTINCT loader_id FROM loader_history.recorded_loader
+                             ORDER BY loader_id) AS known
+                     CROSS JOIN LATERAL (
+                               SELECT id, execution_start,
+                                      least(execution_start, '9999-01-01') + '24 hours'::interval AS next_day
+                                 FROM loader.execution_history
+                                WHERE loader_id = known.loader_id AND status BETWEEN 'FAILED' AND 'FAILED'
+                                ORDER BY status DESC, execution_start DESC, id DESC LIMIT 1
+                           ) AS failure
+                   ) AS loaders
+           ) AS loaders
+     CROSS JOIN (
+            SELECT count(DISTINCT loader_id) FILTER (WHERE is_today) AS loaders,
+                   count(DISTINCT loader_id) FILTER (WHERE NOT is_today) AS loaders_before,
+                   count(*) FILTER (WHERE is_today) AS executions
+              FROM (SELECT loader_id, execution_end >= statement_timestamp() - '24 hours'::interval AS is_today
+                      FROM loader.execution_history
+                     WHERE status = 'FAILED' AND execution_end >= statement_timestamp() - '48 hours'::interval) AS failed
+           ) AS recent;
 
 COMMENT ON VIEW loader.failed_loader_counts IS 'One row: how many loaders fail, and the trend';
 COMMENT ON COLUMN loader.failed_loader_counts.failed_loaders IS
-    'Loaders whose newest finished execution FAILED';
+    'Loaders whose newest finished execution, by start, FAILED';
 COMMENT ON COLUMN loader.failed_loader_counts.failed_loaders_24h IS
     'Loaders with an execution that FAILED in the last 24 hours';
 COMMENT ON COLUMN loader.failed_loader_counts.failed_loaders_previous_24h IS

@@ -8,9 +8,9 @@ CREATE FUNCTION loader.get_execution_history(
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'get_execution_history_wrapper';
 COMMENT ON FUNCTION loader.get_execution_history(bigint, integer, text, text, timestamptz, timestamptz) IS
-    'A page of executions, newest first, as {"executions": [...], "next_cursor": ...}; next_cursor leads to the next page';
+    'A page of executions, newest first, as {"executions": [...], "next_cursor": ...}; pass next_cursor for the next page';
 
-CREATE FUNCTION loader.require_writable() RETURNS void
+CREATE FUNCTION loader_history.require_writable() RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -24,14 +24,14 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION loader.require_writable() IS
+COMMENT ON FUNCTION loader_history.require_writable() IS
     'Internal: error 25006 where the transaction cannot write';
 
--- The rule of what may go is in the library, for the background worker too.
-CREATE FUNCTION loader.purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000)
+-- Which executions may be deleted is decided in the library, for the background worker too.
+CREATE FUNCTION loader_history.purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000)
     RETURNS bigint
     LANGUAGE c
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'purge_execution_history_wrapper';
-COMMENT ON FUNCTION loader.purge_execution_history(interval, bigint) IS
+COMMENT ON FUNCTION loader_history.purge_execution_history(interval, bigint) IS
     'Deletes at most max_rows executions that ended longer ago than older_than, oldest first, and returns how many. A RUNNING one stays, and each loader''s newest execution, newest SUCCESS and newest FAILED.';

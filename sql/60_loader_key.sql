@@ -7,14 +7,17 @@
 -- that a DBA dropped, and other DDL never hears of it again. (A restore begins with it enabled.)
 --
 -- PL/pgSQL throughout, and catalog look-ups by name: nothing here may need loader.loader to exist.
--- Others may create functions in this schema. So calls from one function to another pass exactly the
--- declared types, which no overload can match better; one that makes a call ambiguous gives an error,
--- which must not reach the DDL that these functions come along with.
+--
+-- Whoever owns the schema loader can drop it, and the extension with it, at any moment, and then create others
+-- of the same names. So a function that runs with a superuser's rights first locks a table of the extension,
+-- and then makes sure that it is the extension's. While the table is locked the extension cannot be
+-- dropped, nothing of it can be moved, and the names stay bound to what they name. LOCK TABLE itself
+-- runs nobody's code.
 
 -- The key is attached, by itself, with a superuser's rights, to a table that others own. Planning a
 -- query of that table, as validating the key does, evaluates what its indexes, constraints and
 -- statistics say; the code of anybody but a superuser is not to be evaluated here.
-CREATE FUNCTION loader.untrusted_code(target regclass) RETURNS text
+CREATE FUNCTION loader_history.untrusted_code(target regclass) RETURNS text
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -45,10 +48,10 @@ AS $$
        AND c.relowner IN (SELECT oid FROM pg_roles WHERE NOT rolsuper)
      LIMIT 1
 $$;
-COMMENT ON FUNCTION loader.untrusted_code(regclass) IS
+COMMENT ON FUNCTION loader_history.untrusted_code(regclass) IS
     'Internal: something of a role that is no superuser, which planning a query of a table would evaluate';
 
-CREATE FUNCTION loader.foreign_key_state(OUT present boolean, OUT valid boolean, OUT obstacle text)
+CREATE FUNCTION loader_history.foreign_key_state(OUT present boolean, OUT valid boolean, OUT obstacle text)
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -119,16 +122,16 @@ BEGIN
            AND i.indnkeyatts = 1 AND i.indkey[0] = id_column.attnum)
     THEN
         obstacle := 'loader.loader has no primary key or unique index on (id)';
-    ELSIF target.relkind = 'p' AND loader.untrusted_code(target.oid::regclass) IS NOT NULL THEN
+    ELSIF target.relkind = 'p' AND loader_history.untrusted_code(target.oid::regclass) IS NOT NULL THEN
         obstacle := format('the partitioned table loader.loader depends on %s, which belongs to no superuser',
-                           loader.untrusted_code(target.oid::regclass));
+                           loader_history.untrusted_code(target.oid::regclass));
     END IF;
 END
 $$;
-COMMENT ON FUNCTION loader.foreign_key_state() IS
+COMMENT ON FUNCTION loader_history.foreign_key_state() IS
     'Internal: whether the foreign key is there, whether it is valid, and what keeps it from being attached';
 
-CREATE FUNCTION loader.validate_foreign_key() RETURNS void
+CREATE FUNCTION loader_history.validate_foreign_key() RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -144,14 +147,14 @@ BEGIN
         -- Locked before it is looked at, so that nothing is added to it afterwards.
         name := key.target::text;
         EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', name);
-        untrusted := loader.untrusted_code(key.target);
+        untrusted := loader_history.untrusted_code(key.target);
         IF to_regclass(name) IS DISTINCT FROM key.target THEN
             untrusted := 'a table that was renamed';
         END IF;
         IF untrusted IS NOT NULL THEN
             RAISE WARNING 'foreign key % is NOT VALID: to validate it would evaluate %', key.name, untrusted
                 USING DETAIL = 'What belongs to no superuser is not evaluated with a superuser''s rights. New executions are checked all the same.',
-                      HINT = format('Run SELECT loader.attach_foreign_key() in a READ COMMITTED transaction of its own or, if you trust it, ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I.', key.name);
+                      HINT = format('Run SELECT loader_history.attach_foreign_key() in a READ COMMITTED transaction of its own or, if you trust it, ALTER TABLE loader.execution_history VALIDATE CONSTRAINT %I.', key.name);
             CONTINUE;
         END IF;
         BEGIN
@@ -159,7 +162,7 @@ BEGIN
         EXCEPTION WHEN foreign_key_violation THEN
             RAISE WARNING 'foreign key % is NOT VALID: the history names loaders that loader.loader does not have', key.name
                 USING DETAIL = 'New executions are checked all the same.',
-                      HINT = 'Add those loaders or delete their executions, then run SELECT loader.attach_foreign_key().';
+                      HINT = 'Add those loaders or delete their executions, then run SELECT loader_history.attach_foreign_key().';
         WHEN object_not_in_prerequisite_state THEN -- as PostgreSQL 18 and later say of one that is NOT ENFORCED
             RAISE WARNING 'foreign key % is NOT VALID: %', key.name, SQLERRM
                 USING HINT = format('ALTER TABLE loader.execution_history ALTER CONSTRAINT %I ENFORCED enforces and validates it.', key.name);
@@ -167,10 +170,10 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION loader.validate_foreign_key() IS
+COMMENT ON FUNCTION loader_history.validate_foreign_key() IS
     'Internal: validates a foreign key that is NOT VALID, or warns of the executions in its way';
 
-CREATE FUNCTION loader.add_foreign_key() RETURNS void
+CREATE FUNCTION loader_history.add_foreign_key() RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -183,7 +186,7 @@ BEGIN
     ALTER TABLE loader.execution_history DISABLE TRIGGER request_foreign_key;
     LOCK TABLE loader.loader IN SHARE ROW EXCLUSIVE MODE;
     -- Looked at again: much may have happened while this session waited.
-    SELECT * INTO state FROM loader.foreign_key_state();
+    SELECT * INTO state FROM loader_history.foreign_key_state();
     IF state.obstacle IS NOT NULL THEN
         RAISE EXCEPTION '%', state.obstacle USING ERRCODE = 'object_not_in_prerequisite_state';
     ELSIF NOT state.present THEN
@@ -192,31 +195,40 @@ BEGIN
             FOREIGN KEY (loader_id) REFERENCES loader.loader (id) NOT VALID;
         COMMENT ON CONSTRAINT execution_history_loader_id_fkey ON loader.execution_history IS
             'Every execution is one of a loader that exists';
-        PERFORM loader.validate_foreign_key();
+        PERFORM loader_history.validate_foreign_key();
     END IF;
 END
 $$;
-COMMENT ON FUNCTION loader.add_foreign_key() IS
+COMMENT ON FUNCTION loader_history.add_foreign_key() IS
     'Internal: adds the foreign key, and disables what waited for the chance';
 
-CREATE FUNCTION loader.attach_foreign_key() RETURNS boolean
+CREATE FUNCTION loader_history.attach_foreign_key() RETURNS boolean
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     state record;
 BEGIN
-    PERFORM loader.require_writable();
-    SELECT * INTO state FROM loader.foreign_key_state();
+    LOCK TABLE loader_history.foreign_key_request IN ACCESS SHARE MODE;
+    IF NOT EXISTS (SELECT FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid
+                    WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_extension'::regclass
+                      AND d.objid = 'loader_history.foreign_key_request'::regclass
+                      AND d.deptype = 'e' AND e.extname = 'loader_history')
+    THEN
+        RAISE EXCEPTION 'extension loader_history was dropped meanwhile'
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Try again.';
+    END IF;
+    PERFORM loader_history.require_writable();
+    SELECT * INTO state FROM loader_history.foreign_key_state();
     IF state.obstacle IS NOT NULL THEN
         RAISE NOTICE 'the foreign key of loader.execution_history cannot be attached: %', state.obstacle
             USING HINT = 'It attaches itself when loader.loader gets a primary key on id.';
         RETURN false;
     ELSIF state.present THEN
-        PERFORM loader.validate_foreign_key();
+        PERFORM loader_history.validate_foreign_key();
     ELSE
         BEGIN
-            PERFORM loader.add_foreign_key();
+            PERFORM loader_history.add_foreign_key();
         EXCEPTION WHEN duplicate_object THEN
             NULL; -- another session has added it, which this transaction's snapshot does not show
         END;
@@ -224,10 +236,10 @@ BEGIN
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION loader.attach_foreign_key() IS
+COMMENT ON FUNCTION loader_history.attach_foreign_key() IS
     'Attaches the foreign key to loader.loader, or validates it, where that is possible; returns whether it is there';
 
-CREATE FUNCTION loader.attach_foreign_key_on_ddl() RETURNS event_trigger
+CREATE FUNCTION loader_history.attach_foreign_key_on_ddl() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET lock_timeout = '200ms'
@@ -244,23 +256,32 @@ BEGIN
          WHERE command.classid = 'pg_class'::regclass
            AND n.nspname = 'loader' AND c.relname IN ('loader', 'execution_history'))
     THEN
-        SELECT * INTO state FROM loader.foreign_key_state();
+        LOCK TABLE loader_history.foreign_key_request IN ACCESS SHARE MODE;
+        IF NOT EXISTS (SELECT FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid
+                        WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_extension'::regclass
+                          AND d.objid = 'loader_history.foreign_key_request'::regclass
+                          AND d.deptype = 'e' AND e.extname = 'loader_history')
+        THEN
+            RAISE EXCEPTION 'extension loader_history was dropped meanwhile'
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Try again.';
+        END IF;
+        SELECT * INTO state FROM loader_history.foreign_key_state();
         IF state.obstacle IS NULL THEN
-            PERFORM loader.add_foreign_key();
+            PERFORM loader_history.add_foreign_key();
         END IF;
     END IF;
 -- The DDL is not to fail for this, not even of its own timeout.
 EXCEPTION WHEN query_canceled OR OTHERS THEN
     RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
-        USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
+        USING HINT = 'Run SELECT loader_history.attach_foreign_key() when loader.loader is not in use.';
 END
 $$;
-COMMENT ON FUNCTION loader.attach_foreign_key_on_ddl() IS
+COMMENT ON FUNCTION loader_history.attach_foreign_key_on_ddl() IS
     'Internal: event trigger that attaches the foreign key when DDL has brought loader.loader or its key';
 
 CREATE EVENT TRIGGER loader_history_foreign_key ON ddl_command_end
     WHEN TAG IN ('ALTER INDEX', 'ALTER TABLE', 'CREATE INDEX', 'CREATE TABLE')
-    EXECUTE FUNCTION loader.attach_foreign_key_on_ddl();
+    EXECUTE FUNCTION loader_history.attach_foreign_key_on_ddl();
 COMMENT ON EVENT TRIGGER loader_history_foreign_key IS
     'Attaches the foreign key of loader.execution_history once loader.loader has its primary key; disabled from then on';
 
@@ -268,18 +289,18 @@ COMMENT ON EVENT TRIGGER loader_history_foreign_key IS
 -- copies the history, and the DDL gives up waiting for that. Then it is the copy that attaches the
 -- key, when it commits. A trigger cannot alter the table that fires it, hence the request: a row of
 -- another table, whose deferred trigger can. Starts, which have no end, request nothing.
-CREATE TABLE loader.foreign_key_request (
+CREATE TABLE loader_history.foreign_key_request (
     requested_in xid8 NOT NULL,
     CONSTRAINT foreign_key_request_pkey PRIMARY KEY (requested_in)
-);
-COMMENT ON TABLE loader.foreign_key_request IS
+) USING heap;
+COMMENT ON TABLE loader_history.foreign_key_request IS
     'Internal: transactions that attach the foreign key when they commit; empty otherwise';
-COMMENT ON COLUMN loader.foreign_key_request.requested_in IS 'The transaction''s id';
-COMMENT ON CONSTRAINT foreign_key_request_pkey ON loader.foreign_key_request IS
+COMMENT ON COLUMN loader_history.foreign_key_request.requested_in IS 'The transaction''s id';
+COMMENT ON CONSTRAINT foreign_key_request_pkey ON loader_history.foreign_key_request IS
     'A transaction requests once';
-COMMENT ON INDEX loader.foreign_key_request_pkey IS 'A transaction requests once';
+COMMENT ON INDEX loader_history.foreign_key_request_pkey IS 'A transaction requests once';
 
-CREATE FUNCTION loader.request_foreign_key() RETURNS trigger
+CREATE FUNCTION loader_history.request_foreign_key() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -294,21 +315,21 @@ BEGIN
         IF EXISTS (SELECT FROM pg_event_trigger
                     WHERE evtname = 'loader_history_foreign_key' AND evtenabled <> 'D')
         THEN
-            INSERT INTO loader.foreign_key_request VALUES (pg_current_xact_id()) ON CONFLICT DO NOTHING;
+            INSERT INTO loader_history.foreign_key_request VALUES (pg_current_xact_id()) ON CONFLICT DO NOTHING;
         END IF;
     END IF;
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION loader.request_foreign_key() IS
+COMMENT ON FUNCTION loader_history.request_foreign_key() IS
     'Internal: trigger by which a transaction that copies history requests the foreign key';
 
 CREATE TRIGGER request_foreign_key AFTER INSERT ON loader.execution_history
-    FOR EACH ROW WHEN (NEW.execution_end IS NOT NULL) EXECUTE FUNCTION loader.request_foreign_key();
+    FOR EACH ROW WHEN (NEW.execution_end IS NOT NULL) EXECUTE FUNCTION loader_history.request_foreign_key();
 COMMENT ON TRIGGER request_foreign_key ON loader.execution_history IS
     'Requests the foreign key when history is copied; disabled once the key is there';
 
-CREATE FUNCTION loader.attach_foreign_key_on_commit() RETURNS trigger
+CREATE FUNCTION loader_history.attach_foreign_key_on_commit() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET lock_timeout = '500ms' -- longer than DDL that has met this transaction still waits
@@ -319,7 +340,7 @@ DECLARE
 BEGIN
     -- Foreign keys that refer to it would run their owners' code.
     PERFORM set_config('session_replication_role', 'replica', true);
-    DELETE FROM loader.foreign_key_request WHERE requested_in = NEW.requested_in;
+    DELETE FROM loader_history.foreign_key_request WHERE requested_in = NEW.requested_in;
     PERFORM set_config('session_replication_role', previous_role, true);
     BEGIN
         IF EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -327,24 +348,24 @@ BEGIN
         THEN
             -- Waits for DDL that is about to commit the primary key.
             LOCK TABLE loader.loader IN ACCESS SHARE MODE;
-            SELECT * INTO state FROM loader.foreign_key_state();
+            SELECT * INTO state FROM loader_history.foreign_key_state();
             IF state.obstacle IS NULL THEN
-                PERFORM loader.add_foreign_key();
+                PERFORM loader_history.add_foreign_key();
             END IF;
         END IF;
     -- Nor is the copy.
     EXCEPTION WHEN query_canceled OR OTHERS THEN
         RAISE WARNING 'the foreign key of loader.execution_history was not attached: %', SQLERRM
-            USING HINT = 'Run SELECT loader.attach_foreign_key() when loader.loader is not in use.';
+            USING HINT = 'Run SELECT loader_history.attach_foreign_key() when loader.loader is not in use.';
     END;
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION loader.attach_foreign_key_on_commit() IS
+COMMENT ON FUNCTION loader_history.attach_foreign_key_on_commit() IS
     'Internal: trigger that attaches the foreign key when a transaction that requested it commits';
 
-CREATE CONSTRAINT TRIGGER attach_foreign_key_on_commit AFTER INSERT ON loader.foreign_key_request
+CREATE CONSTRAINT TRIGGER attach_foreign_key_on_commit AFTER INSERT ON loader_history.foreign_key_request
     DEFERRABLE INITIALLY DEFERRED
-    FOR EACH ROW EXECUTE FUNCTION loader.attach_foreign_key_on_commit();
-COMMENT ON TRIGGER attach_foreign_key_on_commit ON loader.foreign_key_request IS
+    FOR EACH ROW EXECUTE FUNCTION loader_history.attach_foreign_key_on_commit();
+COMMENT ON TRIGGER attach_foreign_key_on_commit ON loader_history.foreign_key_request IS
     'Attaches the foreign key when the transaction commits';

@@ -3,9 +3,9 @@ DO $$
 DECLARE
     state record;
 BEGIN
-    SELECT * INTO state FROM loader.foreign_key_state();
+    SELECT * INTO state FROM loader_history.foreign_key_state();
     IF state.obstacle IS NULL THEN
-        PERFORM loader.add_foreign_key();
+        PERFORM loader_history.add_foreign_key();
     ELSE
         -- CREATE EXTENSION silences the notices of its script.
         IF current_setting('client_min_messages') = 'warning' THEN

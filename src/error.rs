@@ -52,6 +52,15 @@ pub enum Error {
     Standby,
     /// An error message, of this many bytes, that no row can hold.
     MessageTooLong(usize),
+    /// A relation of the extension's that is no superuser's, or another in its place.
+    Untrusted {
+        /// Its name, with its schema.
+        relation: String,
+        /// Whose it is; `None` where it is not a member of the extension.
+        owner: Option<String>,
+    },
+    /// There is no such relation of the extension's: its SQL is of an older version.
+    MissingRelation(String),
     /// Somebody locks a table that the worker must not wait for.
     TableLocked,
     /// A trigger of the user's kept the row from being written.
@@ -99,7 +108,9 @@ impl Error {
             | Self::NegativeMaxRows(_)
             | Self::PageSizeOutOfRange(_)
             | Self::MalformedCursor(_) => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            Self::AlreadyEnded { .. } => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::AlreadyEnded { .. } | Self::Untrusted { .. } | Self::MissingRelation(_) => {
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
+            }
             Self::StillOpen(_) => PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
             Self::TableLocked => PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
             Self::ReadOnlyTransaction | Self::Standby => {
@@ -132,6 +143,13 @@ impl Error {
             Self::StillOpen(id) => {
                 format!("the transaction that started execution {id} is still open")
             }
+            Self::Untrusted { relation, owner: Some(_) } => {
+                format!("{relation} does not belong to a superuser")
+            }
+            Self::Untrusted { relation, owner: None } => {
+                format!("{relation} is not part of extension loader_history")
+            }
+            Self::MissingRelation(relation) => format!("{relation} does not exist"),
             Self::TableLocked => "a table of the history is locked".to_owned(),
             Self::ReadOnlyTransaction => {
                 "cannot change the history in a read-only transaction".to_owned()
@@ -165,6 +183,9 @@ impl Error {
                     let end = end.to_rfc3339_opts(SecondsFormat::Micros, true);
                     format!("It ended as {status} at {end}.")
                 },
+            )),
+            Self::Untrusted { owner: Some(owner), .. } => Some(format!(
+                "It belongs to {owner}, whose triggers would run with a superuser's rights."
             )),
             Self::MessageTooLong(_) => {
                 Some(format!("The limit is {} bytes.", crate::record::MAX_ERROR_MESSAGE_BYTES))
@@ -225,6 +246,16 @@ impl Error {
             Self::StillOpen(_) => {
                 "Report SUCCESS in that transaction, so that it commits with the data, or after its commit."
                     .to_owned()
+            }
+            Self::Untrusted { relation, owner: Some(_) } => {
+                let kind = if relation.ends_with("_seq") { "SEQUENCE" } else { "TABLE" };
+                format!("Give it to a superuser: ALTER {kind} {relation} OWNER TO ....")
+            }
+            Self::Untrusted { owner: None, .. } => {
+                "Drop or rename it, and create the extension.".to_owned()
+            }
+            Self::MissingRelation(_) => {
+                "Run ALTER EXTENSION loader_history UPDATE.".to_owned()
             }
             Self::TableLocked => "Try again.".to_owned(),
             Self::ReadOnlyTransaction => {
@@ -298,7 +329,9 @@ pub fn warn_of_plain_start(execution_id: i64, reason: &Reason) {
         format!("the start of execution {execution_id} was recorded in this transaction"),
         function_name!(),
     )
-    .set_detail(format!("{reason} Other sessions see it when this transaction commits."))
+    .set_detail(format!(
+        "{reason} Other sessions see it when this transaction commits, and a rollback removes it."
+    ))
     .set_hint("SELECT * FROM loader.recorder_status() shows how the background worker is.")
     .report(PgLogLevel::WARNING);
 }

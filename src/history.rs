@@ -36,6 +36,7 @@ struct Execution {
     id: i64,
     status: String,
     loader_id: i64,
+    duration_ms: Option<Milliseconds>,
     record_count: Option<i32>,
     error_message: Option<String>,
     execution_end: Option<DateTime<Utc>>,
@@ -44,14 +45,33 @@ struct Execution {
     duration_seconds: Option<i32>,
 }
 
-/// Settings under which a page is planned: along an index in the order of the page, or, of what runs of
-/// one loader, by a few entries that are sorted. Statistics that are old or missing must not bring
+/// A number of milliseconds, to the microsecond.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Milliseconds {
+    Whole(i64),
+    Fraction(f64),
+}
+
+impl Milliseconds {
+    /// The time between two others, in PostgreSQL's microseconds.
+    #[allow(clippy::cast_precision_loss)] // from 285 years on
+    fn between(start: i64, end: i64) -> Self {
+        match end.saturating_sub(start) {
+            micros if micros % 1_000 == 0 => Self::Whole(micros / 1_000),
+            micros => Self::Fraction(micros as f64 / 1_000.0),
+        }
+    }
+}
+
+/// Settings under which a page is planned: along an index in the order of the page or, of the executions that
+/// run, by a bitmap of all of them, which are sorted. Statistics that are old or missing must not bring
 /// another plan.
 const PLANNER_SETTINGS: [Setting; 6] = [
     (c"plan_cache_mode", c"force_generic_plan"),
     (c"enable_indexscan", c"on"),
     (c"enable_seqscan", c"off"),
-    (c"enable_bitmapscan", c"off"),
+    (c"enable_bitmapscan", c"on"),
     (c"max_parallel_workers_per_gather", c"0"),
     (c"jit", c"off"),
 ];
@@ -114,40 +134,39 @@ impl Conditions {
         if self.loader {
             sql += " AND loader_id OPERATOR(pg_catalog.=) $1";
         }
-        if let Some(status) = self.status {
-            sql += " AND status OPERATOR(pg_catalog.=) '";
-            sql += status.as_str();
-            sql += "'";
+        // Of a loader's outcomes of one kind there is an index by status and start. A range of statuses, and an
+        // order that begins with them, leave no other: with an equality the planner could choose the index
+        // of all of the loader's executions, among which these may be far apart.
+        let outcome = self.status.filter(|&status| self.loader && status != Status::Running);
+        let (row, order) = match outcome {
+            Some(_) => ("status, execution_start", "status DESC, execution_start DESC, id DESC"),
+            None => ("execution_start", "execution_start DESC, id DESC"),
+        };
+        let value = |time: &str| {
+            outcome
+                .map_or_else(|| time.to_owned(), |status| format!("'{}', {time}", status.as_str()))
+        };
+        if let Some(status) = self.status.map(Status::as_str) {
+            sql += &match outcome {
+                Some(_) => format!(
+                    " AND status OPERATOR(pg_catalog.>=) '{status}' AND status OPERATOR(pg_catalog.<=) '{status}'"
+                ),
+                None => format!(" AND status OPERATOR(pg_catalog.=) '{status}'"),
+            };
         }
         if self.from {
-            sql += " AND execution_start OPERATOR(pg_catalog.>=) $2";
+            sql += &format!(" AND ({row}) OPERATOR(pg_catalog.>=) ({})", value("$2"));
         }
-        sql += match self.before {
-            Before::Nothing => "",
-            Before::Start => " AND execution_start OPERATOR(pg_catalog.<) $3",
-            Before::Row => " AND (execution_start, id) OPERATOR(pg_catalog.<) ($3, $4)",
+        sql += &match self.before {
+            Before::Nothing => String::new(),
+            Before::Start => format!(" AND ({row}) OPERATOR(pg_catalog.<) ({})", value("$3")),
+            Before::Row => format!(" AND ({row}, id) OPERATOR(pg_catalog.<) ({}, $4)", value("$3")),
         };
-        if self.is_newest_successes() {
-            // So many of them have started since the earliest start of those that ended last; and what
-            // started since has ended since. OFFSET has PostgreSQL find them before it sorts them.
-            sql += " AND execution_end OPERATOR(pg_catalog.>=) ( \
-                       SELECT pg_catalog.min(newest.execution_start) FROM ( \
-                         SELECT execution_start FROM loader.execution_details \
-                          WHERE loader_id OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'SUCCESS' \
-                          ORDER BY execution_end DESC, id DESC LIMIT $5) AS newest) \
-                    OFFSET 0";
-            sql = format!("SELECT * FROM ({sql}) AS found");
+        if self.status == Some(Status::Running) && !self.loader {
+            // The index of all that run is by loader. OFFSET has PostgreSQL find them before it sorts them.
+            sql = format!("SELECT * FROM ({sql} OFFSET 0) AS running");
         }
-        sql += " ORDER BY execution_start DESC, id DESC LIMIT $5";
-        sql
-    }
-
-    /// Whether a loader's newest successes are asked for, in whose order there is no index of successes
-    /// alone: among failures they may be far apart. There is one in the order of their ends.
-    fn is_newest_successes(self) -> bool {
-        self.loader
-            && self.status == Some(Status::Success)
-            && matches!(self.before, Before::Nothing)
+        format!("{sql} ORDER BY {order} LIMIT $5")
     }
 }
 
@@ -240,6 +259,7 @@ fn read_row(rows: &Rows<'_>, row: u64) -> (Cursor, Execution) {
     let execution = Execution {
         id,
         loader_id: rows.get(row, 2).unwrap_or_default(),
+        duration_ms: time(4).map(|end| Milliseconds::between(start, end)),
         execution_start: from_postgres(start),
         execution_end: time(4).map(from_postgres),
         status: rows.get(row, 5).unwrap_or_default(),

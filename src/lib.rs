@@ -7,7 +7,6 @@ mod error;
 mod event;
 mod execution;
 mod history;
-mod kept_expressions;
 mod local_settings;
 mod lookup;
 mod lost_ids;
@@ -21,6 +20,7 @@ mod schema;
 mod settings;
 mod statement;
 mod time;
+mod triggers;
 mod version;
 
 pgrx::pg_module_magic!(name, version);
@@ -30,7 +30,6 @@ pgrx::pg_module_magic!(name, version);
 pub extern "C-unwind" fn _PG_init() {
     let preloaded = recorder::is_preloading();
     settings::define(preloaded);
-    kept_expressions::install();
     if preloaded {
         recorder::install();
     }

@@ -2,45 +2,160 @@
 //! predicate lock, by which serializable sessions that record different executions would fail each
 //! other.
 
+use std::cell::RefCell;
 use std::ffi::CStr;
 
 use pgrx::htup::heap_getattr_raw;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 
-/// The OID of a table or sequence of the extension's; `None` where this version of its SQL has none of the
-/// name. Others may create relations in the schema, so one counts only where a superuser owns it.
-pub fn relation(name: &CStr) -> Option<pg_sys::Oid> {
-    // SAFETY: catalog lookups by static C strings, in a transaction.
-    let oid = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"loader".as_ptr(), true);
-        pg_sys::get_relname_relid(name.as_ptr(), schema)
-    };
-    let kinds = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_SEQUENCE];
-    is_a_superusers(oid, &kinds).then_some(oid)
+use crate::error::Error;
+
+/// The extension's name.
+const EXTENSION: &CStr = c"loader_history";
+
+/// Members that are remembered, at most.
+const REMEMBERED: usize = 16;
+
+thread_local! {
+    /// Members of the extension that this session has found. None ceases to be one but by DROP, or by a
+    /// superuser's ALTER EXTENSION.
+    static MEMBERS: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Whether `oid` is a relation of one of `kinds` that a superuser owns.
-fn is_a_superusers(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
-    // SAFETY: a catalog lookup, in a transaction; the tuple is read before it is released.
+/// The schema of a relation of the extension's: applications use the history, all else is internal.
+fn schema_of(name: &CStr) -> &'static CStr {
+    if name.to_bytes().starts_with(b"execution_history") { c"loader" } else { c"loader_history" }
+}
+
+fn qualified(name: &CStr) -> String {
+    format!("{}.{}", schema_of(name).to_string_lossy(), name.to_string_lossy())
+}
+
+/// The OID of a table or sequence of the extension's; `None` if this version of its SQL has none of the
+/// name, or if what has the name cannot be trusted.
+pub fn relation(name: &CStr) -> Option<pg_sys::Oid> {
+    trusted(name).ok().flatten()
+}
+
+/// The OID of a table or sequence of the extension's; `None` if there is none of the name.
+///
+/// Others may own the schema `loader`, and create what they like where the extension is not. So a
+/// relation is the extension's only if it is a member, and functions with a superuser's rights write it
+/// only if a superuser owns it.
+///
+/// # Errors
+/// [`Error::Untrusted`].
+pub fn trusted(name: &CStr) -> Result<Option<pg_sys::Oid>, Error> {
+    let Some(oid) = named(name) else { return Ok(None) };
+    let is_member = is_member(oid);
+    if is_member && is_a_superusers(oid, &[pg_sys::RELKIND_RELATION, pg_sys::RELKIND_SEQUENCE]) {
+        return Ok(Some(oid));
+    }
+    let owner = is_member.then(|| class_of(oid)).flatten().map(|class| name_of(class.relowner));
+    Err(Error::Untrusted { relation: qualified(name), owner })
+}
+
+/// The OID of the relation of that name, whosever it is.
+fn named(name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: catalog lookups by C strings, in a transaction.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(schema_of(name).as_ptr(), true);
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// Whether `oid` is a member of the extension.
+fn is_member(oid: pg_sys::Oid) -> bool {
+    if MEMBERS.with_borrow(|members| members.contains(&oid)) {
+        return true;
+    }
+    // SAFETY: catalog lookups, in a transaction.
+    let is_member = unsafe {
+        let of = pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, oid);
+        of != pg_sys::InvalidOid && of == pg_sys::get_extension_oid(EXTENSION.as_ptr(), true)
+    };
+    if is_member {
+        MEMBERS.with_borrow_mut(|members| {
+            members.truncate(REMEMBERED - 1);
+            members.insert(0, oid);
+        });
+    }
+    is_member
+}
+
+/// The row of `pg_class` of a relation; `None` where there is none.
+fn class_of(oid: pg_sys::Oid) -> Option<pg_sys::FormData_pg_class> {
+    // SAFETY: a catalog lookup, in a transaction; the fixed part of the tuple is copied before it is released.
     unsafe {
         let tuple = pg_sys::SearchSysCache1(
             pg_sys::SysCacheIdentifier::RELOID.cast_signed(),
             pg_sys::Datum::from(oid),
         );
         if tuple.is_null() {
-            return false;
+            return None;
         }
-        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
-        let is =
-            kinds.contains(&((*form).relkind as u8)) && pg_sys::superuser_arg((*form).relowner);
+        let class = *pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
         pg_sys::ReleaseSysCache(tuple);
-        is
+        Some(class)
     }
 }
 
-/// Whether a function is one of PostgreSQL's own, which nobody replaces.
-pub fn is_postgresqls(function: pg_sys::Oid) -> bool {
-    (1..pg_sys::FirstUnpinnedObjectId).contains(&function.to_u32())
+/// Whether `oid` is a relation of one of `kinds` that a superuser owns.
+fn is_a_superusers(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
+    class_of(oid).is_some_and(|class| {
+        // SAFETY: a catalog lookup, in a transaction.
+        kinds.contains(&(class.relkind as u8)) && unsafe { pg_sys::superuser_arg(class.relowner) }
+    })
+}
+
+/// A role's name.
+fn name_of(role: pg_sys::Oid) -> String {
+    // SAFETY: a catalog lookup, in a transaction; it returns a C string, or NULL.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        let name = (!name.is_null()).then(|| CStr::from_ptr(name));
+        name.map_or_else(|| role.to_u32().to_string(), |name| name.to_string_lossy().into_owned())
+    }
+}
+
+/// Opens and locks a table or sequence of the extension's; `None` if there is none of the name.
+///
+/// While it is locked it can be neither dropped nor moved, and an event trigger keeps its schema from being
+/// renamed: SQL that names it means it, until the transaction ends.
+///
+/// # Errors
+/// [`Error::Untrusted`].
+pub fn open(name: &CStr, lock: u32) -> Result<Option<OpenRelation>, Error> {
+    loop {
+        let Some(oid) = trusted(name)? else { return Ok(None) };
+        // SAFETY: in a transaction; an OID can be locked whether or not its relation is still there.
+        unsafe { pg_sys::LockRelationOid(oid, lock.cast_signed()) };
+        if trusted(name)? == Some(oid) {
+            return Ok(Some(OpenRelation::table(oid, pg_sys::NoLock)));
+        }
+        // SAFETY: the lock that was just taken.
+        unsafe { pg_sys::UnlockRelationOid(oid, lock.cast_signed()) };
+    }
+}
+
+/// The same for one that functions cannot do without.
+///
+/// # Errors
+/// [`Error::Untrusted`], or [`Error::MissingRelation`].
+pub fn require(name: &CStr, lock: u32) -> Result<OpenRelation, Error> {
+    open(name, lock)?.ok_or_else(|| Error::MissingRelation(qualified(name)))
+}
+
+/// Locks a table of the extension's, if there is one of the name, and if nobody else has it.
+///
+/// # Errors
+/// [`Error::Untrusted`], or [`Error::TableLocked`].
+pub fn try_lock(name: &CStr, lock: u32) -> Result<(), Error> {
+    let Some(oid) = trusted(name)? else { return Ok(()) };
+    // SAFETY: in a transaction, at whose end the lock goes.
+    let locked = unsafe { pg_sys::ConditionalLockRelationOid(oid, lock.cast_signed()) };
+    if locked && trusted(name)? == Some(oid) { Ok(()) } else { Err(Error::TableLocked) }
 }
 
 /// A relation, open until this is dropped. Its lock is kept until the transaction ends.

@@ -1,39 +1,26 @@
-//! The trigger that tells listeners what became of an execution.
+//! NOTIFY: what listeners hear of an execution.
 
-use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 
 use pgrx::datum::{TimestampWithTimeZone, TryFromDatumError};
-use pgrx::heap_tuple::PgHeapTuple;
 use pgrx::htup::heap_getattr_raw;
-use pgrx::{AllocatedByPostgres, PgTrigger, pg_sys, pg_trigger, varlena};
+use pgrx::{PgTrigger, pg_sys, varlena};
 
-use crate::error::{Error, raise};
+use crate::error::Error;
 use crate::event::{Event, MAX_PAYLOAD_BYTES};
 use crate::execution::{Status, column};
 use crate::recorder;
-use crate::settings;
 use crate::time::from_postgres;
+use crate::triggers::Row;
 
 /// The channel that listeners LISTEN on.
 const CHANNEL: &CStr = c"loader_execution";
 
-type Row<'a> = PgHeapTuple<'a, AllocatedByPostgres>;
-
-/// Emits the event of the row that fired the trigger, whose WHEN has decided that it is one.
-#[pg_trigger(sql = false)]
-fn notify_execution<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
-    if settings::NOTIFY.get()
-        && let Some(row) = trigger.new()
-        && let Err(error) = notify(trigger, &row)
-    {
-        raise(error);
-    }
-    Ok(None)
-}
-
-/// Emits the event of `row`, the new row of `trigger`.
-fn notify(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Result<(), Error> {
+/// Emits the event that `row`, the new row of `trigger`, is.
+///
+/// # Errors
+/// Where the row is not one of the history's.
+pub fn notify(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Result<(), Error> {
     let message = message_start(trigger, row);
     let Some(mut event) = read_event(row)? else { return Ok(()) };
     if let Some((start, truncated)) = &message {

@@ -1,6 +1,6 @@
 //! What of the history may go, and how it goes: a batch at a time, oldest first.
 //!
-//! `loader.purge_execution_history` and the worker under `loader_history.retention` delete by this one
+//! `loader_history.purge_execution_history` and the worker under `loader_history.retention` delete by this one
 //! rule: never a RUNNING execution, nor a loader's newest, its newest SUCCESS or its newest FAILED. What
 //! is newest stays so under every purge, so purges need not know of each other.
 
@@ -11,12 +11,12 @@ use pgrx::{IntoDatum, Spi, direct_function_call, pg_extern};
 
 use crate::error::Error;
 use crate::local_settings::{LocalSettings, Setting};
-use crate::lookup::{OpenRelation, relation};
+use crate::lookup::require;
 use crate::rights::Restricted;
 use crate::statement::{KeptStatement, Sight, require_writable, timestamptz};
 use crate::time::FIRST_TIMESTAMP;
 
-/// Executions that a batch of `loader.purge_execution_history` looks at, at most.
+/// Executions that a batch of `loader_history.purge_execution_history` looks at, at most.
 const LOOKED_AT_ONCE: i64 = 1_000;
 
 const MICROS_PER_DAY: i128 = 24 * 60 * 60 * 1_000_000;
@@ -45,10 +45,10 @@ thread_local! {
             BuiltinOid::INT8OID,
         ],
     ) };
-    // Which of a loader's is the newest is looked up where the newest are, in pages that are in use
-    // anyway. BETWEEN and the loader's id in the order leave an index that begins with it as the only
-    // good one: with one by time alone, a loader that stopped long ago would be looked for among all
-    // executions since. What has changed meanwhile is judged anew when its row is locked.
+    // Which of a loader's executions is the newest is looked up where the newest are, in pages that are in use
+    // anyway. BETWEEN, and the same column first in the order, leave an index in that order as the only good
+    // one: with one by time alone, a loader that stopped long ago would be looked for among all
+    // executions since. What has changed meanwhile is judged again when its row is locked.
     static DELETE: KeptStatement = const { KeptStatement::new(
         c"WITH purged AS ( \
               DELETE FROM ONLY loader.execution_history WHERE ctid = ANY (ARRAY( \
@@ -63,20 +63,20 @@ thread_local! {
                     AND CASE old.status \
                         WHEN 'SUCCESS' THEN old.id <> ( \
                             SELECT newest.id FROM ONLY loader.execution_history AS newest \
-                            WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
-                              AND newest.status = 'SUCCESS' \
-                            ORDER BY newest.loader_id DESC, newest.execution_end DESC, newest.id DESC LIMIT 1) \
+                            WHERE newest.loader_id = old.loader_id \
+                              AND newest.status BETWEEN 'SUCCESS' AND 'SUCCESS' \
+                            ORDER BY newest.status DESC, newest.execution_start DESC, newest.id DESC LIMIT 1) \
                         WHEN 'FAILED' THEN old.id <> ( \
                             SELECT newest.id FROM ONLY loader.execution_history AS newest \
-                            WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
-                              AND newest.status = 'FAILED' \
-                            ORDER BY newest.loader_id DESC, newest.execution_end DESC, newest.id DESC LIMIT 1) \
+                            WHERE newest.loader_id = old.loader_id \
+                              AND newest.status BETWEEN 'FAILED' AND 'FAILED' \
+                            ORDER BY newest.status DESC, newest.execution_start DESC, newest.id DESC LIMIT 1) \
                         ELSE false END \
                   ORDER BY old.execution_end, old.id \
                   LIMIT $6 FOR UPDATE SKIP LOCKED)) \
               RETURNING id), \
           unmarked AS ( \
-              DELETE FROM loader.derived_failure \
+              DELETE FROM loader_history.server_outcome \
               WHERE execution_id = ANY (ARRAY(SELECT id FROM purged))) \
           SELECT count(*) FROM purged",
         &[
@@ -166,10 +166,8 @@ fn purge_execution_history(
     }
     require_writable()?;
     let Some(cutoff) = cutoff(older_than) else { return Ok(0) };
-    let Some(history) = relation(c"execution_history") else { return Ok(0) };
-    let history = OpenRelation::table(history, pg_sys::RowExclusiveLock);
-    let Some(notes) = relation(c"derived_failure") else { return Ok(0) };
-    let notes = OpenRelation::table(notes, pg_sys::RowExclusiveLock);
+    let history = require(c"execution_history", pg_sys::RowExclusiveLock)?;
+    let notes = require(c"server_outcome", pg_sys::RowExclusiveLock)?;
     let _restricted = Restricted::for_deleting(&[&history, &notes])?;
     let mut deleted = 0;
     let mut after = Place::FIRST;

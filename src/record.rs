@@ -10,9 +10,9 @@ use pgrx::{PgSqlErrorCode, Spi, pg_extern};
 
 use crate::error::{Error, warn_of_plain_start, warn_of_saturated_count};
 use crate::execution::{Status, column, duration_seconds};
-use crate::lookup::{self, Key, Locked, OpenRelation, find, relation};
+use crate::lookup::{self, Key, Locked, OpenRelation, find, require};
 use crate::lost_ids::{keep_given_ids, skip_lost_ids};
-use crate::recorder::{self, Declined, Reason, Started, binding};
+use crate::recorder::{self, Declined, Started, binding};
 use crate::rights::{Restricted, without_triggers};
 use crate::statement::{KeptStatement, Sight, require_writable};
 use crate::time::{end_of_execution, from_postgres};
@@ -26,11 +26,6 @@ thread_local! {
         c"INSERT INTO loader.execution_history (loader_id, execution_start, status) \
           VALUES ($1, $2, 'RUNNING') RETURNING id",
         &[BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
-    ) };
-    static INSERT_LOST: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.execution_history (id, loader_id, execution_start, status) \
-          VALUES ($1, $2, $3, 'RUNNING')",
-        &[BuiltinOid::INT8OID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
     ) };
     static UPDATE_TO_OUTCOME: KeptStatement = const { KeptStatement::new(
         c"UPDATE loader.execution_history \
@@ -47,11 +42,11 @@ thread_local! {
         ],
     ) };
     static INSERT_ABANDONED: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.abandoned_start (execution_id) VALUES ($1)",
+        c"INSERT INTO loader_history.abandoned_start (execution_id) VALUES ($1)",
         &[BuiltinOid::INT8OID],
     ) };
     static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.derived_failure \
+        c"DELETE FROM loader_history.server_outcome \
           WHERE ctid OPERATOR(pg_catalog.=) $1 AND execution_id OPERATOR(pg_catalog.=) $2",
         &[BuiltinOid::TIDOID, BuiltinOid::INT8OID],
     ) };
@@ -59,17 +54,12 @@ thread_local! {
 
 /// Records that loader `loader_id` starts an execution, and returns the execution's id.
 #[pg_extern(sql = false)]
-fn record_execution_start(
-    loader_id: Option<i64>,
-    call: pg_sys::FunctionCallInfo,
-) -> Result<i64, ErrorReport> {
+fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
     let loader_id = loader_id.ok_or(Error::MissingArgument("loader_id"))?;
     require_writable()?;
     skip_lost_ids()?;
     let start = now();
-    // SAFETY: PostgreSQL passes a call that is valid during it, and knows where its caller's plan has it.
-    let call = unsafe { (*(*call).flinfo).fn_expr };
-    let declined = match recorder::start(loader_id, start, call) {
+    let declined = match recorder::start(loader_id, start) {
         Started::Durably(id) => return Ok(id),
         Started::Plainly => None,
         Started::Declined(declined) => Some(declined),
@@ -81,8 +71,6 @@ fn record_execution_start(
         if let Some(abandoned) = abandoned {
             note_abandoned(abandoned)?;
         }
-        let new_extension = reason == Reason::ExtensionUncommitted;
-        recorder::remember_plain_start(id, loader_id, start, abandoned, new_extension);
         warn_of_plain_start(id, &reason);
     }
     Ok(id)
@@ -101,9 +89,8 @@ fn note_abandoned(abandoned: i64) -> Result<(), Error> {
 fn insert_running(loader_id: i64, start: i64) -> Result<i64, Error> {
     let start = TimestampWithTimeZone::try_from(start).ok();
     // The foreign key's check plans a query of loader.loader.
-    let history = relation(c"execution_history")
-        .map(|history| OpenRelation::table(history, pg_sys::RowExclusiveLock));
-    let _restricted = history.as_ref().and_then(Restricted::for_writing);
+    let history = require(c"execution_history", pg_sys::RowExclusiveLock)?;
+    let _restricted = Restricted::for_writing(&history);
     let id = hinting_at_unknown_loaders(|| {
         Spi::connect(|client| {
             INSERT_RUNNING
@@ -112,24 +99,6 @@ fn insert_running(loader_id: i64, start: i64) -> Result<i64, Error> {
         })
     })?;
     id.ok_or(Error::Suppressed)
-}
-
-/// Records a start that was rolled back and that the worker was to record.
-fn insert_lost(
-    history: &OpenRelation,
-    execution_id: i64,
-    loader_id: i64,
-    start: i64,
-) -> Result<(), Error> {
-    let start = TimestampWithTimeZone::try_from(start).ok();
-    let _restricted = Restricted::for_writing(history);
-    hinting_at_unknown_loaders(|| {
-        Spi::connect(|client| {
-            let arguments = [execution_id.into(), loader_id.into(), start.into()];
-            INSERT_LOST.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
-            Ok(())
-        })
-    })
 }
 
 /// Records how the execution `execution_id` ended, and returns its duration in whole seconds.
@@ -171,8 +140,7 @@ fn end_execution(
     record_count: Option<i32>,
     error_message: Option<&str>,
 ) -> Result<i32, Error> {
-    let history = relation(c"execution_history").ok_or(Error::UnknownExecution(execution_id))?;
-    let history = OpenRelation::table(history, pg_sys::RowExclusiveLock);
+    let history = require(c"execution_history", pg_sys::RowExclusiveLock)?;
     let mut seen = None;
     loop {
         let state = execution_state(&history, execution_id)?;
@@ -186,7 +154,7 @@ fn end_execution(
                 return Err(Error::StillOpen(execution_id));
             }
             None => None,
-            Some(end) => match binding::derived_failure(execution_id) {
+            Some(end) => match binding::server_outcome(execution_id)? {
                 Some((derived_end, noted_at)) if derived_end == end => Some(noted_at),
                 _ => {
                     let end = Some(from_postgres(end));
@@ -227,10 +195,8 @@ fn end_execution(
             let updated = UPDATE_TO_OUTCOME
                 .with(|update| update.run(client, Sight::Latest, &arguments))?
                 .len();
-            if let Some(noted_at) = derived.filter(|_| updated > 0)
-                && let Some(notes) = relation(c"derived_failure")
-            {
-                let notes = OpenRelation::table(notes, pg_sys::RowExclusiveLock);
+            if let Some(noted_at) = derived.filter(|_| updated > 0) {
+                let notes = require(c"server_outcome", pg_sys::RowExclusiveLock)?;
                 let _silent = without_triggers(&notes);
                 let arguments = [noted_at.into(), execution_id.into()];
                 DELETE_DERIVED.with(|delete| delete.run(client, Sight::Latest, &arguments))?;
@@ -273,12 +239,6 @@ fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, E
         })
         .flatten()
     };
-    if let Some(state) = look() {
-        return Ok(state);
-    }
-    if let Some((loader_id, start)) = recorder::wait_for_lost_start(execution_id) {
-        insert_lost(history, execution_id, loader_id, start)?;
-    }
     look().ok_or(Error::UnknownExecution(execution_id))
 }
 

@@ -1,19 +1,16 @@
-//! The trigger that keeps `loader.recorded_loader`: every loader that has history.
+//! `loader_history.recorded_loader`: every loader that has history.
 //!
-//! In Rust for the sake of restores: it fires for each row, and must not ask a table about the same
-//! few thousand loaders a million times.
+//! In Rust for the sake of restores: a trigger asks for each row, and must not look up the same few thousand
+//! loaders a million times.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::convert::Infallible;
 
-use pgrx::heap_tuple::PgHeapTuple;
+use pgrx::Spi;
 use pgrx::pg_sys::{self, BuiltinOid};
-use pgrx::{AllocatedByPostgres, PgTrigger, Spi, pg_trigger};
 
-use crate::error::{Error, raise};
-use crate::execution::column;
-use crate::lookup::{Key, OpenRelation, find, relation};
+use crate::error::Error;
+use crate::lookup::{Key, find, require};
 use crate::rights::OwnersRights;
 use crate::statement::{KeptStatement, Sight};
 
@@ -31,24 +28,9 @@ struct Known {
 thread_local! {
     static KNOWN: RefCell<Known> = RefCell::default();
     static INSERT_KNOWN: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.recorded_loader (loader_id) VALUES ($1)",
+        c"INSERT INTO loader_history.recorded_loader (loader_id) VALUES ($1)",
         &[BuiltinOid::INT8OID],
     ) };
-}
-
-/// Remembers the loader of the row that fired the trigger.
-#[pg_trigger(sql = false)]
-fn remember_loader<'a>(
-    trigger: &'a PgTrigger<'a>,
-) -> Result<Option<PgHeapTuple<'a, AllocatedByPostgres>>, Infallible> {
-    if let Some(row) = trigger.new() {
-        let oid = trigger.trigger().tgoid;
-        let remembered = row.get_by_index(column::LOADER_ID).map_err(Error::Row);
-        if let Err(error) = remembered.and_then(|id| id.map_or(Ok(()), |id| remember(oid, id))) {
-            raise(error);
-        }
-    }
-    Ok(None)
 }
 
 /// Makes sure that the table has `loader_id`, for a row that was written or is about to be. The OID of the trigger
@@ -75,15 +57,12 @@ pub fn remember(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
     if known {
         return Ok(());
     }
-    let table = relation(c"recorded_loader")
-        .map(|table| OpenRelation::table(table, pg_sys::RowExclusiveLock));
+    let table = require(c"recorded_loader", pg_sys::RowExclusiveLock)?;
     // Without a predicate lock: serializable sessions that start different loaders would fail each other.
-    let is_there =
-        table.as_ref().is_some_and(|table| find(table, &Key::id(loader_id), |_| ()).is_some());
-    if !is_there {
+    if find(&table, &Key::id(loader_id), |_| ()).is_none() {
         // Whoever may write the history need not have a right to this table. (SECURITY
         // DEFINER with a search_path would take longer than to look does, at each start.)
-        let _rights = table.as_ref().map(OwnersRights::of);
+        let _rights = OwnersRights::of(&table);
         Spi::connect(|client| {
             let arguments = [loader_id.into()];
             INSERT_KNOWN.with(|insert| insert.run(client, Sight::Usual, &arguments))?;

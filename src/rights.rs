@@ -38,13 +38,15 @@ const SEARCH_PATH: Setting = (c"search_path", c"pg_catalog, pg_temp");
 /// The role in which ordinary triggers, those of foreign keys included, do not fire.
 const REPLICA: Setting = (c"session_replication_role", c"replica");
 
-/// The extension's own triggers on the history.
-const TRIGGERS: [&CStr; 5] = [
+/// The extension's own triggers on the history, and those of version 1.5.0.
+const TRIGGERS: [&CStr; 7] = [
+    c"history_inserted",
+    c"history_updated",
+    c"request_foreign_key",
     c"notify_on_start",
     c"notify_on_outcome",
     c"remember_loader_on_insert",
     c"remember_loader_on_update",
-    c"request_foreign_key",
 ];
 
 impl Restricted {

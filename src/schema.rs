@@ -15,9 +15,8 @@ extension_sql_file!(
 extension_sql_file!("../sql/20_recording.sql", name = "recording", requires = ["recorder_tables"]);
 extension_sql_file!("../sql/30_views.sql", name = "views", requires = ["recording"]);
 extension_sql_file!("../sql/40_history.sql", name = "history", requires = ["views"]);
-extension_sql_file!("../sql/50_events.sql", name = "events", requires = ["history"]);
-extension_sql_file!("../sql/60_loader_key.sql", name = "loader_key", requires = ["events"]);
-extension_sql_file!("../sql/65_triggers.sql", name = "triggers", requires = ["loader_key"]);
-extension_sql_file!("../sql/70_status.sql", name = "status", requires = ["triggers"]);
+extension_sql_file!("../sql/60_loader_key.sql", name = "loader_key", requires = ["history"]);
+extension_sql_file!("../sql/65_guards.sql", name = "guards", requires = ["loader_key"]);
+extension_sql_file!("../sql/70_status.sql", name = "status", requires = ["guards"]);
 extension_sql_file!("../sql/80_grants.sql", name = "grants", requires = ["status"]);
 extension_sql_file!("../sql/90_finalize.sql", name = "finalize", finalize);

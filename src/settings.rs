@@ -8,8 +8,11 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
 /// `loader_history.notify`: whether changes of the history emit NOTIFY.
 pub static NOTIFY: GucSetting<bool> = GucSetting::<bool>::new(true);
 
-/// `loader_history.durable`: whether starts are recorded through the worker.
-pub static DURABLE: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// `loader_history.notify_error_message`: whether events carry error messages.
+pub static NOTIFY_ERROR_MESSAGE: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+/// `loader_history.autonomous_start`: whether starts are recorded through the worker.
+pub static AUTONOMOUS_START: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 static WORKER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
@@ -43,10 +46,18 @@ pub fn define(preloaded: bool) {
         GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
-        c"loader_history.durable",
-        c"Records a start in a transaction of its own, so that others see it at once and no rollback undoes it.",
-        c"Has an effect only where shared_preload_libraries names loader_history.",
-        &DURABLE,
+        c"loader_history.notify_error_message",
+        c"Includes error messages in the events on channel loader_execution.",
+        c"Every role that can connect to the database can LISTEN, and error messages may quote data.",
+        &NOTIFY_ERROR_MESSAGE,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"loader_history.autonomous_start",
+        c"Records a start in an autonomous transaction: others see it at once, and no rollback undoes it.",
+        c"Has an effect only if shared_preload_libraries contains loader_history.",
+        &AUTONOMOUS_START,
         GucContext::Userset,
         GucFlags::default(),
     );

@@ -11,8 +11,6 @@ use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::spi::{self, SpiClient};
 use pgrx::{FromDatum, IntoDatum, Spi};
 
-use crate::kept_expressions::expect_statement;
-
 /// A statement, planned at its first use in a session. PostgreSQL plans it again by itself when what
 /// it names changes.
 pub struct KeptStatement {
@@ -157,7 +155,6 @@ unsafe fn execute<'conn>(
     // the plan, which the caller vouches for.
     unsafe {
         pg_sys::SPI_tuptable = ptr::null_mut();
-        expect_statement();
         let code = pg_sys::SPI_execute_snapshot(
             plan,
             values.as_mut_ptr(),

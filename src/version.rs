@@ -14,42 +14,6 @@ pub const fn is_enforced(_key: &pg_sys::ForeignKeyCacheInfo) -> bool {
     true
 }
 
-/// Where a query keeps the prepared CHECKs of a table that it writes.
-#[cfg(any(feature = "pg18", feature = "pg19"))]
-pub const fn check_states(table: &mut pg_sys::ResultRelInfo) -> &mut *mut *mut pg_sys::ExprState {
-    &mut table.ri_CheckConstraintExprs
-}
-
-/// Where a query keeps the prepared CHECKs of a table that it writes.
-#[cfg(not(any(feature = "pg18", feature = "pg19")))]
-pub const fn check_states(table: &mut pg_sys::ResultRelInfo) -> &mut *mut *mut pg_sys::ExprState {
-    &mut table.ri_ConstraintExprs
-}
-
-/// Whether PostgreSQL checks a CHECK: one can be NOT ENFORCED from PostgreSQL 18 on.
-#[cfg(any(feature = "pg18", feature = "pg19"))]
-pub const fn is_checked(check: &pg_sys::ConstrCheck) -> bool {
-    check.ccenforced
-}
-
-/// Whether PostgreSQL checks a CHECK: before PostgreSQL 18 always.
-#[cfg(not(any(feature = "pg18", feature = "pg19")))]
-pub const fn is_checked(_check: &pg_sys::ConstrCheck) -> bool {
-    true
-}
-
-/// Whether a table has columns that are worked out when they are read, as PostgreSQL 18 brought.
-#[cfg(any(feature = "pg18", feature = "pg19"))]
-pub const fn has_virtual_columns(constraints: &pg_sys::TupleConstr) -> bool {
-    constraints.has_generated_virtual
-}
-
-/// Whether a table has columns that are worked out when they are read: none before PostgreSQL 18.
-#[cfg(not(any(feature = "pg18", feature = "pg19")))]
-pub const fn has_virtual_columns(_constraints: &pg_sys::TupleConstr) -> bool {
-    false
-}
-
 /// Sets what a signal does in this process.
 #[cfg(any(feature = "pg18", feature = "pg19"))]
 pub use pg_sys::pqsignal_be as set_signal_handler;
@@ -57,25 +21,3 @@ pub use pg_sys::pqsignal_be as set_signal_handler;
 /// Sets what a signal does in this process.
 #[cfg(not(any(feature = "pg18", feature = "pg19")))]
 pub use pg_sys::pqsignal as set_signal_handler;
-
-/// Whether the client has sent more than the message that is worked on: so much as has arrived.
-#[cfg(any(feature = "pg17", feature = "pg18", feature = "pg19"))]
-pub fn client_has_sent_more() -> bool {
-    unsafe extern "C-unwind" {
-        // PostgreSQL's libpq.h.
-        fn pq_buffer_remaining_data() -> isize;
-    }
-    // SAFETY: looks at a buffer of the process's own.
-    unsafe { pq_buffer_remaining_data() > 0 }
-}
-
-/// Whether the client has sent more than the message that is worked on: so much as has arrived.
-#[cfg(not(any(feature = "pg17", feature = "pg18", feature = "pg19")))]
-pub fn client_has_sent_more() -> bool {
-    unsafe extern "C-unwind" {
-        // PostgreSQL's libpq.h.
-        fn pq_buffer_has_data() -> bool;
-    }
-    // SAFETY: looks at a buffer of the process's own.
-    unsafe { pq_buffer_has_data() }
-}

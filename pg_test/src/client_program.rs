@@ -19,8 +19,8 @@ use crate::{APPLICATION_SQL, Cluster, PRELOADED, column, wait_for, wait_for_work
 const LOGINS_AND_TABLE: &str = "
     CREATE ROLE etl LOGIN;
     CREATE ROLE dashboard LOGIN;
-    SELECT loader.grant_recorder('etl');
-    SELECT loader.grant_reader('dashboard');
+    SELECT loader_history.grant_recorder('etl');
+    SELECT loader_history.grant_reader('dashboard');
     CREATE TABLE planes (
         tailnum text PRIMARY KEY, year integer, type text NOT NULL, manufacturer text NOT NULL,
         model text NOT NULL, engines integer NOT NULL, seats integer NOT NULL, speed integer,

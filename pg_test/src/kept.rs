@@ -11,8 +11,8 @@ const HISTORY_SQL: &str = "
                repeat(E'\\\\ \\t \\n \"€😀', n % 50)
           FROM generate_series(1, 2000) AS n;
     SELECT loader.record_execution_start(3);
-    SELECT loader.grant_recorder('recorder');
-    SELECT loader.grant_reader('reader');
+    SELECT loader_history.grant_recorder('recorder');
+    SELECT loader_history.grant_reader('reader');
     GRANT SELECT ON loader.execution_history TO auditor;
 ";
 

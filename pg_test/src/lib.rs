@@ -40,8 +40,8 @@ pub use wait::{TIMEOUT, catch_up, wait_for, wait_for_equal};
 pub use warnings::Warnings;
 pub use workers::{
     Session, assert_durable, assert_durable_in, current_version, extension_folder,
-    install_extension, launchers, offer_released_version, plain_start, released_versions, served,
-    sleeps, status_of, wait_for_no_clients, wait_for_served, worker_of,
+    install_extension, launchers, plain_start, released_versions, served, sleeps, status_of,
+    wait_for_no_clients, wait_for_served, worker_of,
 };
 
 pub use postgres::{Client, Row};

@@ -61,7 +61,7 @@ impl Listener {
         let end = format!("SELECT loader.record_execution_end({id}, 'SUCCESS')");
         session.batch_execute(&end).expect("an end");
         self.receive_until("the last execution's end", |event| {
-            event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
+            event["execution_id"] == id && event["event_type"] == "EXECUTION_SUCCESS"
         });
         self.events.retain(|event| event["execution_id"] != id);
     }
@@ -70,7 +70,7 @@ impl Listener {
     pub fn by_execution(&self) -> BTreeMap<i64, Vec<String>> {
         let mut found = BTreeMap::<_, Vec<_>>::new();
         for event in &self.events {
-            let kind = event["event"].as_str().unwrap_or_default();
+            let kind = event["event_type"].as_str().unwrap_or_default();
             let kind = kind.strip_prefix("EXECUTION_").unwrap_or(kind).to_owned();
             found.entry(event["execution_id"].as_i64().unwrap_or_default()).or_default().push(kind);
         }

@@ -50,7 +50,7 @@ const RECORDED: &str = "
         CASE WHEN (history.status = 'SUCCESS') <> (loaded.execution_id IS NOT NULL)
              THEN '(and its data say otherwise)' END)
       FROM loader.execution_history AS history
-      LEFT JOIN loader.derived_failure AS derived
+      LEFT JOIN loader_history.server_outcome AS derived
         ON (derived.execution_id, derived.execution_end) = (history.id, history.execution_end)
       LEFT JOIN public.loaded ON loaded.execution_id = history.id
      WHERE history.id > $1
@@ -144,7 +144,7 @@ pub fn run_stories(cluster: &Cluster, stories: &[Story]) {
     tell(cluster, stories, false);
 }
 
-/// Tells each story where its loads record in their own transactions: by `loader_history.durable = off`, or
+/// Tells each story where its loads record in their own transactions: by `loader_history.autonomous_start = off`, or
 /// since the library is not preloaded.
 ///
 /// # Panics
@@ -228,9 +228,11 @@ impl<'a> Scene<'a> {
         if self.is_plain {
             return;
         }
-        let worker = "SELECT worker_pid IS NOT NULL FROM loader.recorder_state()";
-        if column::<bool>(&mut self.observer, "SELECT to_regclass('loader.binding') IS NOT NULL")[0]
-            && !column::<bool>(&mut self.observer, worker)[0]
+        let worker = "SELECT worker_pid IS NOT NULL FROM loader_history.recorder_state()";
+        if column::<bool>(
+            &mut self.observer,
+            "SELECT to_regclass('loader_history.watched_transaction') IS NOT NULL",
+        )[0] && !column::<bool>(&mut self.observer, worker)[0]
         {
             wait_for_worker(&mut self.observer);
         }
@@ -289,7 +291,7 @@ impl<'a> Scene<'a> {
 
     /// What each session of the story's sets first.
     pub const fn settings(&self) -> &'static str {
-        if self.is_plain { "SET loader_history.durable = off;" } else { "" }
+        if self.is_plain { "SET loader_history.autonomous_start = off;" } else { "" }
     }
 
     /// A session whose warnings count, in a transaction of the story's isolation level.
@@ -383,7 +385,10 @@ impl<'a> Scene<'a> {
             return;
         }
         wait_for("the bindings to go", || {
-            column::<i64>(&mut self.observer, "SELECT count(*) FROM loader.binding")[0] == 0
+            column::<i64>(
+                &mut self.observer,
+                "SELECT count(*) FROM loader_history.watched_transaction",
+            )[0] == 0
         });
     }
 
@@ -405,7 +410,7 @@ impl<'a> Scene<'a> {
         self.observer
             .batch_execute(&format!(
                 "DELETE FROM loader.execution_history WHERE id = {id};
-                 DELETE FROM loader.derived_failure WHERE execution_id = {id}"
+                 DELETE FROM loader_history.server_outcome WHERE execution_id = {id}"
             ))
             .expect("the probe goes");
     }
@@ -418,7 +423,7 @@ impl<'a> Scene<'a> {
     /// Checks that no note of the server's is left of a failure that is none (any more).
     fn check_notes(&mut self) {
         let query = "SELECT derived.execution_id
-              FROM loader.derived_failure AS derived
+              FROM loader_history.server_outcome AS derived
               LEFT JOIN loader.execution_history AS history ON history.id = derived.execution_id
              WHERE (history.status, history.execution_end)
                    IS DISTINCT FROM ('FAILED', derived.execution_end)";

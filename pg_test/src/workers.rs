@@ -232,7 +232,7 @@ pub fn extension_folder() -> PathBuf {
 ///
 /// # Panics
 /// When it cannot be written.
-pub fn offer_released_version(version: &str) {
+fn offer_released_version(version: &str) {
     let name = format!("loader_history--{version}.sql");
     let frozen = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/released")).join(&name);
     let target = extension_folder().join(&name);
@@ -249,7 +249,7 @@ pub fn offer_released_version(version: &str) {
 /// Released versions older than the current one, which CREATE EXTENSION then finds.
 ///
 /// # Panics
-/// When there are none.
+/// When their scripts cannot be read.
 pub fn released_versions() -> Vec<String> {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/released"));
     let files = fs::read_dir(folder).expect("the released scripts").flatten();
@@ -261,7 +261,6 @@ pub fn released_versions() -> Vec<String> {
         .filter(|version| *version != current_version())
         .collect();
     versions.sort();
-    assert!(versions.contains(&"1.2.0".to_owned()), "{versions:?}");
     versions.iter().for_each(|version| offer_released_version(version));
     versions
 }

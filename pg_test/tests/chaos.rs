@@ -777,11 +777,11 @@ fn wait_until_settled(cluster: &Cluster, random: &mut StdRng) -> Duration {
                 SELECT concat_ws('; ', obstacle, queue_depth || ' starts wait', last_error,
                            (SELECT string_agg(format('execution %s, transaction %s: %s',
                                        execution_id, xid, pg_xact_status(xid)), '; ')
-                            FROM loader.binding))
-                FROM loader.recorder_state()
+                            FROM loader_history.watched_transaction))
+                FROM loader_history.recorder_state()
                 WHERE obstacle IS NOT NULL OR queue_depth > 0
-                   OR EXISTS (SELECT FROM loader.binding)
-                   OR EXISTS (SELECT FROM loader.prepared_start)";
+                   OR EXISTS (SELECT FROM loader_history.watched_transaction)
+                   OR EXISTS (SELECT FROM loader_history.prepared_start)";
             column::<String>(client, query).pop()
         };
         while let Some(state) = unsettled() {

@@ -62,7 +62,7 @@ fn loads(program: ClientProgram, text: &str, errors: &str) {
     let failed = site.newest();
     println!("{program:?}: {failed}");
     assert!(failed.starts_with(&format!("FAILED {text}")), "the loader's own text: {failed}");
-    let derived = "SELECT count(*) FROM loader.derived_failure";
+    let derived = "SELECT count(*) FROM loader_history.server_outcome";
     assert_eq!(column::<i64>(&mut site.observer, derived), [0], "it is the loader's word");
     assert_eq!(site.planes(), PLANES);
 

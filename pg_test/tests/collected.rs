@@ -250,7 +250,7 @@ fn the_recipe_of_the_page_keeps_sources_apart() {
 
     // A purge goes along, and so does a loader that the application deletes.
     loaders[0].run(
-        "SELECT loader.purge_execution_history('0 s', 50);
+        "SELECT loader_history.purge_execution_history('0 s', 50);
          DELETE FROM loader.execution_history WHERE loader_id = 5; DELETE FROM loader.loader WHERE id = 5",
     );
     same(&mut loaders, &mut collected);
@@ -279,7 +279,7 @@ fn the_recipe_of_the_page_keeps_sources_apart() {
     assert!(events.len() == 2 && events.iter().all(stray), "{events:?}");
 
     // All well, and after a crash as well.
-    let status = "SELECT open_bindings, foreign_key, detail FROM loader.recorder_status()";
+    let status = "SELECT watched_running, foreign_key, detail FROM loader.recorder_status()";
     for client in &mut collected {
         assert_eq!(rows(client, status), [[Some("0".to_owned()), Some("t".to_owned()), None]]);
     }
@@ -334,7 +334,7 @@ fn a_database_of_the_same_server_is_collected_too_and_keeps_what_is_purged() {
 
     // A purge stays where it is, on either side.
     let purged: Vec<i64> =
-        column(&mut source.client, "SELECT loader.purge_execution_history('0 s', 50)");
+        column(&mut source.client, "SELECT loader_history.purge_execution_history('0 s', 50)");
     assert_eq!(purged, [50]);
     let failed = source.client.query_one("SELECT loader.record_execution_start(2)", &[]).unwrap();
     let failed: i64 = failed.get(0);
@@ -347,7 +347,7 @@ fn a_database_of_the_same_server_is_collected_too_and_keeps_what_is_purged() {
     kept.batch_execute(&format!("DELETE FROM loader.execution_history WHERE id = {running}"))
         .unwrap();
     assert_eq!(
-        column::<i64>(&mut kept, "SELECT loader.purge_execution_history('0 s', 100)"),
+        column::<i64>(&mut kept, "SELECT loader_history.purge_execution_history('0 s', 100)"),
         [100]
     );
     // The end of an execution that is not there any more is no obstacle to what follows.

@@ -275,8 +275,10 @@ fn sessions_that_grant_at_the_same_time_wait_for_each_other() {
             scope.spawn(|| {
                 let mut client = cluster.connect();
                 for _ in 0..20 {
-                    client.batch_execute("SELECT loader.grant_recorder('backend')").unwrap();
-                    client.batch_execute("SELECT loader.grant_reader('backend')").unwrap();
+                    client
+                        .batch_execute("SELECT loader_history.grant_recorder('backend')")
+                        .unwrap();
+                    client.batch_execute("SELECT loader_history.grant_reader('backend')").unwrap();
                 }
             });
         }

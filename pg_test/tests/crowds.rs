@@ -145,9 +145,9 @@ const COUNT_DELETIONS: &str = "
         INSERT INTO public.deleted SELECT pg_catalog.count(*) FROM gone;
         RETURN NULL;
     END $$;
-    CREATE TRIGGER count_deletions AFTER DELETE ON loader.binding
+    CREATE TRIGGER count_deletions AFTER DELETE ON loader_history.watched_transaction
         REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION public.count_deletions();
-    ALTER TABLE loader.binding ENABLE ALWAYS TRIGGER count_deletions";
+    ALTER TABLE loader_history.watched_transaction ENABLE ALWAYS TRIGGER count_deletions";
 
 #[test]
 fn committing_a_load_of_very_many_starts_leaves_the_starts_of_others_durable() {
@@ -164,7 +164,7 @@ fn committing_a_load_of_very_many_starts_leaves_the_starts_of_others_durable() {
         loader.run("COMMIT");
         // Those of the others come and go.
         wait_for("the bindings to go", || {
-            let query = "SELECT count(*) FROM loader.binding AS b
+            let query = "SELECT count(*) FROM loader_history.watched_transaction AS b
                            JOIN loader.execution_history AS h ON h.id = b.execution_id AND loader_id = 1";
             column::<i64>(&mut observer, query) == [0]
         });
@@ -233,7 +233,7 @@ fn where_messages_overflow_error_texts_are_lost_and_no_outcome() {
         .collect();
     // As many starts as there may be messages of one database, which the worker is kept from recording.
     let mut other = Session::new(&cluster, "postgres");
-    other.run("BEGIN; LOCK TABLE loader.binding IN SHARE MODE");
+    other.run("BEGIN; LOCK TABLE loader_history.watched_transaction IN SHARE MODE");
     let mut plain: Vec<_> = (0..PLACES / 4 * 3)
         .map(|_| {
             let mut session = Session::new(&cluster, "postgres");
@@ -265,7 +265,7 @@ fn where_messages_overflow_error_texts_are_lost_and_no_outcome() {
     assert!(texts.iter().all(|text| known.contains(&text.as_str())), "{texts:?}");
 
     // More of them than there may be: those that are lost are counted.
-    other.run("BEGIN; LOCK TABLE loader.binding IN SHARE MODE");
+    other.run("BEGIN; LOCK TABLE loader_history.watched_transaction IN SHARE MODE");
     for (session, id) in &mut plain {
         session.run("BEGIN");
         *id = session.start();

@@ -49,7 +49,7 @@ fn starts_and_outcomes_are_events() {
         .unwrap();
     assert_eq!(received.len(), 4);
     for (event, row) in received.iter_mut().zip(&feed) {
-        assert_eq!(event["event"], json!(row.get::<_, &str>(0)));
+        assert_eq!(event["event_type"], json!(row.get::<_, &str>(0)));
         assert_eq!(event["execution_id"], json!(row.get::<_, i64>(1)));
         // RFC 3339 may leave trailing zeros of the second out.
         let time = event["event_time"].take();
@@ -102,8 +102,10 @@ fn only_changes_of_the_outcome_are_events() {
              INSERT INTO loader.execution_history (loader_id, execution_start, status) VALUES (2, now(), 'RUNNING');",
         )
         .unwrap();
-    let kinds: Vec<_> =
-        events(&mut listener, &mut client).iter().map(|event| event["event"].clone()).collect();
+    let kinds: Vec<_> = events(&mut listener, &mut client)
+        .iter()
+        .map(|event| event["event_type"].clone())
+        .collect();
     assert_eq!(kinds, ["EXECUTION_FAILED", "EXECUTION_STARTED"]);
 }
 

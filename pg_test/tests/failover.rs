@@ -341,10 +341,10 @@ fn wait_until_settled(cluster: &Cluster) -> Instant {
         let mut client = cluster.connect_to(database, "postgres");
         let unsettled = "
             SELECT concat_ws('; ', obstacle, worker_pid, queue_depth || ' starts wait', last_error,
-                       (SELECT string_agg(b::text, '; ') FROM loader.binding AS b))
-              FROM loader.recorder_state()
+                       (SELECT string_agg(b::text, '; ') FROM loader_history.watched_transaction AS b))
+              FROM loader_history.recorder_state()
              WHERE obstacle IS NOT NULL OR worker_pid IS NULL OR queue_depth > 0
-                OR EXISTS (SELECT FROM loader.binding
+                OR EXISTS (SELECT FROM loader_history.watched_transaction
                             WHERE pg_xact_status(xid) IS DISTINCT FROM 'in progress')";
         wait_for_equal(&format!("{database} settles"), &Vec::<String>::new(), || {
             column(&mut client, unsettled)
@@ -571,7 +571,7 @@ fn assert_records(cluster: &Cluster) {
     let mut kinds = Vec::new();
     for expected in ["EXECUTION_STARTED", "EXECUTION_FAILED"] {
         listener.receive_until(expected, |event| event["execution_id"] == id);
-        kinds.extend(listener.events.last().map(|event| event["event"].clone()));
+        kinds.extend(listener.events.last().map(|event| event["event_type"].clone()));
     }
     assert_eq!(kinds, ["EXECUTION_STARTED", "EXECUTION_FAILED"]);
 }
@@ -688,7 +688,7 @@ fn the_new_primary_says_what_it_has() {
         let after = Database::read(&standby, DATABASES[0]);
         for id in before.difference(&after.running()) {
             let kind = format!("EXECUTION_{}", after.history[id].1);
-            let is_it = |event: &Value| event["execution_id"] == *id && event["event"] == kind;
+            let is_it = |event: &Value| event["execution_id"] == *id && event["event_type"] == kind;
             if !listener.events.iter().any(is_it) {
                 listener.receive_until(&format!("{kind} of {id}"), is_it);
             }
@@ -782,7 +782,7 @@ fn a_transaction_id_that_died_with_the_primary_is_not_given_again() {
         let mut client = standby.connect_to("keyless", "postgres");
         let bound: Vec<i64> = column(
             &mut client,
-            "SELECT greatest(xid::text::bigint, subxid::text::bigint) FROM loader.binding",
+            "SELECT greatest(xid::text::bigint, subxid::text::bigint) FROM loader_history.watched_transaction",
         );
         assert_eq!(bound.len(), ids.len());
         let given: Vec<i64> = (0..100)
@@ -891,8 +891,13 @@ fn the_old_primary_follows_after_pg_rewind_and_takes_over_again() {
         let (mut there, mut here) =
             (second.connect_to(database, "postgres"), first.connect_to(database, "postgres"));
         catch_up(&mut there, &mut here);
-        for table in ["loader.execution_history", "loader.binding", "opened", "loaded", "reported"]
-        {
+        for table in [
+            "loader.execution_history",
+            "loader_history.watched_transaction",
+            "opened",
+            "loaded",
+            "reported",
+        ] {
             let query = format!("SELECT t::text FROM {table} AS t ORDER BY 1");
             assert_eq!(column::<String>(&mut there, &query), column::<String>(&mut here, &query));
         }

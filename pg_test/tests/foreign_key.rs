@@ -56,7 +56,7 @@ fn status(client: &mut Client) -> (bool, Option<String>) {
 }
 
 fn attach(client: &mut Client) -> bool {
-    client.query_one("SELECT loader.attach_foreign_key()", &[]).unwrap().get(0)
+    client.query_one("SELECT loader_history.attach_foreign_key()", &[]).unwrap().get(0)
 }
 
 #[test]
@@ -510,7 +510,9 @@ fn no_code_of_the_tables_owner_runs_with_a_superusers_rights() {
                 .unwrap();
             application.batch_execute("ALTER TABLE loader.loader ADD PRIMARY KEY (id)").unwrap();
             superuser
-                .batch_execute("SELECT loader.attach_foreign_key(), loader.recorder_status()")
+                .batch_execute(
+                    "SELECT loader_history.attach_foreign_key(), loader.recorder_status()",
+                )
                 .unwrap();
             assert_eq!(key(&mut superuser), "not valid", "{trap}");
             let sprung: i64 = superuser
@@ -538,7 +540,7 @@ fn an_older_snapshot_finds_the_key_that_another_session_attached() {
         .unwrap();
     assert!(attach(&mut client));
     let there: bool =
-        transaction.query_one("SELECT loader.attach_foreign_key()", &[]).unwrap().get(0);
+        transaction.query_one("SELECT loader_history.attach_foreign_key()", &[]).unwrap().get(0);
     assert!(there);
 }
 

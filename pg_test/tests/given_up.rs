@@ -87,7 +87,7 @@ fn lose_starts(cluster: &Cluster, table: &str, disturb: fn(&mut Client, i32)) {
 #[test]
 fn a_lost_start_outlives_the_worker() {
     let cluster = preloaded_cluster();
-    for table in ["loader.derived_failure", "loader.execution_history"] {
+    for table in ["loader_history.server_outcome", "loader.execution_history"] {
         lose_starts(&cluster, table, |client, _| {
             replace_worker(client);
             wait_for_worker(client);
@@ -132,7 +132,7 @@ fn roll_back_and_report(settings: &str) {
     assert_eq!(history(&mut loader.client, 0), texts, "the loader's words stay");
     let notes: Vec<i64> = column(
         &mut loader.client,
-        "SELECT execution_id FROM loader.derived_failure AS derived
+        "SELECT execution_id FROM loader_history.server_outcome AS derived
            JOIN loader.execution_history AS history ON id = execution_id AND loader_id = 1",
     );
     assert_eq!(notes, Vec::<i64>::new(), "the server's notes of failures that the loader reported");
@@ -196,7 +196,7 @@ fn a_start_given_up_when_the_worker_had_taken_it_is_recorded_once() {
             let id = loader.start();
             let warnings = loader.warnings();
             assert!(warnings.len() == 1 && warnings[0].contains("in time"), "{warnings:?}");
-            let given_up = "SELECT execution_id FROM loader.abandoned_start";
+            let given_up = "SELECT execution_id FROM loader_history.abandoned_start";
             assert_eq!(column::<i64>(&mut loader.client, given_up), [id - 1], "it was taken");
             loader.run(ending);
             drop(loader);
@@ -216,7 +216,7 @@ fn a_start_given_up_when_the_worker_had_taken_it_is_recorded_once() {
                     .filter_map(|row| row.split(' ').next())
                     .map(str::to_owned)
                     .collect();
-                let left = "SELECT (SELECT count(*) FROM loader.binding) + (SELECT count(*) FROM loader.abandoned_start)";
+                let left = "SELECT (SELECT count(*) FROM loader_history.watched_transaction) + (SELECT count(*) FROM loader_history.abandoned_start)";
                 (statuses, column::<i64>(&mut observer, left)[0])
             };
             let expected = (vec![status.to_owned()], 0);
@@ -326,7 +326,8 @@ fn a_durable_start_of_a_loader_that_never_was_outlives_the_worker() {
     observer.batch_execute("CREATE EXTENSION loader_history").unwrap();
     let mut loader = Session::new(&cluster, "postgres");
     wait_for("a worker", || {
-        let serving = "SELECT worker_pid FROM loader.recorder_state() WHERE obstacle IS NULL";
+        let serving =
+            "SELECT worker_pid FROM loader_history.recorder_state() WHERE obstacle IS NULL";
         column::<Option<i32>>(&mut observer, serving).iter().any(Option::is_some)
     });
     loader.run("BEGIN");
@@ -341,7 +342,7 @@ fn a_durable_start_of_a_loader_that_never_was_outlives_the_worker() {
     observer.execute("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
     wait_for("another worker that serves", || {
         let serving = format!(
-            "SELECT worker_pid FROM loader.recorder_state()
+            "SELECT worker_pid FROM loader_history.recorder_state()
               WHERE obstacle IS NULL AND worker_pid <> {before}"
         );
         !column::<Option<i32>>(&mut observer, &serving).is_empty()
@@ -426,7 +427,7 @@ fn a_session_without_patience_does_not_make_the_starts_of_others_plain() {
         let id = patient.start();
         (patient, id)
     });
-    let query = "SELECT queue_depth FROM loader.recorder_state()";
+    let query = "SELECT queue_depth FROM loader_history.recorder_state()";
     wait_for("the patient start to wait", || {
         waiting.is_finished() || column::<i32>(&mut observer, query) == [1]
     });

@@ -10,7 +10,7 @@ use pg_test::{
 /// What a session of a test needs whatever the database sets; the worker has no such options.
 const SANE: &str = "-c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off \
                     -c idle_in_transaction_session_timeout=0 -c client_min_messages=notice \
-                    -c loader_history.durable=on -c loader_history.worker_timeout=20s \
+                    -c loader_history.autonomous_start=on -c loader_history.worker_timeout=20s \
                     -c search_path=public";
 
 /// Settings that have broken background processes of others.
@@ -27,7 +27,7 @@ const HOSTILE: [&str; 25] = [
     "synchronous_commit = off",
     "synchronous_commit = remote_apply",
     "row_security = off",
-    "loader_history.durable = off",
+    "loader_history.autonomous_start = off",
     "loader_history.notify = off",
     "loader_history.worker_timeout = '1ms'",
     "default_tablespace = pg_default",
@@ -219,7 +219,7 @@ fn loader_loader_may_be_of_many_kinds() {
         assert_durable(&cluster, "postgres");
         // A recorder of no other right, and one that inserts the loader in the same transaction.
         let mut dba = Session::new(&cluster, "postgres");
-        dba.run("CREATE ROLE recorder LOGIN; SELECT loader.grant_recorder('recorder')");
+        dba.run("CREATE ROLE recorder LOGIN; SELECT loader_history.grant_recorder('recorder')");
         let recorder = Session::with_options(&cluster, "postgres", "recorder", "");
         assert_durable_in(recorder, Session::new(&cluster, "postgres"));
         let state: Vec<Option<String>> = column(
@@ -296,12 +296,7 @@ fn a_key_of_the_dbas_own_that_no_worker_can_lock_by_gives_one_warning_a_start() 
 // superuser, in sequences, which no rollback takes back. Here the role tries harder to become one.
 
 fn trapped_cluster(hostile: &str) -> (Cluster, Client) {
-    trapped_cluster_with(PRELOADED, "", hostile)
-}
-
-/// The same with another configuration, and with another version of the extension's SQL.
-fn trapped_cluster_with(settings: &str, version: &str, hostile: &str) -> (Cluster, Client) {
-    let cluster = Cluster::start_with(settings);
+    let cluster = Cluster::start_with(PRELOADED);
     let mut dba = cluster.connect();
     dba.batch_execute(
         "CREATE ROLE attacker LOGIN; CREATE ROLE victim LOGIN; ALTER DATABASE postgres OWNER TO attacker",
@@ -365,10 +360,10 @@ fn trapped_cluster_with(settings: &str, version: &str, hostile: &str) -> (Cluste
              CREATE TABLE loader.loader (id bigint NOT NULL);",
         )
         .unwrap();
-    dba.batch_execute(&format!(
-        "CREATE EXTENSION loader_history {version};
-         SELECT loader.grant_recorder('victim'), loader.grant_recorder('attacker')"
-    ))
+    dba.batch_execute(
+        "CREATE EXTENSION loader_history;
+         SELECT loader_history.grant_recorder('victim'), loader_history.grant_recorder('attacker')",
+    )
     .unwrap();
     attacker.batch_execute("SELECT trap.spring()").unwrap();
     assert_eq!(caught(&cluster), None, "the trap works");
@@ -410,7 +405,7 @@ fn caught(cluster: &Cluster) -> Option<&'static str> {
     }
 }
 
-/// What [`attack`] runs while the worker cannot write `loader.binding`.
+/// What [`attack`] runs while the worker cannot write `loader_history.watched_transaction`.
 const PLAIN: &str = "SELECT loader.record_execution_start(1) AS plain";
 const LOST: &str = "BEGIN; SELECT loader.record_execution_start(1) AS lost; ROLLBACK";
 
@@ -428,7 +423,7 @@ fn attack(hostile: &str) {
     assert_eq!(caught(&cluster), None, "when the key came");
     let (mut failures, mut violations) = (0, Vec::new());
     for work in [
-        "SET loader_history.durable = off; SELECT loader.record_execution_start(1)",
+        "SET loader_history.autonomous_start = off; SELECT loader.record_execution_start(1)",
         "BEGIN; SELECT loader.record_execution_start(1); COMMIT",
         "BEGIN; SELECT loader.record_execution_start(1); ROLLBACK",
         "BEGIN; SAVEPOINT s; SELECT loader.record_execution_start(1); ROLLBACK TO s; COMMIT",
@@ -450,7 +445,7 @@ fn attack(hostile: &str) {
                 replace_worker(&cluster);
             }
             if locked {
-                dba.run("BEGIN; LOCK TABLE loader.binding IN SHARE ROW EXCLUSIVE MODE");
+                dba.run("BEGIN; LOCK TABLE loader_history.watched_transaction IN SHARE ROW EXCLUSIVE MODE");
             }
             if role != "attacker" && work.contains("loader.loader ") {
                 // Whoever uses a table of others runs what they put there; that is not ours.
@@ -466,7 +461,7 @@ fn attack(hostile: &str) {
             }
             // The worker has done its part, whatever it is, before the trap is looked at.
             wait_for("all to have an outcome", || {
-                let open = "SELECT open_bindings FROM loader.recorder_status()";
+                let open = "SELECT watched_running FROM loader.recorder_status()";
                 column::<i64>(&mut dba.client, open) == [0]
             });
             if work == LOST {
@@ -551,145 +546,6 @@ fn partitions_of_loader_loader_run_with_nobody_elses_rights() {
          CREATE INDEX ON loader.high (id) WHERE id > trap.immutable(0);;
          ALTER TABLE loader.low ADD CHECK (id > trap.immutable(0) - 1000)",
     );
-}
-
-/// What later versions of the extension have, and 1.2.0 does not: name, first and second column.
-const LATER_TABLES: [(&str, &str, &str); 4] = [
-    ("derived_failure", "execution_id bigint", "execution_end timestamptz"),
-    ("binding", "execution_id bigint", "xid xid8"),
-    ("abandoned_start", "execution_id bigint", "more bigint"),
-    ("prepared_start", "execution_id bigint", "loader_id bigint"),
-];
-
-/// What the attacker creates under such a name, for `$name`, `$first` and `$second`.
-const PLANTED: [(&str, &str); 7] = [
-    (
-        "TABLE",
-        "CREATE TABLE loader.$name ($first PRIMARY KEY, $second, subxid xid8, trap bigint DEFAULT trap.spring());;
-         CREATE TRIGGER a BEFORE INSERT OR UPDATE OR DELETE ON loader.$name
-             FOR EACH ROW EXECUTE FUNCTION trap.spring_trigger();;
-         CREATE TRIGGER b AFTER INSERT OR UPDATE OR DELETE ON loader.$name
-             FOR EACH STATEMENT EXECUTE FUNCTION trap.spring_trigger();;
-         CREATE INDEX ON loader.$name ((execution_id + trap.immutable(0)))",
-    ),
-    (
-        "TABLE",
-        "CREATE TABLE loader.$name ($first, $second, subxid xid8);;
-         CREATE RULE a AS ON INSERT TO loader.$name DO ALSO SELECT trap.spring();;
-         CREATE RULE b AS ON DELETE TO loader.$name DO ALSO SELECT trap.spring()",
-    ),
-    (
-        "TABLE",
-        "CREATE TABLE loader.$name ($first, $second, subxid xid8, CHECK (trap.immutable(execution_id) = 0));;
-         CREATE POLICY a ON loader.$name USING (trap.spring() = 0);;
-         ALTER TABLE loader.$name ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
-    ),
-    // Read as the extension's own, its columns would be taken for what they are not.
-    (
-        "TABLE",
-        "CREATE TABLE loader.$name (execution_id text, more text);;
-         INSERT INTO loader.$name SELECT n, 'x' FROM generate_series(1, 100) AS n",
-    ),
-    ("TABLE", "CREATE TABLE loader.$name ()"),
-    (
-        "TABLE",
-        "CREATE TABLE loader.$name ($first, $second, subxid xid8) PARTITION BY RANGE (execution_id);;
-         CREATE TABLE loader.part PARTITION OF loader.$name DEFAULT;;
-         CREATE TRIGGER a BEFORE INSERT ON loader.part FOR EACH ROW EXECUTE FUNCTION trap.spring_trigger()",
-    ),
-    (
-        "VIEW",
-        "CREATE VIEW loader.$name AS SELECT trap.spring() AS execution_id, now() + trap.spring() * interval '1s' AS more;;
-         CREATE TRIGGER a INSTEAD OF INSERT OR DELETE ON loader.$name
-             FOR EACH ROW EXECUTE FUNCTION trap.spring_trigger()",
-    ),
-];
-
-/// Has everybody record, and look, which must work as if the attacker had created nothing.
-fn record_beside(cluster: &Cluster, attacker: &mut Client, kind: &str, what: &str) {
-    for role in ["victim", "attacker", "postgres"] {
-        let mut session = Session::with_options(cluster, "postgres", role, "");
-        for work in [
-            "BEGIN; SELECT loader.record_execution_start(1); COMMIT",
-            "BEGIN; SELECT loader.record_execution_start(1); ROLLBACK",
-            "BEGIN; SAVEPOINT s; SELECT loader.record_execution_start(1); ROLLBACK TO s; COMMIT",
-            "SELECT loader.record_execution_end(loader.record_execution_start(1), 'SUCCESS')",
-        ] {
-            session.run(work);
-        }
-        let id = session.start();
-        let end = format!("SELECT loader.record_execution_end({id}, 'FAILED')");
-        session.run(&end);
-        // As if the server had ended it: then the loader could have its word again.
-        let ended: String = cluster
-            .connect()
-            .query_one(
-                "SELECT execution_end::text FROM loader.execution_history WHERE id = $1",
-                &[&id],
-            )
-            .unwrap()
-            .get(0);
-        let forged = format!("INSERT INTO loader.derived_failure VALUES ({id}, '{ended}')");
-        let forged = attacker.batch_execute(&forged).is_ok();
-        println!("    {role} records; a note of the failure forged: {forged}");
-        session.client.batch_execute(&end).error("55000");
-        if role == "postgres" {
-            session.run(
-                "SELECT loader.recorder_status(), loader.get_execution_history();
-                 TABLE loader.loader_summary; SELECT loader.purge_execution_history('0 days')",
-            );
-            let update = "ALTER EXTENSION loader_history UPDATE";
-            session.client.batch_execute(update).error("42P07");
-        }
-        assert_eq!(session.warnings(), Vec::<String>::new(), "{what}");
-        assert_eq!(caught(cluster), None, "{kind}, by {role}: {what}");
-    }
-}
-
-#[test]
-fn what_others_create_under_names_that_the_old_sql_leaves_free_is_not_taken_for_the_extensions() {
-    pg_test::offer_released_version("1.2.0");
-    for settings in [PRELOADED, ""] {
-        let (cluster, mut attacker) = trapped_cluster_with(settings, "VERSION '1.2.0'", "SELECT 1");
-        for (kind, planted) in PLANTED {
-            println!("{settings}{planted}");
-            for (name, first, second) in LATER_TABLES {
-                for statement in planted.split(";;") {
-                    let statement = statement
-                        .replace("$name", name)
-                        .replace("$first", first)
-                        .replace("$second", second)
-                        .replace("loader.part", &format!("loader.part_of_{name}"));
-                    if let Err(error) = attacker.batch_execute(&statement) {
-                        panic!("{statement}: {error:?}");
-                    }
-                }
-            }
-            if settings == PRELOADED {
-                // A worker that is to look whether there is anything for it to do.
-                cluster
-                    .connect()
-                    .batch_execute("ALTER DATABASE postgres CONNECTION LIMIT -1")
-                    .unwrap();
-            }
-            record_beside(&cluster, &mut attacker, kind, planted);
-            for (name, ..) in LATER_TABLES {
-                attacker.batch_execute(&format!("DROP {kind} loader.{name}")).unwrap();
-            }
-        }
-        let mut dba = cluster.connect();
-        // There is nothing for a worker to do.
-        wait_for_served(&mut dba, &[]);
-        dba.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
-        if settings == PRELOADED {
-            assert_durable(&cluster, "postgres");
-        }
-        let superuser: Vec<bool> =
-            column(&mut dba, "SELECT rolsuper FROM pg_roles WHERE rolname = 'attacker'");
-        assert_eq!(superuser, [false]);
-        let log = cluster.log();
-        assert!(!log.contains("terminated by signal") && !log.contains("XX000"), "{log}");
-    }
 }
 
 #[test]

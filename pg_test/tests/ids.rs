@@ -184,7 +184,7 @@ fn a_crash_takes_no_id_back() {
             let mut loader = Session::new(&cluster, "postgres");
             let mut session = Session::new(&cluster, "postgres");
             if let Some(durable) = durable {
-                loader.run(&format!("SET loader_history.durable = {durable}"));
+                loader.run(&format!("SET loader_history.autonomous_start = {durable}"));
             }
             // Nothing of its transaction need be on disk.
             loader.run("BEGIN");

@@ -54,7 +54,7 @@ fn the_functions_have_the_signatures_of_the_contract() {
              error_message text DEFAULT NULL::text) integer",
             "record_execution_start(loader_id bigint) bigint",
             "recorder_status(OUT preloaded boolean, OUT worker_pid integer, OUT queue_depth integer, \
-             OUT open_bindings bigint, OUT unbound_running bigint, OUT last_error text, \
+             OUT watched_running bigint, OUT unwatched_running bigint, OUT last_error text, \
              OUT last_error_at timestamp with time zone, OUT foreign_key boolean, OUT detail text) record",
         ]
     );

@@ -66,7 +66,7 @@ fn a_commit_with_events_does_not_wait_for_others_that_notify() {
     for durable in ["on", "off"] {
         client
             .batch_execute(&format!(
-                "SET loader_history.durable = {durable}; SET statement_timeout = '20s'"
+                "SET loader_history.autonomous_start = {durable}; SET statement_timeout = '20s'"
             ))
             .unwrap();
         let id = start(&mut client);
@@ -105,7 +105,7 @@ fn a_commit_that_waits_for_a_standby_keeps_nobody_elses_events_back() {
 fn load(client: &mut Client, random: &mut StdRng, rounds: u32) {
     for _ in 0..rounds {
         let durable = *["on", "off"].choose(random).unwrap();
-        client.batch_execute(&format!("SET loader_history.durable = {durable}")).unwrap();
+        client.batch_execute(&format!("SET loader_history.autonomous_start = {durable}")).unwrap();
         let in_transaction = random.random_bool(0.7);
         if in_transaction {
             client.batch_execute("BEGIN").unwrap();
@@ -206,7 +206,7 @@ fn changes(client: &mut Client) -> BTreeMap<i64, Vec<String>> {
 /// Waits until the worker has settled what became of every transaction.
 fn wait_until_settled(client: &mut Client) {
     wait_for("the transactions to be settled", || {
-        column::<i64>(client, "SELECT open_bindings FROM loader.recorder_status()") == [0]
+        column::<i64>(client, "SELECT watched_running FROM loader.recorder_status()") == [0]
     });
 }
 
@@ -291,7 +291,7 @@ fn with_a_full_queue_the_transaction_notifies_by_itself() {
     let cluster = preloaded_cluster_with("loader_history.queue_size = 16\n");
     let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
     client
-        .batch_execute("SET loader_history.durable = off; SET statement_timeout = '60s'")
+        .batch_execute("SET loader_history.autonomous_start = off; SET statement_timeout = '60s'")
         .unwrap();
     let worker = freeze_worker(&mut cluster.connect());
     let ids: Vec<_> = (0..100).map(|_| start(&mut client)).collect();
@@ -330,7 +330,7 @@ fn a_commit_that_fails_emits_nothing_and_keeps_no_room() {
         for session in &mut sessions {
             session
                 .batch_execute(
-                    "SET loader_history.durable = off; BEGIN ISOLATION LEVEL SERIALIZABLE;
+                    "SET loader_history.autonomous_start = off; BEGIN ISOLATION LEVEL SERIALIZABLE;
                      SELECT count(*) FROM read",
                 )
                 .unwrap();
@@ -447,7 +447,9 @@ fn two_phase_loads_are_heard_after_the_second_phase() {
     let mut cluster = preloaded_cluster();
     for durable in ["on", "off"] {
         let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
-        client.batch_execute(&format!("SET loader_history.durable = {durable}; BEGIN")).unwrap();
+        client
+            .batch_execute(&format!("SET loader_history.autonomous_start = {durable}; BEGIN"))
+            .unwrap();
         let id = start(&mut client);
         let cut = client.batch_execute("SAVEPOINT s").map(|()| start(&mut client)).unwrap();
         client.batch_execute("ROLLBACK TO SAVEPOINT s").unwrap();
@@ -465,7 +467,7 @@ fn two_phase_loads_are_heard_after_the_second_phase() {
         client.batch_execute("COMMIT PREPARED 'load'").unwrap();
         assert_eq!(status_of(&mut client, id).as_deref(), Some("SUCCESS"));
         listener.receive_until("the end", |event| {
-            event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
+            event["execution_id"] == id && event["event_type"] == "EXECUTION_SUCCESS"
         });
         listener.receive_all(&mut client);
         let mut heard = listener.by_execution();
@@ -478,10 +480,15 @@ fn two_phase_loads_are_heard_after_the_second_phase() {
         // The start that was rolled back with the savepoint fails where it was durable.
         heard.remove(&cut);
         assert_eq!(heard, BTreeMap::new());
-        assert_eq!(column::<i64>(&mut client, "SELECT count(*) FROM loader.prepared_event"), [0]);
+        assert_eq!(
+            column::<i64>(&mut client, "SELECT count(*) FROM loader_history.prepared_event"),
+            [0]
+        );
 
         // Rolled back, its end is never heard of.
-        client.batch_execute(&format!("SET loader_history.durable = {durable}; BEGIN")).unwrap();
+        client
+            .batch_execute(&format!("SET loader_history.autonomous_start = {durable}; BEGIN"))
+            .unwrap();
         let id = start(&mut client);
         end(&mut client, id);
         client.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
@@ -499,7 +506,7 @@ fn two_phase_loads_are_heard_after_the_second_phase() {
 fn an_execution_begun_in_one_prepared_transaction_and_ended_after_it_is_heard_in_order() {
     let cluster = preloaded_cluster();
     let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
-    client.batch_execute("SET loader_history.durable = off").unwrap();
+    client.batch_execute("SET loader_history.autonomous_start = off").unwrap();
     let mut ids = Vec::new();
     for _ in 0..20 {
         client.batch_execute("BEGIN").unwrap();
@@ -519,7 +526,7 @@ fn an_execution_begun_in_one_prepared_transaction_and_ended_after_it_is_heard_in
     }
     let last = ids[ids.len() - 1];
     listener.receive_until("the last end", |event| {
-        event["execution_id"] == last && event["event"] == "EXECUTION_SUCCESS"
+        event["execution_id"] == last && event["event_type"] == "EXECUTION_SUCCESS"
     });
     listener.receive_all(&mut client);
     let heard = listener.by_execution();
@@ -539,7 +546,7 @@ fn a_prepared_load_is_heard_after_its_start_however_long_that_waits() {
     client.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
     client.batch_execute("COMMIT PREPARED 'load'").unwrap();
     cancel(&mut client, notifying);
-    listener.receive_until("the end", |event| event["event"] == "EXECUTION_SUCCESS");
+    listener.receive_until("the end", |event| event["event_type"] == "EXECUTION_SUCCESS");
     assert_eq!(listener.by_execution()[&id], ["STARTED", "SUCCESS"]);
 }
 
@@ -558,7 +565,7 @@ fn what_is_committed_while_a_command_keeps_the_worker_out_is_heard_afterwards() 
     wait_for("the worker to leave", || served(&mut client).is_empty());
     cancel(&mut client, ending);
     renaming.join().unwrap();
-    listener.receive_until("the end", |event| event["event"] == "EXECUTION_SUCCESS");
+    listener.receive_until("the end", |event| event["event_type"] == "EXECUTION_SUCCESS");
     assert_eq!(listener.by_execution()[&id], ["STARTED", "SUCCESS"]);
 }
 
@@ -591,7 +598,7 @@ fn an_end_waits_for_the_prepared_start_that_cannot_be_read() {
     let cluster = preloaded_cluster();
     let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
     let (mut holder, mut other) = (cluster.connect(), cluster.connect());
-    client.batch_execute("SET loader_history.durable = off").unwrap();
+    client.batch_execute("SET loader_history.autonomous_start = off").unwrap();
     // A prepared start and its end, of which the worker hears when their table is locked.
     let mut prepare = |holding: &mut postgres::Transaction<'_>| {
         client.batch_execute("BEGIN").unwrap();
@@ -600,7 +607,9 @@ fn an_end_waits_for_the_prepared_start_that_cannot_be_read() {
         let worker = freeze_worker(&mut cluster.connect());
         client.batch_execute("COMMIT PREPARED 'start'").unwrap();
         // Not while the prepared transaction has the table.
-        holding.batch_execute("LOCK TABLE loader.prepared_event IN EXCLUSIVE MODE").unwrap();
+        holding
+            .batch_execute("LOCK TABLE loader_history.prepared_event IN EXCLUSIVE MODE")
+            .unwrap();
         end(&mut client, id);
         let goes_on = Instant::now();
         send_signal(worker, SIGCONT);
@@ -617,7 +626,7 @@ fn an_end_waits_for_the_prepared_start_that_cannot_be_read() {
         holding.rollback().unwrap();
         let held = goes_on.elapsed();
         listener.receive_until("the end", |event| {
-            event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
+            event["execution_id"] == id && event["event_type"] == "EXECUTION_SUCCESS"
         });
         // The worker waits for a second, which a busy machine may take: then it says nothing.
         if held < Duration::from_millis(900) {
@@ -643,7 +652,7 @@ fn prepared_starts_are_heard_before_the_ends_that_follow_them_at_once() {
             let cluster = &cluster;
             scope.spawn(move || {
                 let mut client = cluster.connect();
-                client.batch_execute("SET loader_history.durable = off").unwrap();
+                client.batch_execute("SET loader_history.autonomous_start = off").unwrap();
                 for _ in 0..100 {
                     client.batch_execute("BEGIN").unwrap();
                     let id = start(&mut client);
@@ -669,7 +678,7 @@ fn a_prepared_transaction_of_very_many_events_is_heard_whole_and_in_order() {
     let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
     client
         .batch_execute(
-            "SET loader_history.durable = off; BEGIN;
+            "SET loader_history.autonomous_start = off; BEGIN;
              INSERT INTO loader.execution_history (loader_id, execution_start, status)
                  SELECT 1, now(), 'RUNNING' FROM generate_series(1, 25000);
              PREPARE TRANSACTION 'many'",
@@ -782,7 +791,7 @@ fn more_events_than_a_worker_keeps_in_its_memory_are_heard_in_order() {
         .error("P0001");
     wait_until_settled(&mut client);
     wait_for("events in the database", || {
-        column::<i64>(&mut client, "SELECT count(*) FROM loader.prepared_event")[0] > 1_000
+        column::<i64>(&mut client, "SELECT count(*) FROM loader_history.prepared_event")[0] > 1_000
     });
     cancel(&mut client, notifying);
     listener.receive_all(&mut client);
@@ -815,7 +824,7 @@ fn a_full_queue_of_postgresql_fails_no_load() {
     {}
     let mut ids = Vec::new();
     for durable in ["on", "off"] {
-        client.batch_execute(&format!("SET loader_history.durable = {durable}")).unwrap();
+        client.batch_execute(&format!("SET loader_history.autonomous_start = {durable}")).unwrap();
         for _ in 0..100 {
             let id = start(&mut client);
             end(&mut client, id);
@@ -836,13 +845,13 @@ fn a_full_queue_of_postgresql_fails_no_load() {
     idle.run("COMMIT");
     let mut hear = |id: i64| {
         listener.receive_until("an end", |event| {
-            event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
+            event["execution_id"] == id && event["event_type"] == "EXECUTION_SUCCESS"
         });
         assert_eq!(listener.by_execution()[&id], ["STARTED", "SUCCESS"]);
     };
     hear(ids[0]);
     let before = warnings.count();
-    client.batch_execute("SET loader_history.durable = on").unwrap();
+    client.batch_execute("SET loader_history.autonomous_start = on").unwrap();
     let id = start(&mut client);
     end(&mut client, id);
     hear(id);
@@ -856,7 +865,7 @@ fn events_can_be_turned_off() {
     for durable in ["on", "off"] {
         client
             .batch_execute(&format!(
-                "SET loader_history.durable = {durable}; SET loader_history.notify = off"
+                "SET loader_history.autonomous_start = {durable}; SET loader_history.notify = off"
             ))
             .unwrap();
         let id = start(&mut client);
@@ -892,7 +901,9 @@ fn failures_that_the_server_finds_have_events_where_the_session_that_started_wan
         let mut durable = begin();
         let mut ids = vec![durable.start()];
         // Their starts come with the WARNING.
-        client.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+        client
+            .batch_execute("BEGIN; LOCK loader_history.watched_transaction IN SHARE MODE")
+            .unwrap();
         let (mut rolled_back, mut prepared) = (begin(), begin());
         ids.extend([rolled_back.start(), prepared.start()]);
         client.batch_execute("COMMIT").unwrap();
@@ -938,7 +949,9 @@ fn events_of_different_executions_come_in_the_order_of_their_commits() {
     let heard: Vec<_> = listener
         .events
         .iter()
-        .map(|event| (event["execution_id"].as_i64().unwrap(), event["event"].as_str().unwrap()))
+        .map(|event| {
+            (event["execution_id"].as_i64().unwrap(), event["event_type"].as_str().unwrap())
+        })
         .collect();
     assert_eq!(heard, expected);
 }

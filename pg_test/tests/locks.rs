@@ -360,7 +360,9 @@ const LOCKED_TABLES: &[Story] = &[
     .warns(&[TABLE_LOCKED]),
     Story::new(
         "ACCESS EXCLUSIVE on the bindings",
-        |scene| plainly_after(scene, "LOCK loader.binding IN ACCESS EXCLUSIVE MODE"),
+        |scene| {
+            plainly_after(scene, "LOCK loader_history.watched_transaction IN ACCESS EXCLUSIVE MODE")
+        },
         &[SUCCESS],
     )
     .warns(&[TABLE_LOCKED]),
@@ -417,7 +419,7 @@ const LOCKED_TABLES: &[Story] = &[
             let mut loader = scene.begin();
             scene.start(&mut loader, 1);
             let mut other = scene.begin();
-            other.batch_execute("LOCK loader.derived_failure IN SHARE MODE").unwrap();
+            other.batch_execute("LOCK loader_history.server_outcome IN SHARE MODE").unwrap();
             loader.batch_execute("SELECT 1/0").error("22012");
             let_the_worker_try(scene);
             other.batch_execute("COMMIT").unwrap();
@@ -430,7 +432,7 @@ const LOCKED_TABLES: &[Story] = &[
             let mut loader = scene.begin();
             let id = scene.start(&mut loader, 1);
             let mut other = scene.begin();
-            other.batch_execute("LOCK loader.binding IN SHARE MODE").unwrap();
+            other.batch_execute("LOCK loader_history.watched_transaction IN SHARE MODE").unwrap();
             scene.succeed_and_commit(&mut loader, id);
             let_the_worker_try(scene);
             other.batch_execute("COMMIT").unwrap();
@@ -527,7 +529,7 @@ const SETTINGS: &[Story] = &[
         "durable = off, by SET",
         |scene| {
             let mut loader = scene.connect();
-            loader.batch_execute("SET loader_history.durable = off").unwrap();
+            loader.batch_execute("SET loader_history.autonomous_start = off").unwrap();
             plain_success_and_rollback(scene, loader);
         },
         &[SUCCESS],
@@ -536,7 +538,7 @@ const SETTINGS: &[Story] = &[
         "durable = off, by SET LOCAL, and on again",
         |scene| {
             let mut loader = scene.begin();
-            loader.batch_execute("SET LOCAL loader_history.durable = off").unwrap();
+            loader.batch_execute("SET LOCAL loader_history.autonomous_start = off").unwrap();
             scene.start_plainly(&mut loader, 1);
             loader.batch_execute("ROLLBACK").unwrap();
             scene.begin_in(&mut loader);
@@ -572,9 +574,9 @@ fn settings() {
         .connect()
         .batch_execute(
             "CREATE ROLE fast_loader LOGIN;
-             ALTER ROLE fast_loader SET loader_history.durable = off;
+             ALTER ROLE fast_loader SET loader_history.autonomous_start = off;
              GRANT INSERT ON loaded TO fast_loader;
-             SELECT loader.grant_recorder('fast_loader')",
+             SELECT loader_history.grant_recorder('fast_loader')",
         )
         .unwrap();
     run_stories(&cluster, SETTINGS);

@@ -271,7 +271,7 @@ fn start_and_prepare(scene: &mut Scene, succeeds: bool) -> i64 {
 /// prepared; the session goes.
 fn start_plainly_and_prepare(scene: &mut Scene, succeeds: bool) -> i64 {
     let mut other = scene.connect();
-    other.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+    other.batch_execute("BEGIN; LOCK loader_history.watched_transaction IN SHARE MODE").unwrap();
     let mut loader = scene.begin();
     let id = scene.start_plainly(&mut loader, 1);
     other.batch_execute("COMMIT").unwrap();
@@ -342,14 +342,17 @@ fn a_prepared_load_whose_start_was_plain_outlives_the_server_and_is_then_rolled_
         (true, Cluster::crash_server),
     ] {
         let (mut loader, mut other) = (cluster.connect(), cluster.connect());
-        other.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+        other
+            .batch_execute("BEGIN; LOCK loader_history.watched_transaction IN SHARE MODE")
+            .unwrap();
         loader.batch_execute("BEGIN").unwrap();
         let id = start(&mut loader, 1);
         other.batch_execute("COMMIT").unwrap();
         loader.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
         drop(loader);
         wait_for("the worker to note it", || {
-            let noted = format!("SELECT FROM loader.prepared_start WHERE execution_id = {id}");
+            let noted =
+                format!("SELECT FROM loader_history.prepared_start WHERE execution_id = {id}");
             !other.query(&noted, &[]).unwrap().is_empty()
         });
         drop(other);
@@ -362,7 +365,7 @@ fn a_prepared_load_whose_start_was_plain_outlives_the_server_and_is_then_rolled_
         client.batch_execute(&format!("{end} PREPARED 'load'")).unwrap();
         wait_for("the outcome", || status_of(&mut client, id).as_deref() == Some(status));
         wait_for("the note to go", || {
-            client.query("SELECT FROM loader.prepared_start", &[]).unwrap().is_empty()
+            client.query("SELECT FROM loader_history.prepared_start", &[]).unwrap().is_empty()
         });
         assert_eq!(status_of(&mut client, id).as_deref(), Some(status), "{end}");
     }

@@ -130,7 +130,10 @@ fn what_ended_with_the_old_server_is_failed_in_the_new() {
     wait_for("the failure", || status_of(&mut client, failed).as_deref() == Some("FAILED"));
     loader.run("BEGIN");
     let open = loader.start();
-    assert_eq!(column::<i64>(&mut client, "SELECT count(*) FROM loader.derived_failure"), [1]);
+    assert_eq!(
+        column::<i64>(&mut client, "SELECT count(*) FROM loader_history.server_outcome"),
+        [1]
+    );
     client.batch_execute("CREATE DATABASE second").unwrap();
     install_extension(&old, "second");
     wait_for_served(&mut client, &["postgres", "second"]);
@@ -145,7 +148,10 @@ fn what_ended_with_the_old_server_is_failed_in_the_new() {
         status_of(&mut client, open).as_deref() == Some("FAILED")
     });
     assert_eq!(status_of(&mut client, committed).as_deref(), Some("RUNNING"));
-    assert_eq!(column::<i64>(&mut client, "SELECT count(*) FROM loader.binding"), [0]);
+    assert_eq!(
+        column::<i64>(&mut client, "SELECT count(*) FROM loader_history.watched_transaction"),
+        [0]
+    );
     // The loader's word still outranks what the old server found.
     client
         .batch_execute(&format!("SELECT loader.record_execution_end({failed}, 'SUCCESS', 5)"))
@@ -188,8 +194,7 @@ fn transactions_that_no_worker_has_looked_at_are_judged_in_the_new_cluster() {
     drop((loaders, client));
     old.configure("shared_preload_libraries = ''");
     old.start_server();
-    let bound =
-        "SELECT format('%s %s %s', execution_id, xid, subxid) FROM loader.binding ORDER BY 1";
+    let bound = "SELECT format('%s %s %s', execution_id, xid, subxid) FROM loader_history.watched_transaction ORDER BY 1";
     let bindings: Vec<String> = column(&mut old.connect(), bound);
     assert_eq!(bindings.len(), ids.len());
     old.stop_server();
@@ -198,14 +203,15 @@ fn transactions_that_no_worker_has_looked_at_are_judged_in_the_new_cluster() {
     let mut new = upgrade(&old, &["postgres"], "");
     let mut client = new.connect();
     assert_eq!(column::<String>(&mut client, bound), bindings);
-    let outcomes = "SELECT pg_xact_status(xid) FROM loader.binding ORDER BY execution_id";
+    let outcomes =
+        "SELECT pg_xact_status(xid) FROM loader_history.watched_transaction ORDER BY execution_id";
     assert_eq!(
         column::<String>(&mut client, outcomes),
         ["committed", "committed", "aborted", "committed", "aborted"]
     );
     let own: Vec<bool> = column(
         &mut client,
-        "SELECT bool_and(pg_current_xact_id() > greatest(xid, subxid)) FROM loader.binding",
+        "SELECT bool_and(pg_current_xact_id() > greatest(xid, subxid)) FROM loader_history.watched_transaction",
     );
     assert_eq!(own, [true], "ids of transactions go on");
     drop(client);
@@ -226,7 +232,7 @@ fn transactions_that_no_worker_has_looked_at_are_judged_in_the_new_cluster() {
         format!("FAILED {died}"),
     ];
     wait_for_equal("the truth", &expected.to_vec(), || column(&mut client, said));
-    let none = "SELECT count(*) FROM loader.binding";
+    let none = "SELECT count(*) FROM loader_history.watched_transaction";
     wait_for_equal("nothing is open", &vec![0], || column::<i64>(&mut client, none));
     let data = "SELECT execution_id FROM loaded ORDER BY 1";
     assert_eq!(column::<i64>(&mut client, data), ids[..2]);
@@ -236,12 +242,12 @@ fn transactions_that_no_worker_has_looked_at_are_judged_in_the_new_cluster() {
 
 #[test]
 fn from_a_version_of_old_what_the_old_server_knew_is_kept_and_updated_in_the_new() {
-    for version in released_versions().into_iter().filter(|version| version != "1.2.0") {
+    for version in released_versions() {
         let mut old = Cluster::start_with(PRELOADED);
         let mut loader = Session::new(&old, "postgres");
         loader.run(APPLICATION_SQL);
         loader.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
-        loader.run("CREATE ROLE recorder LOGIN; SELECT loader.grant_recorder('recorder')");
+        loader.run("CREATE ROLE recorder LOGIN; SELECT loader_history.grant_recorder('recorder')");
         let mut client = old.connect();
         wait_for_served(&mut client, &["postgres"]);
         let committed = loader.start();

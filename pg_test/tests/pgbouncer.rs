@@ -188,7 +188,7 @@ fn events_reach_those_who_listen_directly() {
     let mut loader = pool.site.cluster.connect_to("postgres", "etl");
     let id = start(&mut loader);
     end(&mut loader, id, "'SUCCESS', 5");
-    direct.receive_until("the end", |event| event["event"] == "EXECUTION_SUCCESS");
+    direct.receive_until("the end", |event| event["event_type"] == "EXECUTION_SUCCESS");
     assert_eq!(direct.by_execution()[&id], ["STARTED", "SUCCESS"]);
     // The worker tells listeners one after another: when it records again, it has told all.
     loader
@@ -206,15 +206,15 @@ fn events_reach_those_who_listen_directly() {
 fn a_setting_of_the_session_is_that_of_whoever_comes_next() {
     let mut pool = Pool::start(1);
     let (mut one, mut other) = (pool.connect(), pool.connect());
-    one.batch_execute("SET loader_history.durable = off").unwrap();
+    one.batch_execute("SET loader_history.autonomous_start = off").unwrap();
     other.batch_execute("BEGIN").unwrap();
     start(&mut other);
     assert_eq!(pool.site.newest(), "", "the other's start is not durable");
     other.batch_execute("ROLLBACK").unwrap();
-    one.batch_execute("RESET loader_history.durable").unwrap();
+    one.batch_execute("RESET loader_history.autonomous_start").unwrap();
 
     // That of a transaction is not.
-    one.batch_execute("BEGIN; SET LOCAL loader_history.durable = off").unwrap();
+    one.batch_execute("BEGIN; SET LOCAL loader_history.autonomous_start = off").unwrap();
     start(&mut one);
     assert_eq!(pool.site.newest(), "");
     one.batch_execute("ROLLBACK; BEGIN").unwrap();

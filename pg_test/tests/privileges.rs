@@ -6,7 +6,7 @@ use std::thread;
 
 use pg_test::{
     APPLICATION_SQL, Client, Cluster, HasError, caught, cluster_with_extension, forget,
-    nothing_ran, nothing_ran_as_superuser, offer_released_version, set_trap, sqlstate, wait_for,
+    nothing_ran, nothing_ran_as_superuser, set_trap, sqlstate, wait_for,
 };
 
 /// The functions that each kind of role may call. Whatever else the extension has is the owner's.
@@ -44,12 +44,12 @@ const OWNERS_STATEMENTS: [&str; 24] = [
     "SELECT nextval('loader.execution_history_id_seq')",
     "SELECT setval('loader.execution_history_id_seq', 1)",
     "SELECT last_value FROM loader.execution_history_id_seq",
-    "SELECT loader_id FROM loader.recorded_loader",
-    "INSERT INTO loader.recorded_loader VALUES (99)",
-    "SELECT loader.purge_execution_history('0 days')",
-    "SELECT loader.attach_foreign_key()",
-    "SELECT loader.grant_recorder('stranger')",
-    "SELECT loader.grant_reader('stranger')",
+    "SELECT loader_id FROM loader_history.recorded_loader",
+    "INSERT INTO loader_history.recorded_loader VALUES (99)",
+    "SELECT loader_history.purge_execution_history('0 days')",
+    "SELECT loader_history.attach_foreign_key()",
+    "SELECT loader_history.grant_recorder('stranger')",
+    "SELECT loader_history.grant_reader('stranger')",
     "CREATE VIEW loader.mine AS SELECT 1",
 ];
 
@@ -62,8 +62,8 @@ fn cluster_with_roles() -> Cluster {
             "CREATE ROLE recorder LOGIN;
              CREATE ROLE reader LOGIN;
              CREATE ROLE stranger LOGIN;
-             SELECT loader.grant_recorder('recorder');
-             SELECT loader.grant_reader('reader');
+             SELECT loader_history.grant_recorder('recorder');
+             SELECT loader_history.grant_reader('reader');
              SELECT loader.record_execution_end(loader.record_execution_start(1), 'FAILED', 5, 'no')",
         )
         .unwrap();
@@ -177,8 +177,8 @@ fn each_role_has_exactly_the_rights_of_its_kind_and_public_has_none() {
     client
         .batch_execute(
             "CREATE ROLE twice;
-             SELECT loader.grant_recorder('twice'), loader.grant_reader('twice');
-             SELECT loader.grant_recorder('twice'), loader.grant_reader('twice');",
+             SELECT loader_history.grant_recorder('twice'), loader_history.grant_reader('twice');
+             SELECT loader_history.grant_recorder('twice'), loader_history.grant_reader('twice');",
         )
         .unwrap();
     assert_eq!(rights(&mut client, "twice"), &recorder | &reader);
@@ -188,10 +188,10 @@ fn each_role_has_exactly_the_rights_of_its_kind_and_public_has_none() {
     assert!(owner.is_superset(&(&recorder | &reader)), "{owner:?}");
     for right in [
         "DELETE loader.execution_history",
-        "SELECT loader.recorded_loader",
+        "SELECT loader_history.recorded_loader",
         "USAGE loader.execution_history_id_seq",
-        "EXECUTE loader.grant_reader(regrole)",
-        "EXECUTE loader.remember_loader()",
+        "EXECUTE loader_history.grant_reader(regrole)",
+        "EXECUTE loader_history.history_changed()",
     ] {
         assert!(owner.contains(right), "{right} of {owner:?}");
     }
@@ -346,7 +346,7 @@ fn roles_of_any_name_can_be_granted() {
         };
         client
             .batch_execute(&format!(
-                "SELECT loader.grant_recorder({role}); SELECT loader.grant_reader({role})"
+                "SELECT loader_history.grant_recorder({role}); SELECT loader_history.grant_reader({role})"
             ))
             .unwrap();
         let mut granted = cluster.connect_to("postgres", name);
@@ -413,15 +413,6 @@ fn public_gets_nothing_by_default_privileges_either() {
     assert_nothing_by_default_privileges("CREATE EXTENSION loader_history");
 }
 
-#[test]
-fn nor_by_those_of_an_upgrade() {
-    offer_released_version("1.2.0");
-    assert_nothing_by_default_privileges(
-        "CREATE EXTENSION loader_history VERSION '1.2.0';
-         ALTER EXTENSION loader_history UPDATE",
-    );
-}
-
 fn assert_nothing_by_default_privileges(install: &str) {
     let cluster = Cluster::start();
     let mut client = cluster.connect();
@@ -475,7 +466,7 @@ fn a_writer_of_the_table_needs_no_right_to_what_is_internal() {
             &[&id],
         )
         .unwrap();
-    refused(&mut writer, "SELECT loader_id FROM loader.recorded_loader", &["42501"]);
+    refused(&mut writer, "SELECT loader_id FROM loader_history.recorded_loader", &["42501"]);
     for values in [
         "(7, now(), 'DONE')",
         "(7, now(), 'SUCCESS')",
@@ -694,7 +685,7 @@ fn cluster_with_attacker() -> (Cluster, Client) {
         .batch_execute(
             "CREATE EXTENSION loader_history;
              GRANT CREATE ON SCHEMA loader TO attacker;
-             SELECT loader.grant_recorder('attacker'), loader.grant_reader('attacker')",
+             SELECT loader_history.grant_recorder('attacker'), loader_history.grant_reader('attacker')",
         )
         .unwrap();
     (cluster, attacker)
@@ -734,9 +725,9 @@ fn shadows_in_the_search_path_never_run() {
     use_everything(&mut dba);
     dba.batch_execute(
         "ALTER TABLE loader.execution_history DROP CONSTRAINT execution_history_loader_id_fkey;
-         SELECT loader.attach_foreign_key();
-         SELECT loader.purge_execution_history(older_than => '0');
-         SELECT loader.grant_recorder('victim'), loader.grant_reader('victim')",
+         SELECT loader_history.attach_foreign_key();
+         SELECT loader_history.purge_execution_history(older_than => '0');
+         SELECT loader_history.grant_recorder('victim'), loader_history.grant_reader('victim')",
     )
     .unwrap();
     nothing_ran(&cluster);
@@ -840,8 +831,8 @@ fn create_extension_runs_nothing_that_the_schemas_owner_has_planted() {
     nothing_ran(&cluster);
 
     dba.batch_execute(
-        "SELECT loader.grant_recorder('attacker'), loader.grant_reader('attacker'),
-                loader.grant_recorder('victim'), loader.grant_reader('victim')",
+        "SELECT loader_history.grant_recorder('attacker'), loader_history.grant_reader('attacker'),
+                loader_history.grant_recorder('victim'), loader_history.grant_reader('victim')",
     )
     .unwrap();
     use_everything(&mut cluster.connect_to("postgres", "attacker"));
@@ -849,8 +840,8 @@ fn create_extension_runs_nothing_that_the_schemas_owner_has_planted() {
     use_everything(&mut dba);
     dba.batch_execute(
         "ALTER TABLE loader.execution_history DROP CONSTRAINT execution_history_loader_id_fkey;
-         SELECT loader.attach_foreign_key();
-         SELECT loader.purge_execution_history('0'::pg_catalog.interval)",
+         SELECT loader_history.attach_foreign_key();
+         SELECT loader_history.purge_execution_history('0'::pg_catalog.interval)",
     )
     .unwrap();
     nothing_ran(&cluster);
@@ -877,8 +868,10 @@ fn create_extension_runs_nothing_that_the_databases_settings_point_at() {
     forget(&cluster);
     let mut dba = cluster.connect();
     dba.batch_execute("CREATE EXTENSION loader_history").unwrap();
-    dba.batch_execute("SELECT loader.grant_recorder('attacker'), loader.grant_reader('attacker')")
-        .unwrap();
+    dba.batch_execute(
+        "SELECT loader_history.grant_recorder('attacker'), loader_history.grant_reader('attacker')",
+    )
+    .unwrap();
     use_everything(&mut cluster.connect_to("postgres", "attacker"));
     nothing_ran(&cluster);
 }
@@ -892,18 +885,18 @@ fn create_extension_fails_cleanly_where_its_names_are_taken() {
     let mut dba = cluster.connect();
     for (object, definition) in [
         ("TABLE loader.execution_history", "(id bigint)"),
-        ("TABLE loader.recorded_loader", "(loader_id bigint)"),
+        ("TABLE loader_history.recorded_loader", "(loader_id bigint)"),
         ("TABLE loader.execution_history_pkey", "()"),
         ("SEQUENCE loader.execution_history_id_seq", ""),
         ("TYPE loader.execution_history", "AS ENUM ()"),
         ("VIEW loader.activity_feed", "AS SELECT trap.spring()"),
         ("VIEW loader.execution_details", "AS SELECT trap.spring()"),
         ("FUNCTION loader.record_execution_start(bigint)", "RETURNS bigint"),
-        ("FUNCTION loader.remember_loader()", "RETURNS trigger"),
-        ("FUNCTION loader.add_foreign_key()", "RETURNS void"),
-        ("FUNCTION loader.grant_execute(regrole, regprocedure[])", "RETURNS void"),
+        ("FUNCTION loader_history.history_changed()", "RETURNS trigger"),
+        ("FUNCTION loader_history.add_foreign_key()", "RETURNS void"),
+        ("FUNCTION loader_history.grant_execute(regrole, regprocedure[])", "RETURNS void"),
         (
-            "FUNCTION loader.foreign_key_state(OUT present boolean, OUT valid boolean, OUT obstacle text)",
+            "FUNCTION loader_history.foreign_key_state(OUT present boolean, OUT valid boolean, OUT obstacle text)",
             "",
         ),
     ] {
@@ -948,7 +941,7 @@ fn the_schemas_owner_neither_reads_nor_changes_what_is_the_extensions() {
     dba.batch_execute(
         "CREATE ROLE stranger;
          CREATE EXTENSION loader_history;
-         SELECT loader.grant_recorder('attacker'), loader.grant_reader('attacker');
+         SELECT loader_history.grant_recorder('attacker'), loader_history.grant_reader('attacker');
          SELECT loader.record_execution_start(1)",
     )
     .unwrap();
@@ -998,12 +991,12 @@ fn the_schemas_owner_neither_reads_nor_changes_what_is_the_extensions() {
         "ALTER EVENT TRIGGER loader_history_foreign_key DISABLE",
         "CREATE OR REPLACE FUNCTION loader.record_execution_start(loader_id bigint) RETURNS bigint
              LANGUAGE sql AS 'SELECT trap.spring()'",
-        "CREATE OR REPLACE FUNCTION loader.add_foreign_key() RETURNS void
+        "CREATE OR REPLACE FUNCTION loader_history.add_foreign_key() RETURNS void
              LANGUAGE sql AS 'SELECT trap.spring()'",
         "CREATE OR REPLACE VIEW loader.activity_feed AS SELECT trap.spring()",
         "CREATE TRIGGER mine BEFORE INSERT ON loader.execution_history
              FOR EACH ROW EXECUTE FUNCTION trap.trigger()",
-        "CREATE TRIGGER mine BEFORE INSERT ON loader.recorded_loader
+        "CREATE TRIGGER mine BEFORE INSERT ON loader_history.recorded_loader
              FOR EACH ROW EXECUTE FUNCTION trap.trigger()",
         "CREATE TRIGGER mine INSTEAD OF INSERT ON loader.activity_feed
              FOR EACH ROW EXECUTE FUNCTION trap.trigger()",
@@ -1013,7 +1006,7 @@ fn the_schemas_owner_neither_reads_nor_changes_what_is_the_extensions() {
         "CREATE TABLE trap.referencing (id bigint REFERENCES loader.execution_history)",
         "GRANT SELECT ON loader.execution_history TO attacker",
         "GRANT ALL ON ALL TABLES IN SCHEMA loader TO attacker",
-        "GRANT EXECUTE ON FUNCTION loader.purge_execution_history(interval, bigint) TO attacker",
+        "GRANT EXECUTE ON FUNCTION loader_history.purge_execution_history(interval, bigint) TO attacker",
     ] {
         refused(&mut attacker, statement, &["42501", "2BP01"]);
     }
@@ -1057,10 +1050,10 @@ const CHANGELING: &str = r#"
         record_count integer, error_message text,
         duration_seconds integer, trap bigint DEFAULT trap.spring());
     INSERT INTO loader.execution_history VALUES (1, 1, now(), NULL, 'RUNNING');
-    CREATE TABLE loader.recorded_loader (loader_id bigint, trap bigint DEFAULT trap.spring());
+    CREATE TABLE loader_history.recorded_loader (loader_id bigint, trap bigint DEFAULT trap.spring());
     CREATE TRIGGER trap BEFORE INSERT OR UPDATE OR DELETE ON loader.execution_history
         FOR EACH ROW EXECUTE FUNCTION trap.trigger();
-    CREATE TRIGGER trap BEFORE INSERT OR UPDATE OR DELETE ON loader.recorded_loader
+    CREATE TRIGGER trap BEFORE INSERT OR UPDATE OR DELETE ON loader_history.recorded_loader
         FOR EACH ROW EXECUTE FUNCTION trap.trigger();
     CREATE VIEW loader.execution_details AS SELECT *, trap.spring() AS more FROM loader.execution_history;
     GRANT ALL ON ALL TABLES IN SCHEMA loader TO PUBLIC;
@@ -1075,7 +1068,7 @@ fn cluster_with_attackers_schema() -> (Cluster, Client) {
         .connect()
         .batch_execute(
             "CREATE EXTENSION loader_history;
-             SELECT loader.grant_recorder('attacker'), loader.grant_reader('attacker');
+             SELECT loader_history.grant_recorder('attacker'), loader_history.grant_reader('attacker');
              SELECT loader.record_execution_start(1)",
         )
         .unwrap();
@@ -1157,7 +1150,8 @@ fn attack_with_loader_table(hostile: &str) {
     let cluster = Cluster::start();
     let mut attacker = set_trap(&cluster);
     let mut dba = cluster.connect();
-    let grant = "SELECT loader.grant_recorder('victim'), loader.grant_recorder('attacker')";
+    let grant =
+        "SELECT loader_history.grant_recorder('victim'), loader_history.grant_recorder('attacker')";
     for table_first in [true, false] {
         attacker.batch_execute("CREATE SCHEMA loader").unwrap();
         if !table_first {
@@ -1217,12 +1211,15 @@ fn attack_with_loader_table(hostile: &str) {
         )
         .unwrap();
         for _ in 0..2 {
-            attempt(&mut cluster.connect(), &["SELECT loader.attach_foreign_key()"]);
+            attempt(&mut cluster.connect(), &["SELECT loader_history.attach_foreign_key()"]);
             nothing_ran_as_superuser(&cluster);
         }
         attempt(
             &mut cluster.connect(),
-            &["SELECT loader.recorder_status()", "SELECT loader.purge_execution_history('0 days')"],
+            &[
+                "SELECT loader.recorder_status()",
+                "SELECT loader_history.purge_execution_history('0 days')",
+            ],
         );
         nothing_ran_as_superuser(&cluster);
         // What the attacker does to the rows makes the key look into the history.
@@ -1350,7 +1347,7 @@ fn an_index_created_while_the_key_waits_for_its_lock_never_runs_as_superuser() {
             .unwrap();
         thread::scope(|scope| {
             let attaching = scope.spawn(|| {
-                attempt(&mut cluster.connect(), &["SELECT loader.attach_foreign_key()"]);
+                attempt(&mut cluster.connect(), &["SELECT loader_history.attach_foreign_key()"]);
             });
             wait_for("the DBA to wait for the attacker, or to give up", || {
                 attaching.is_finished()
@@ -1421,8 +1418,10 @@ fn overloads_that_others_create_in_the_schema_never_run_as_superuser_and_fail_no
         "CREATE EXTENSION loader_history; GRANT USAGE, CREATE ON SCHEMA loader TO attacker",
     )
     .unwrap();
-    dba.batch_execute("SELECT loader.grant_reader('attacker'), loader.grant_recorder('attacker')")
-        .unwrap();
+    dba.batch_execute(
+        "SELECT loader_history.grant_reader('attacker'), loader_history.grant_recorder('attacker')",
+    )
+    .unwrap();
     // For every function of the extension: the same with one more argument, which makes calls
     // ambiguous, and with arguments of other types, which a careless call would match better.
     attacker

@@ -654,7 +654,7 @@ const BROKEN_ROWS: &str = "
             AND duration_seconds IS NOT DISTINCT FROM
                 floor(extract(epoch FROM execution_end - execution_start))
             AND EXISTS (SELECT FROM loader.loader AS l WHERE l.id = h.loader_id)
-            AND EXISTS (SELECT FROM loader.recorded_loader AS r WHERE r.loader_id = h.loader_id)
+            AND EXISTS (SELECT FROM loader_history.recorded_loader AS r WHERE r.loader_id = h.loader_id)
            ) IS NOT TRUE";
 
 /// What must be as it was, whoever called what: the server, the constraints, the key.
@@ -725,7 +725,7 @@ fn no_argument_breaks_anything() {
          CREATE ROLE reader LOGIN;
          CREATE ROLE granted;
          CREATE ROLE \"Odd \"\"Name\";
-         SELECT loader.grant_recorder('recorder'), loader.grant_reader('reader');
+         SELECT loader_history.grant_recorder('recorder'), loader_history.grant_reader('reader');
          -- A test that fails names its case; megabytes of it in the log would only take time.
          ALTER DATABASE postgres SET log_min_error_statement = panic;",
     )

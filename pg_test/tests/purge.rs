@@ -6,7 +6,7 @@ use pg_test::{Client, cluster_with_extension, column};
 
 fn purge(client: &mut Client, arguments: &str) -> i64 {
     client
-        .query_one(&format!("SELECT loader.purge_execution_history({arguments})"), &[])
+        .query_one(&format!("SELECT loader_history.purge_execution_history({arguments})"), &[])
         .unwrap()
         .get(0)
 }

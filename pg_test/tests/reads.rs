@@ -81,7 +81,7 @@ fn fill(client: &mut Client, executions: i64) {
         ))
         .unwrap();
     client.batch_execute("VACUUM ANALYZE loader.execution_history").unwrap();
-    client.batch_execute("VACUUM ANALYZE loader.recorded_loader").unwrap();
+    client.batch_execute("VACUUM ANALYZE loader_history.recorded_loader").unwrap();
 }
 
 /// Pages that executing `query` touches.

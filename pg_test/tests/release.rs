@@ -114,11 +114,7 @@ fn a_file_that_names_another_version_is_found() {
 #[test]
 fn a_released_script_cannot_be_edited_nor_a_missing_one_go_unnoticed() {
     let version = version();
-    for script in [
-        "pg_test/released/loader_history--1.2.0.sql",
-        "pg_test/released/loader_history--1.3.0.sql",
-        "sql/loader_history--1.2.0--1.3.0.sql",
-    ] {
+    for script in ["pg_test/released/loader_history--1.5.0.sql"] {
         let copy = Copy::new("edited");
         copy.replace(script, "\n", " \n");
         let (passes, says) = copy.check(&[]);
@@ -145,7 +141,7 @@ fn a_released_script_cannot_be_edited_nor_a_missing_one_go_unnoticed() {
     }
     // Another way to a released version is a script of its own.
     let copy = Copy::new("another_way");
-    let way = "sql/loader_history--1.2.0--1.4.0.sql";
+    let way = "sql/loader_history--1.4.0--1.5.0.sql";
     fs::write(copy.0.join(way), "SELECT 1;\n").unwrap();
     let (passes, says) = copy.check(&[]);
     assert!(!passes && says.contains(way), "{says}");

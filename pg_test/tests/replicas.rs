@@ -138,7 +138,13 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
     let copied = loader.start();
     let worker = freeze_worker(&mut publisher.connect());
     loader.run("COMMIT");
-    assert_eq!(column::<i64>(&mut loader.client, "SELECT count(*) FROM loader.binding"), [1]);
+    assert_eq!(
+        column::<i64>(
+            &mut loader.client,
+            "SELECT count(*) FROM loader_history.watched_transaction"
+        ),
+        [1]
+    );
     let subscriber = subscriber(&publisher);
     let mut there = subscriber.connect();
     wait_for("the first copy", || status_of(&mut there, copied).as_deref() == Some("RUNNING"));
@@ -146,7 +152,10 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
         column::<bool>(&mut there, "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel")
             == [true]
     });
-    assert_eq!(column::<i64>(&mut there, "SELECT count(*) FROM loader.binding"), [0]);
+    assert_eq!(
+        column::<i64>(&mut there, "SELECT count(*) FROM loader_history.watched_transaction"),
+        [0]
+    );
     send_signal(worker, Signal::SIGCONT);
 
     // The subscriber's transaction ids are far below, so that the publisher's are ids of the future
@@ -158,7 +167,10 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
         loader.run("BEGIN");
         let open = loader.start();
         wait_for("the start", || status_of(&mut there, open).as_deref() == Some("RUNNING"));
-        assert_eq!(column::<i64>(&mut there, "SELECT count(*) FROM loader.binding"), [0]);
+        assert_eq!(
+            column::<i64>(&mut there, "SELECT count(*) FROM loader_history.watched_transaction"),
+            [0]
+        );
         loader.run(&format!("SELECT loader.record_execution_end({open}, 'SUCCESS', 7); COMMIT"));
         wait_for("the end", || status_of(&mut there, open).as_deref() == Some("SUCCESS"));
         loader.run("BEGIN");
@@ -178,17 +190,20 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
     loader.run("PREPARE TRANSACTION 'load'");
     loader.run("COMMIT PREPARED 'load'");
     heard.receive_until("its end", |event| {
-        event["execution_id"] == prepared && event["event"] == "EXECUTION_SUCCESS"
+        event["execution_id"] == prepared && event["event_type"] == "EXECUTION_SUCCESS"
     });
     assert_eq!(heard.by_execution()[&prepared], ["STARTED", "SUCCESS"]);
     wait_for("its end", || status_of(&mut there, prepared).as_deref() == Some("SUCCESS"));
-    assert_eq!(column::<i64>(&mut there, "SELECT count(*) FROM loader.prepared_event"), [0]);
+    assert_eq!(
+        column::<i64>(&mut there, "SELECT count(*) FROM loader_history.prepared_event"),
+        [0]
+    );
 
     // A worker that comes anew finds nothing either, and the subscriber's own loads are its own.
     there.batch_execute("ALTER SUBSCRIPTION everything DISABLE").unwrap();
     let state: Vec<Option<String>> = column(
         &mut there,
-        "SELECT concat_ws(' ', open_bindings, detail, last_error) FROM loader.recorder_status()",
+        "SELECT concat_ws(' ', watched_running, detail, last_error) FROM loader.recorder_status()",
     );
     assert_eq!(state, [Some("0".to_owned())]);
     there.batch_execute("SELECT setval('loader.execution_history_id_seq', 1000000)").unwrap();

@@ -57,8 +57,10 @@ fn a_second_generation_is_like_the_first() {
         run(psql(&cluster, &last).arg("-f").arg(&file));
     }
     let mut restored = cluster.connect_to(&last, "postgres");
-    let known: i64 =
-        restored.query_one("SELECT count(*) FROM loader.recorded_loader", &[]).unwrap().get(0);
+    let known: i64 = restored
+        .query_one("SELECT count(*) FROM loader_history.recorded_loader", &[])
+        .unwrap()
+        .get(0);
     assert!(known <= 20, "what is remembered of a loader does not pile up: {known}");
     assert_eq!(state(&mut client), state(&mut restored));
 }
@@ -165,7 +167,7 @@ fn loaders_that_start_after_a_data_only_restore_are_in_the_summary() {
     start(&mut cluster.connect(), 1);
     // One that comes with the WARNING, and that the worker records when it is rolled back.
     let mut loader = cluster.connect();
-    client.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+    client.batch_execute("BEGIN; LOCK loader_history.watched_transaction IN SHARE MODE").unwrap();
     loader.batch_execute("BEGIN").unwrap();
     let lost = start(&mut loader, 2);
     client.batch_execute("COMMIT").unwrap();

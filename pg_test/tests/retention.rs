@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use pg_test::{
-    Client, Cluster, PRELOADED, Session, Signal, Warnings, column, offer_released_version,
-    preloaded_cluster, preloaded_cluster_with, run, send_signal, wait_for, wait_for_equal,
-    wait_for_served, wait_for_worker, worker_of,
+    Client, Cluster, Session, Signal, Warnings, column, preloaded_cluster, preloaded_cluster_with,
+    run, send_signal, wait_for, wait_for_equal, wait_for_served, wait_for_worker, worker_of,
 };
 use serde_json::Value;
 
@@ -85,7 +84,7 @@ fn what_is_old_goes_by_itself_and_the_summaries_stay() {
                             (12, 390, 389, 'SUCCESS'), (12, 380, 379, 'FAILED'), (12, 370, 369, 'FAILED'),
                             (13, 390, 100, 'SUCCESS'), (13, 380, 370, 'SUCCESS'),
                             (14, 390, 389, 'SUCCESS'), (14, 380, NULL, 'RUNNING')) AS v (loader, started, ended, status);
-             INSERT INTO loader.derived_failure SELECT id, execution_end FROM loader.execution_history
+             INSERT INTO loader_history.server_outcome SELECT id, execution_end FROM loader.execution_history
                  WHERE status = 'FAILED' AND loader_id IN (3, 12)",
         )
         .unwrap();
@@ -113,7 +112,7 @@ fn what_is_old_goes_by_itself_and_the_summaries_stay() {
             "14 RUNNING"
         ]
     );
-    let dangling = "SELECT count(*) FROM loader.derived_failure AS d
+    let dangling = "SELECT count(*) FROM loader_history.server_outcome AS d
                      WHERE NOT EXISTS (SELECT FROM loader.execution_history AS h WHERE h.id = d.execution_id)";
     assert_eq!(column::<i64>(&mut client, dangling), [0], "notes of executions that are gone");
     assert_eq!(last_error(&mut client), None);
@@ -312,7 +311,7 @@ fn what_somebody_locks_stays_until_later_and_nobody_waits() {
     // A table that is locked is waited for without a lock that starts would wait for.
     fill(&mut client, 300, 40);
     let mut holding = holder.transaction().unwrap();
-    holding.batch_execute("LOCK TABLE loader.derived_failure IN SHARE MODE").unwrap();
+    holding.batch_execute("LOCK TABLE loader_history.server_outcome IN SHARE MODE").unwrap();
     retain(&mut client, "30d");
     let mut session = Session::new(&cluster, "postgres");
     for _ in 0..20 {
@@ -471,31 +470,6 @@ fn a_standby_purges_nothing_until_it_is_promoted() {
     assert!(!standby.log().contains("ERROR"), "{}", standby.log());
 }
 
-#[test]
-fn the_sql_of_an_older_version_keeps_everything_until_it_is_updated() {
-    offer_released_version("1.3.0");
-    let cluster = Cluster::start_with(&format!("{PRELOADED}loader_history.retention = '30d'"));
-    let mut client = cluster.connect();
-    client.batch_execute(pg_test::APPLICATION_SQL).unwrap();
-    client.batch_execute("CREATE EXTENSION loader_history VERSION '1.3.0'").unwrap();
-    wait_for_worker(&mut client);
-    fill(&mut client, 300, 40);
-    // It has no index that the purge could go along.
-    retain(&mut client, "31d");
-    for _ in 0..3 {
-        client
-            .batch_execute(
-                "SELECT loader.record_execution_end(loader.record_execution_start(1), 'SUCCESS')",
-            )
-            .unwrap();
-    }
-    assert_eq!(count(&mut client, OLD), 300);
-    client.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
-    retain(&mut client, "30d");
-    wait_for_the_rest(&mut client);
-    assert!(!cluster.log().contains("ERROR"), "{}", cluster.log());
-}
-
 /// Pages that a call touches.
 fn pages(client: &mut Client, call: &str) -> i64 {
     let plan: Value = client
@@ -526,13 +500,13 @@ fn a_purge_reads_a_bounded_number_of_pages_an_execution() {
         )
         .unwrap();
     fill(&mut client, 20_000, 40);
-    pages(&mut client, "loader.purge_execution_history('900 days', 1)");
-    let kept = pages(&mut client, "loader.purge_execution_history('900 days', 1000)");
+    pages(&mut client, "loader_history.purge_execution_history('900 days', 1)");
+    let kept = pages(&mut client, "loader_history.purge_execution_history('900 days', 1000)");
     println!("{kept} pages for 9000 executions that stay");
     assert!(kept < 9_000 * 10);
     let mut most = 0;
     for _ in 0..10 {
-        let call = "loader.purge_execution_history('30 days', 1000)";
+        let call = "loader_history.purge_execution_history('30 days', 1000)";
         most = most.max(pages(&mut client, call) - kept);
     }
     println!("{most} pages for 1000 executions that go");
@@ -549,7 +523,9 @@ fn the_table_does_not_grow_under_a_steady_load() {
         fill(&mut client, 2_000, 40);
         retain(&mut client, if sizes.len() % 2 == 0 { "31d" } else { "30d" });
         wait_for("the old to go", || count(&mut client, OLD) <= 20);
-        client.batch_execute("VACUUM loader.execution_history, loader.derived_failure").unwrap();
+        client
+            .batch_execute("VACUUM loader.execution_history, loader_history.server_outcome")
+            .unwrap();
         let size = "SELECT pg_total_relation_size('loader.execution_history')";
         sizes.push(column::<i64>(&mut client, size)[0]);
     }

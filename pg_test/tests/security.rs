@@ -42,7 +42,7 @@ const FUNCTIONS: [&str; 22] = [
     "record_execution_start(bigint) DEFINER volatile unsafe c",
     "recorder_state() INVOKER volatile unsafe c",
     "recorder_status() DEFINER stable unsafe plpgsql",
-    "refuse_foreign_binding() INVOKER volatile unsafe c no search_path",
+    "drop_replicated_row() INVOKER volatile unsafe c no search_path",
     // Asks who creates the trigger.
     "refuse_foreign_trigger() INVOKER volatile unsafe plpgsql",
     "remember_loader() INVOKER volatile unsafe c no search_path",
@@ -54,11 +54,11 @@ const FUNCTIONS: [&str; 22] = [
 
 /// Every trigger, and when it fires: O for origin, A always, D not at all. (The key is there.)
 const TRIGGERS: [&str; 9] = [
-    "binding.refuse_foreign_binding A",
+    "binding.drop_replicated_row A",
     "execution_history.notify_on_outcome O",
     "execution_history.notify_on_start O",
-    "execution_history.remember_loader_on_insert A",
-    "execution_history.remember_loader_on_update A",
+    "execution_history.history_inserted A",
+    "execution_history.history_updated A",
     "execution_history.request_foreign_key D",
     "foreign_key_request.attach_foreign_key_on_commit O",
     "prepared_event.refuse_foreign_event A",
@@ -109,7 +109,7 @@ fn grant_roles(cluster: &Cluster) {
         .connect()
         .batch_execute(
             "CREATE ROLE recorder LOGIN; CREATE ROLE reader LOGIN; CREATE ROLE stranger LOGIN;
-             SELECT loader.grant_recorder('recorder'), loader.grant_reader('reader')",
+             SELECT loader_history.grant_recorder('recorder'), loader_history.grant_reader('reader')",
         )
         .unwrap();
 }
@@ -225,7 +225,7 @@ fn a_superuser_owns_all_of_it_and_nobody_else_has_rights_that_were_not_granted()
            JOIN pg_rewrite AS r ON r.ev_class = c.oid
            JOIN pg_depend AS d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
           WHERE d.refobjid <> c.oid",
-        &["loader.execution_history", "loader.recorded_loader"],
+        &["loader.execution_history", "loader_history.recorded_loader"],
     );
 }
 
@@ -288,7 +288,7 @@ fn trigger_functions_in_the_wrong_place_crash_nothing() {
                     .batch_execute(&format!("CREATE TABLE {table}_part PARTITION OF {table} DEFAULT"))
                     .unwrap();
             }
-            for function in ["notify_execution", "remember_loader", "refuse_foreign_binding"] {
+            for function in ["notify_execution", "remember_loader", "drop_replicated_row"] {
                 for when in [
                     "BEFORE INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW",
                     "AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW",
@@ -329,7 +329,7 @@ fn what_a_reader_adds_to_a_query_of_the_views_runs_as_the_reader() {
     cluster
         .connect()
         .batch_execute(
-            "SELECT loader.grant_reader('attacker');
+            "SELECT loader_history.grant_reader('attacker');
              SELECT loader.record_execution_end(loader.record_execution_start(n), 'FAILED', 1, 'secret')
                FROM generate_series(1, 3) AS n",
         )
@@ -367,7 +367,7 @@ fn what_a_reader_adds_to_a_query_of_the_views_runs_as_the_reader() {
     }
     // What the views are made of stays out of reach, by any way of saying it.
     for query in [
-        "SELECT * FROM loader.recorded_loader",
+        "SELECT * FROM loader_history.recorded_loader",
         "SELECT ctid FROM loader.execution_details",
         "SELECT xmin FROM loader.activity_feed",
         "SELECT tableoid FROM loader.loader_summary",
@@ -457,7 +457,7 @@ fn a_text_stays_a_text_in_json_feed_and_events() {
         assert!(feed.get::<_, String>(1).ends_with(&format!(": {first_line}")), "{text:?}");
 
         listener.receive_until("the failure", |event| {
-            event["execution_id"] == id && event["event"] == "EXECUTION_FAILED"
+            event["execution_id"] == id && event["event_type"] == "EXECUTION_FAILED"
         });
         let event = listener.events.last().unwrap();
         assert_eq!(event.as_object().unwrap().len(), 9, "{event}");
@@ -689,9 +689,9 @@ fn a_databases_owner_who_is_no_superuser_has_no_way_in() {
     for statement in [
         "DROP EXTENSION loader_history",
         "DROP EXTENSION loader_history CASCADE",
-        "ALTER EXTENSION loader_history UPDATE TO '1.2.0'",
+        "ALTER EXTENSION loader_history UPDATE TO '1.5.0'",
         "ALTER EXTENSION loader_history ADD SCHEMA trap",
-        "ALTER EXTENSION loader_history DROP FUNCTION loader.recorder_state()",
+        "ALTER EXTENSION loader_history DROP FUNCTION loader_history.recorder_state()",
         "ALTER EXTENSION loader_history SET SCHEMA trap",
         "COMMENT ON EXTENSION loader_history IS 'mine'",
         "DROP SCHEMA loader CASCADE",
@@ -763,7 +763,7 @@ fn cluster_of_an_attacker() -> (Cluster, Client, Client) {
          GRANT ALL ON ALL TABLES IN SCHEMA loader TO attacker;
          GRANT USAGE, CREATE ON SCHEMA loader TO attacker;
          GRANT USAGE ON SEQUENCE loader.execution_history_id_seq TO victim;
-         SELECT loader.grant_recorder('victim')",
+         SELECT loader_history.grant_recorder('victim')",
     )
     .unwrap();
     wait_for_worker(&mut dba);
@@ -898,23 +898,26 @@ fn what_is_deleted_beside_the_history_runs_nothing_of_tables_that_refer_to_it() 
     refer("derived_failure", id);
     let call = "SELECT loader.record_execution_end($1, 'FAILED', 0, 'no such file')";
     cluster.connect_to("postgres", "victim").execute(call, &[&id]).unwrap();
-    assert_eq!(column::<i64>(&mut dba, "SELECT count(*) FROM loader.derived_failure"), [0]);
+    assert_eq!(column::<i64>(&mut dba, "SELECT count(*) FROM loader_history.server_outcome"), [0]);
     nothing_ran(&cluster);
     // A superuser's purge deletes that too.
     let id = fail(&mut refer);
     wait_for("the failure", || status_of(&mut dba, id).as_deref() == Some("FAILED"));
     refer("derived_failure", id);
-    dba.batch_execute("SELECT loader.purge_execution_history('0')").error("42501");
+    dba.batch_execute("SELECT loader_history.purge_execution_history('0')").error("42501");
     // And the trigger by which the foreign key is attached its request.
     attacker
         .batch_execute(
             "BEGIN;
-             INSERT INTO loader.foreign_key_request VALUES (pg_current_xact_id());
+             INSERT INTO loader_history.foreign_key_request VALUES (pg_current_xact_id());
              INSERT INTO trap.foreign_key_request VALUES (pg_current_xact_id());
              COMMIT",
         )
         .unwrap();
-    assert_eq!(column::<i64>(&mut dba, "SELECT count(*) FROM loader.foreign_key_request"), [0]);
+    assert_eq!(
+        column::<i64>(&mut dba, "SELECT count(*) FROM loader_history.foreign_key_request"),
+        [0]
+    );
     nothing_ran(&cluster);
 }
 
@@ -970,7 +973,7 @@ fn a_superusers_purge_runs_nothing_of_tables_that_refer_to_the_history() {
              $$",
         )
         .unwrap();
-    let purge = "SELECT loader.purge_execution_history('2 days 12 hours')";
+    let purge = "SELECT loader_history.purge_execution_history('2 days 12 hours')";
     for (action, sqlstates) in [
         ("ON DELETE CASCADE", &["42501"][..]),
         ("ON DELETE SET NULL", &["42501"]),
@@ -998,8 +1001,8 @@ fn a_superusers_purge_runs_nothing_of_tables_that_refer_to_the_history() {
         "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
              SELECT 1, now() - make_interval(days => n), now() - make_interval(days => n), 'SUCCESS'
                FROM generate_series(3, 5) AS n;
-         GRANT SELECT, DELETE ON loader.derived_failure TO attacker;
-         GRANT EXECUTE ON FUNCTION loader.purge_execution_history(interval, bigint) TO attacker",
+         GRANT SELECT, DELETE ON loader_history.server_outcome TO attacker;
+         GRANT EXECUTE ON FUNCTION loader_history.purge_execution_history(interval, bigint) TO attacker",
     )
     .unwrap();
     attacker

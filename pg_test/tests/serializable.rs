@@ -43,7 +43,7 @@ fn loads(cluster: &Cluster, recording: Recording) -> BTreeMap<String, usize> {
                     let mut client = cluster.connect();
                     let mut other = cluster.connect();
                     if recording == Recording::Plainly {
-                        client.batch_execute("SET loader_history.durable = off").unwrap();
+                        client.batch_execute("SET loader_history.autonomous_start = off").unwrap();
                     }
                     (0..LOADS)
                         .map(|number| {
@@ -149,7 +149,9 @@ fn no_serialization_failure(history: &str) {
     for recording in [Recording::Plainly, Recording::Declined] {
         let mut locker = cluster.connect();
         if recording == Recording::Declined {
-            locker.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+            locker
+                .batch_execute("BEGIN; LOCK loader_history.watched_transaction IN SHARE MODE")
+                .unwrap();
         }
         assert_eq!(loads(&cluster, recording), all_succeed, "starts {recording:?}");
         count("WITH gone AS (DELETE FROM loaded RETURNING 1) SELECT count(*) FROM gone");

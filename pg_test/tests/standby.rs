@@ -12,7 +12,7 @@ const ISOLATION_LEVELS: [&str; 2] = ["READ COMMITTED", "REPEATABLE READ"];
 const ROLES: &str = "
     CREATE ROLE etl LOGIN;
     CREATE ROLE dashboard LOGIN;
-    SELECT loader.grant_recorder('etl'), loader.grant_reader('dashboard');
+    SELECT loader_history.grant_recorder('etl'), loader_history.grant_reader('dashboard');
 ";
 
 /// Every function that writes, and who may call it.
@@ -67,7 +67,7 @@ fn assert_reads_and_refuses_writes(primary: &Cluster, standby: &Cluster) {
         }
         assert_same_reads(&mut there, &mut here);
         let status =
-            "SELECT open_bindings, unbound_running, foreign_key FROM loader.recorder_status()";
+            "SELECT watched_running, unwatched_running, foreign_key FROM loader.recorder_status()";
         assert_eq!(rows(&mut here, status), rows(&mut there, status), "{level}");
         for (arguments, condition) in [
             ("", "true"),
@@ -131,7 +131,7 @@ fn so_do_those_of_a_primary_that_preloads_the_library() {
     // The worker is done with the others.
     let mut there = primary.connect();
     wait_for_equal("the open bindings", &vec![1], || {
-        column::<i64>(&mut there, "SELECT open_bindings FROM loader.recorder_status()")
+        column::<i64>(&mut there, "SELECT watched_running FROM loader.recorder_status()")
     });
     for libraries in ["loader_history", ""] {
         let standby = standby_with(&primary, libraries);
@@ -146,7 +146,7 @@ fn so_do_those_of_a_primary_that_preloads_the_library() {
         );
         let row = reader
             .query_one(
-                "SELECT preloaded, worker_pid, open_bindings, detail FROM loader.recorder_status()",
+                "SELECT preloaded, worker_pid, watched_running, detail FROM loader.recorder_status()",
                 &[],
             )
             .unwrap();

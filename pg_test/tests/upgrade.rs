@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use pg_test::{
-    APPLICATION_SQL, Client, Cluster, HasError, Listener, PRELOADED, Session, Signal,
-    assert_durable, assert_durable_in, catch_up, column, current_version, released_versions,
-    send_signal, status_of, wait_for, wait_for_equal, wait_for_served, worker_of,
+    APPLICATION_SQL, Client, Cluster, Listener, PRELOADED, Session, Signal, assert_durable,
+    catch_up, column, current_version, released_versions, send_signal, status_of, wait_for,
+    wait_for_equal, wait_for_served, worker_of,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -270,38 +270,6 @@ fn an_update_keeps_the_data_the_grants_and_what_a_dba_changed() {
     }
 }
 
-/// Triggers run with a superuser's rights. Before version 1.4.0 whoever had the right could create them.
-#[test]
-fn an_update_warns_of_triggers_that_run_others_code() {
-    for version in released_versions().into_iter().filter(|version| version.as_str() < "1.4.0") {
-        let cluster = Cluster::start();
-        let mut session = Session::new(&cluster, "postgres");
-        session.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
-        session.run(
-            "CREATE ROLE app LOGIN;
-             CREATE SCHEMA app AUTHORIZATION app;
-             GRANT USAGE ON SCHEMA loader TO app;
-             GRANT ALL ON loader.execution_history TO app;
-             CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
-        );
-        cluster
-            .connect_to("postgres", "app")
-            .batch_execute(
-                "CREATE FUNCTION app.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
-                 CREATE TRIGGER apps AFTER UPDATE ON loader.execution_history
-                     FOR EACH ROW EXECUTE FUNCTION app.note();
-                 CREATE TRIGGER superusers AFTER UPDATE ON loader.execution_history
-                     FOR EACH ROW EXECUTE FUNCTION public.note()",
-            )
-            .unwrap();
-        let _earlier = session.warnings();
-        session.run("ALTER EXTENSION loader_history UPDATE");
-        let warnings = session.warnings();
-        let [warning] = warnings.as_slice() else { panic!("{version}: {warnings:?}") };
-        assert!(warning.contains("apps") && warning.contains("app.note()"), "{warning}");
-    }
-}
-
 /// Dumps a database, and restores that into a new one.
 fn restored(cluster: &Cluster, from: &str, to: &str) -> Client {
     let file = cluster.directory().join("dump");
@@ -358,85 +326,8 @@ fn a_dump_of_an_old_version_is_restored_into_the_new_and_an_update_survives_a_du
 }
 
 #[test]
-fn preloaded_the_old_version_works_plainly_until_an_update_brings_a_worker() {
-    // The later ones have a worker themselves.
-    for version in released_versions().into_iter().filter(|version| version == "1.2.0") {
-        let mut cluster = Cluster::start_with(PRELOADED);
-        let mut session = Session::new(&cluster, "postgres");
-        session.run(APPLICATION_SQL);
-        session.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
-        session.run(DATA);
-        session.warnings();
-        drop(session);
-        // As it is after the new packages are installed and the server was started again.
-        cluster.stop_server();
-        cluster.start_server();
-        let mut session = Session::new(&cluster, "postgres");
-        let mut observer = cluster.connect();
-
-        let before: i64 = column(&mut observer, "SELECT count(*) FROM loader.execution_history")[0];
-        for _ in 0..3 {
-            session.run("BEGIN");
-            let id = session.start();
-            assert_eq!(
-                status_of(&mut observer, id),
-                None,
-                "{version}: in the caller's transaction"
-            );
-            session.run("ROLLBACK");
-            session.run("BEGIN");
-            let id = session.start();
-            session.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 3)"));
-            session.run("COMMIT");
-            assert_eq!(status_of(&mut observer, id).as_deref(), Some("SUCCESS"));
-        }
-        assert_eq!(session.warnings(), Vec::<String>::new(), "{version}");
-        let status: Vec<Option<String>> = column(
-            &mut observer,
-            "SELECT concat_ws(' ', preloaded, worker_pid, queue_depth, open_bindings, last_error, foreign_key, detail)
-               FROM loader.recorder_status()",
-        );
-        // It knows of no worker, and of the key.
-        assert_eq!(status, [Some("f 0 0 t".to_owned())]);
-        session.run("SELECT * FROM loader.loader_summary; SELECT loader.get_execution_history(); SELECT loader.purge_execution_history('0 days')");
-        assert_eq!(
-            column::<i64>(
-                &mut observer,
-                "SELECT count(*) FROM loader.execution_history WHERE id > 0 AND status = 'RUNNING'"
-            ),
-            [1]
-        );
-        assert!(before > 0);
-        // No worker; one that only looks may be late.
-        wait_for_served(&mut observer, &[]);
-
-        // In the session that has started the old way, at once and after a rolled back update.
-        session.run("BEGIN; ALTER EXTENSION loader_history UPDATE; ROLLBACK; BEGIN");
-        session.start();
-        session.run("COMMIT");
-        assert_eq!(session.warnings(), Vec::<String>::new(), "{version}");
-        session.run("ALTER EXTENSION loader_history UPDATE");
-        session.run("BEGIN");
-        let id = session.start();
-        assert_eq!(session.warnings(), Vec::<String>::new(), "{version}");
-        assert_eq!(status_of(&mut observer, id).as_deref(), Some("RUNNING"), "durable at once");
-        session.run("COMMIT");
-        wait_for_served(&mut observer, &["postgres"]);
-        // Old executions are nobody's to end.
-        let running: Vec<String> = column(
-            &mut observer,
-            "SELECT id::text FROM loader.execution_history WHERE status = 'RUNNING'",
-        );
-        assert_eq!(running.len(), 3, "{running:?}");
-        assert_durable_in(session, Session::new(&cluster, "postgres"));
-        let log = cluster.log();
-        assert!(!log.contains("ERROR") && !log.contains("loader_history worker:"), "{log}");
-    }
-}
-
-#[test]
 fn preloaded_a_version_with_a_worker_keeps_it_before_the_update() {
-    for version in released_versions().into_iter().filter(|version| version != "1.2.0") {
+    for version in released_versions() {
         let cluster = Cluster::start_with(PRELOADED);
         let mut session = Session::new(&cluster, "postgres");
         session.run(APPLICATION_SQL);
@@ -451,22 +342,6 @@ fn preloaded_a_version_with_a_worker_keeps_it_before_the_update() {
             event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
         });
         assert_eq!(listener.by_execution()[&id], ["STARTED", "SUCCESS"]);
-        // There is no table yet for events of prepared transactions.
-        session.run("BEGIN");
-        session.start();
-        let prepared = session.client.batch_execute(
-            "SELECT loader.record_execution_end(max(id), 'SUCCESS') FROM loader.execution_history;
-             PREPARE TRANSACTION 'load'",
-        );
-        let first: Vec<bool> =
-            column(&mut observer, "SELECT to_regclass('loader.prepared_event') IS NOT NULL");
-        if first == [false] {
-            prepared.error("0A000");
-            session.run("ROLLBACK");
-        } else {
-            prepared.unwrap();
-            session.run("ROLLBACK PREPARED 'load'");
-        }
         session.run("ALTER EXTENSION loader_history UPDATE");
         session.run("BEGIN");
         let id = session.start();
@@ -495,10 +370,6 @@ fn worked_by(version: &str, settings: &str) -> Cluster {
     cluster
 }
 
-fn versions_with_a_worker() -> impl Iterator<Item = String> {
-    released_versions().into_iter().filter(|version| version != "1.2.0")
-}
-
 const SERVER_STOPPED: &str =
     "The server stopped before the transaction that started the execution had committed.";
 
@@ -513,7 +384,7 @@ fn outcome(client: &mut Client, id: i64) -> String {
 #[test]
 fn loads_that_run_while_the_extension_is_updated_are_recorded_right() {
     let mut random = StdRng::seed_from_u64(pg_test::seed());
-    for version in versions_with_a_worker() {
+    for version in released_versions() {
         let cluster = worked_by(&version, "");
         let mut observer = cluster.connect();
         let mut other = Session::new(&cluster, "postgres");
@@ -624,7 +495,7 @@ impl Drop for Stop<'_> {
 
 #[test]
 fn preloaded_an_old_version_outlives_what_kills_servers_before_the_update() {
-    for version in versions_with_a_worker() {
+    for version in released_versions() {
         let mut cluster = worked_by(&version, "");
         let mut failed = Vec::new();
         for kill in ["the server", "the worker"] {
@@ -703,7 +574,7 @@ fn preloaded_an_old_version_outlives_what_kills_servers_before_the_update() {
 #[test]
 fn an_update_of_the_last_version_waits_for_no_open_load() {
     // What came before has to: it changes tables that loads use.
-    for version in versions_with_a_worker().filter(|version| version.as_str() >= "1.4.0") {
+    for version in released_versions() {
         let cluster = worked_by(&version, "max_prepared_transactions = 5\n");
         let mut loads: Vec<_> = ["ROLLBACK", "COMMIT", "PREPARE TRANSACTION 'load'"]
             .into_iter()

@@ -154,7 +154,9 @@ const STOPPED: &[Story] = &[
         "worker kept from recording a start that was rolled back, FAILED",
         |scene| {
             let mut other = scene.connect();
-            other.batch_execute("BEGIN; LOCK loader.binding IN SHARE MODE").unwrap();
+            other
+                .batch_execute("BEGIN; LOCK loader_history.watched_transaction IN SHARE MODE")
+                .unwrap();
             let mut loader = begin(scene);
             let id = scene.start_plainly(&mut loader, 1);
             loader.batch_execute("ROLLBACK").unwrap();
@@ -282,7 +284,7 @@ fn terminate_worker(scene: &mut Scene) {
     let pid = wait_for_worker(&mut scene.observer);
     scene.observer.query("SELECT pg_terminate_backend($1)", &[&pid]).unwrap();
     wait_for("the worker to go", || {
-        let query = "SELECT worker_pid FROM loader.recorder_state()";
+        let query = "SELECT worker_pid FROM loader_history.recorder_state()";
         column::<Option<i32>>(&mut scene.observer, query)[0] != Some(pid)
     });
 }

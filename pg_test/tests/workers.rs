@@ -169,7 +169,9 @@ fn the_launcher_sleeps_when_failed_workers_are_wanted_no_more() {
             // A worker that cannot read the bindings ends, and so does the next.
             let worker = worker_of(&mut client, database);
             let mut session = Session::new(&cluster, database);
-            session.run("ALTER TABLE loader.binding RENAME COLUMN xid TO transaction");
+            session.run(
+                "ALTER TABLE loader_history.watched_transaction RENAME COLUMN xid TO transaction",
+            );
             client.execute("SELECT pg_terminate_backend($1)", &[&worker]).unwrap();
             session
         })
@@ -268,14 +270,13 @@ fn a_reload_reaches_worker_and_launcher() {
         "statement_timeout = '1ms'",
         "search_path = nowhere",
         "loader_history.notify = off",
-        "loader_history.durable = off",
+        "loader_history.autonomous_start = off",
     ] {
         client.batch_execute(&format!("ALTER SYSTEM SET {setting}")).unwrap();
     }
     client.batch_execute("ALTER SYSTEM SET log_min_messages = warning").unwrap();
     client.batch_execute("SELECT pg_reload_conf()").unwrap();
-    let options =
-        "-c statement_timeout=0 -c default_transaction_read_only=off -c loader_history.durable=on";
+    let options = "-c statement_timeout=0 -c default_transaction_read_only=off -c loader_history.autonomous_start=on";
     let session = || Session::with_options(&cluster, "postgres", "postgres", options);
     wait_for("the settings", || {
         let mut other = cluster.config("postgres", "postgres");
@@ -378,7 +379,7 @@ fn the_server_stops_and_comes_back_while_starts_are_recorded() {
         let kept = column::<i64>(&mut client, count)[0] - before;
         // Whoever was interrupted between start and commit was not counted, and may be kept as FAILED.
         assert!(kept >= started, "round {round}: {started} starts committed, {kept} kept");
-        let open = "SELECT count(*) FROM loader.binding";
+        let open = "SELECT count(*) FROM loader_history.watched_transaction";
         wait_for("nothing to be open", || column::<i64>(&mut client, open) == [0]);
     }
     assert!(!cluster.log().contains("PANIC") && !cluster.log().contains("terminated by signal"));
@@ -438,7 +439,7 @@ fn a_worker_that_comes_while_the_history_is_locked_stays_and_serves_when_it_is_n
     let cluster = preloaded_cluster();
     let (mut dba, mut observer) = (Session::new(&cluster, "postgres"), cluster.connect());
     let first = wait_for_worker(&mut observer);
-    for table in ["loader.execution_history", "loader.binding"] {
+    for table in ["loader.execution_history", "loader_history.watched_transaction"] {
         let log = cluster.log().len();
         // As a migration does that rewrites it.
         dba.run(&format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"));
@@ -479,7 +480,8 @@ fn start_together(cluster: &Cluster, observer: &mut Client, loaders: &[i64]) -> 
             .collect();
         let depth = i32::try_from(loaders.len().min(16)).unwrap();
         wait_for("the starts to wait", || {
-            column::<i32>(observer, "SELECT queue_depth FROM loader.recorder_state()") == [depth]
+            column::<i32>(observer, "SELECT queue_depth FROM loader_history.recorder_state()")
+                == [depth]
         });
         // Those that there is no room for do not wait for the worker.
         let refused = loaders.len().saturating_sub(16);
@@ -551,7 +553,7 @@ fn a_trigger_that_swallows_rows_makes_no_start_that_is_nowhere() {
     listener.receive_all(&mut observer);
     assert_eq!(listener.by_execution().into_values().collect::<Vec<_>>(), [["STARTED"]]);
     let bound =
-        "SELECT loader_id FROM loader.binding JOIN loader.execution_history ON id = execution_id
+        "SELECT loader_id FROM loader_history.watched_transaction JOIN loader.execution_history ON id = execution_id
                   WHERE loader_id = 4";
     assert_eq!(column::<i64>(&mut observer, bound), [4]);
     observer.batch_execute("DROP TRIGGER swallow_end ON loader.execution_history").unwrap();
@@ -617,13 +619,13 @@ fn an_execution_of_a_transaction_that_nobody_knows_stays_running_and_is_named() 
         .batch_execute(
             "INSERT INTO loader.execution_history (id, loader_id, execution_start, status)
              VALUES (1000, 1, now(), 'RUNNING'), (1001, 1, now(), 'RUNNING');
-             ALTER TABLE loader.binding DISABLE TRIGGER refuse_foreign_binding;
-             INSERT INTO loader.binding VALUES (1000, '4000000000000', NULL);
-             ALTER TABLE loader.binding ENABLE ALWAYS TRIGGER refuse_foreign_binding;
-             INSERT INTO loader.binding VALUES (1001, '3', NULL)",
+             ALTER TABLE loader_history.watched_transaction DISABLE TRIGGER drop_replicated_row;
+             INSERT INTO loader_history.watched_transaction VALUES (1000, '4000000000000', NULL);
+             ALTER TABLE loader_history.watched_transaction ENABLE ALWAYS TRIGGER drop_replicated_row;
+             INSERT INTO loader_history.watched_transaction VALUES (1001, '3', NULL)",
         )
         .unwrap();
-    let bound = "SELECT execution_id FROM loader.binding ORDER BY 1";
+    let bound = "SELECT execution_id FROM loader_history.watched_transaction ORDER BY 1";
     assert_eq!(column::<i64>(&mut observer, bound), [1000], "what only the worker writes");
     let before = worker_of(&mut observer, "postgres");
     observer.execute("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
@@ -689,7 +691,7 @@ fn recorder_status_shows_a_load() {
     let cluster = preloaded_cluster();
     let mut client = cluster.connect();
     let columns =
-        "concat_ws(' ', preloaded, queue_depth, open_bindings, unbound_running, foreign_key)";
+        "concat_ws(' ', preloaded, queue_depth, watched_running, unwatched_running, foreign_key)";
     assert_eq!(status(&mut client, columns).as_deref(), Some("t 0 0 0 t"));
     assert_eq!(status(&mut client, "detail"), None);
     assert_eq!(status(&mut client, "last_error"), None);
@@ -710,7 +712,9 @@ fn recorder_status_shows_a_load() {
     wait_for("the binding to go", || status(&mut client, columns).as_deref() == Some("t 0 0 1 t"));
 
     // As a reader sees it.
-    client.batch_execute("CREATE ROLE reader LOGIN; SELECT loader.grant_reader('reader')").unwrap();
+    client
+        .batch_execute("CREATE ROLE reader LOGIN; SELECT loader_history.grant_reader('reader')")
+        .unwrap();
     let mut reader = cluster.connect_to("postgres", "reader");
     assert_eq!(status(&mut reader, "worker_pid"), Some(worker.to_string()));
     assert_eq!(status(&mut reader, "detail"), None);
@@ -741,14 +745,14 @@ fn recorder_status_says_why_starts_are_plain() {
     assert_durable(&cluster, "postgres");
     assert_eq!(worker_of(&mut client, "postgres"), worker);
 
-    session.run("SET loader_history.durable = off");
+    session.run("SET loader_history.autonomous_start = off");
     let detail = status(&mut session.client, "detail").unwrap_or_default();
-    assert!(detail.contains("loader_history.durable is off"), "{detail}");
+    assert!(detail.contains("loader_history.autonomous_start is off"), "{detail}");
     session.run("BEGIN");
     let id = session.start();
     assert_eq!(session.warnings(), Vec::<String>::new(), "it is what was asked for");
     assert_eq!(status_of(&mut client, id), None);
-    session.run("ROLLBACK; RESET loader_history.durable");
+    session.run("ROLLBACK; RESET loader_history.autonomous_start");
     assert_eq!(status(&mut session.client, "detail"), None);
 }
 
@@ -759,7 +763,7 @@ fn a_locked_table_is_named_and_is_no_error_of_the_workers() {
     let mut observer = cluster.connect();
     let mut dba = Session::new(&cluster, "postgres");
     let log = cluster.log().len();
-    dba.run("BEGIN; LOCK TABLE loader.binding IN SHARE ROW EXCLUSIVE MODE");
+    dba.run("BEGIN; LOCK TABLE loader_history.watched_transaction IN SHARE ROW EXCLUSIVE MODE");
     let started = Instant::now();
     let warning = plain_start(&mut session, &mut observer);
     assert!(warning.contains("A table of the history is locked, by this"), "{warning}");
@@ -776,7 +780,7 @@ fn recorder_status_without_preloading() {
     let cluster = pg_test::cluster_with_extension();
     let mut client = cluster.connect();
     let columns =
-        "concat_ws(' ', preloaded, queue_depth, open_bindings, unbound_running, foreign_key)";
+        "concat_ws(' ', preloaded, queue_depth, watched_running, unwatched_running, foreign_key)";
     client.batch_execute("SELECT loader.record_execution_start(1)").unwrap();
     assert_eq!(status(&mut client, columns).as_deref(), Some("f 0 0 1 t"));
     for empty in ["worker_pid", "last_error", "last_error_at", "detail"] {

@@ -27,13 +27,6 @@ impl Trouble {
     pub fn is_lock(&self) -> bool {
         self.sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
     }
-
-    /// Whether what was to be written breaks a rule, or a trigger does away with it: classes 23 and 09.
-    pub fn is_refusal(&self) -> bool {
-        let class = self.sqlstate as i32 & 0xfff;
-        class == PgSqlErrorCode::ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION as i32
-            || class == PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION as i32
-    }
 }
 
 impl fmt::Display for Trouble {

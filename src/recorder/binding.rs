@@ -6,7 +6,9 @@ use pgrx::heap_tuple::PgHeapTuple;
 use pgrx::{AllocatedByPostgres, PgTrigger, pg_sys, pg_trigger};
 
 use super::worker;
-use crate::lookup::{Key, OpenRelation, find, relation};
+use crate::error::Error;
+use crate::lookup::{Key, find, open, require};
+use crate::triggers::is_replica;
 
 /// What became of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,9 +44,10 @@ pub fn outcome(xid: u64) -> Outcome {
 /// Whether an execution was started by a transaction of another session, or a prepared one, that is
 /// still open.
 pub fn is_open_elsewhere(execution_id: i64) -> bool {
-    let Some(table) = relation(c"binding") else { return false };
-    let table = OpenRelation::table(table, pg_sys::AccessShareLock);
-    // SAFETY: column 2 of loader.binding is an xid8, which is passed by value as a bigint is.
+    let Ok(Some(table)) = open(c"watched_transaction", pg_sys::AccessShareLock) else {
+        return false;
+    };
+    // SAFETY: column 2 of loader_history.watched_transaction is an xid8, which is passed by value as a bigint is.
     let xid = find(&table, &Key::id(execution_id), |row| unsafe { row.get::<i64>(2) }).flatten();
     xid.is_some_and(|xid| {
         let xid = xid.cast_unsigned();
@@ -56,29 +59,23 @@ pub fn is_open_elsewhere(execution_id: i64) -> bool {
 
 /// When the server itself ended an execution, in PostgreSQL's microseconds, and where it has noted
 /// that; `None` where it did not, or the loader has had its word since.
-pub fn derived_failure(execution_id: i64) -> Option<(i64, pg_sys::ItemPointerData)> {
-    let table = OpenRelation::table(relation(c"derived_failure")?, pg_sys::AccessShareLock);
-    // SAFETY: column 2 of loader.derived_failure is a timestamptz, passed by value as a bigint is.
-    find(&table, &Key::id(execution_id), |row| unsafe {
+///
+/// # Errors
+/// [`Error::Untrusted`], or [`Error::MissingRelation`].
+pub fn server_outcome(execution_id: i64) -> Result<Option<(i64, pg_sys::ItemPointerData)>, Error> {
+    let table = require(c"server_outcome", pg_sys::AccessShareLock)?;
+    // SAFETY: column 2 of loader_history.server_outcome is a timestamptz, passed by value as a bigint is.
+    let found = find(&table, &Key::id(execution_id), |row| unsafe {
         row.get::<i64>(2).map(|end| (end, row.tid()))
-    })
-    .flatten()
+    });
+    Ok(found.flatten())
 }
 
-/// The prepared transaction that has recorded the start of an execution, which the worker has noted.
-pub fn prepared_start(execution_id: i64) -> Option<u64> {
-    let table = OpenRelation::table(relation(c"prepared_start")?, pg_sys::AccessShareLock);
-    // SAFETY: column 4 of loader.prepared_start is an xid8, passed by value as a bigint is.
-    find(&table, &Key::id(execution_id), |row| unsafe { row.get::<i64>(4) })
-        .flatten()
-        .map(i64::cast_unsigned)
-}
-
-/// Drops rows of `loader.binding` that the worker did not write: what replication brings are another
-/// cluster's transaction ids.
+/// Drops rows that replication brings: they hold another cluster's transaction ids. The worker is in the same
+/// role as what applies those.
 #[pg_trigger(sql = false)]
-fn refuse_foreign_binding<'a>(
+fn drop_replicated_row<'a>(
     trigger: &'a PgTrigger<'a>,
 ) -> Result<Option<PgHeapTuple<'a, AllocatedByPostgres>>, Infallible> {
-    Ok(trigger.new().filter(|_| worker::is_worker()))
+    Ok(trigger.new().filter(|_| worker::is_worker() || !is_replica()))
 }

@@ -8,26 +8,23 @@ use pgrx::pg_sys::{self, BuiltinOid, LockWaitPolicy};
 
 use super::background::set_local;
 use super::loader_row::{self, LoaderRow};
-use super::shared::{LostStart, Start};
+use super::shared::Start;
 use crate::error::Error;
 use crate::event::Event;
 use crate::execution::{Status, duration_seconds};
 use crate::local_settings::LocalSettings;
-use crate::lookup::{OpenRelation, relation};
+use crate::lookup::{OpenRelation, relation, try_lock};
 use crate::recorded_loader::remember;
 use crate::rights;
 use crate::statement::{KeptStatement, Rows, Sight};
 use crate::time::{end_of_execution, from_postgres};
 
 /// The tables that a start is written into.
-const TABLES: [&CStr; 3] = [c"execution_history", c"binding", c"recorded_loader"];
+const TABLES: [&CStr; 3] = [c"execution_history", c"watched_transaction", c"recorded_loader"];
 
 /// Those that are written where it is known what became of it.
-const TABLES_OF_ENDS: [&CStr; 5] =
-    [c"execution_history", c"binding", c"derived_failure", c"abandoned_start", PREPARED_STARTS];
-
-/// The table of starts in prepared transactions, which earlier versions of the SQL have not.
-const PREPARED_STARTS: &CStr = c"prepared_start";
+const TABLES_OF_ENDS: [&CStr; 4] =
+    [c"execution_history", c"watched_transaction", c"server_outcome", c"abandoned_start"];
 
 thread_local! {
     static INSERT_STARTS: KeptStatement = const { KeptStatement::new(
@@ -43,54 +40,41 @@ thread_local! {
         &[BuiltinOid::INT8OID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
     ) };
     static INSERT_BINDING: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.binding (execution_id, xid, subxid) VALUES ($1, $2, $3)",
-        &[BuiltinOid::INT8OID, BuiltinOid::XID8OID, BuiltinOid::XID8OID],
+        c"INSERT INTO loader_history.watched_transaction (execution_id, xid, subxid, notify) \
+          VALUES ($1, $2, $3, $4)",
+        &[BuiltinOid::INT8OID, BuiltinOid::XID8OID, BuiltinOid::XID8OID, BuiltinOid::BOOLOID],
     ) };
     static INSERT_BINDINGS: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.binding (execution_id, xid, subxid) \
-          SELECT b.id, b.xid::text::xid8, NULLIF(b.subxid, 0)::text::xid8 \
-          FROM ROWS FROM (unnest($1), unnest($2), unnest($3)) AS b (id, xid, subxid)",
-        &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID],
+        c"INSERT INTO loader_history.watched_transaction (execution_id, xid, subxid, notify) \
+          SELECT b.id, b.xid::text::xid8, NULLIF(b.subxid, 0)::text::xid8, b.notify \
+          FROM ROWS FROM (unnest($1), unnest($2), unnest($3), unnest($4)) AS b (id, xid, subxid, notify)",
+        &[
+            BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID,
+            BuiltinOid::BOOLARRAYOID,
+        ],
     ) };
     static SELECT_BINDINGS: KeptStatement = const { KeptStatement::new(
-        c"SELECT b.execution_id, h.loader_id, b.xid::text::bigint, b.subxid::text::bigint \
-          FROM loader.binding AS b LEFT JOIN loader.execution_history AS h ON h.id = b.execution_id",
+        c"SELECT b.execution_id, h.loader_id, b.xid::text::bigint, b.subxid::text::bigint, b.notify \
+          FROM loader_history.watched_transaction AS b LEFT JOIN loader.execution_history AS h ON h.id = b.execution_id",
         &[],
     ) };
     static DELETE_BINDINGS: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.binding WHERE execution_id = ANY ($1)",
+        c"DELETE FROM loader_history.watched_transaction WHERE execution_id = ANY ($1)",
         &[BuiltinOid::INT8ARRAYOID],
     ) };
     static DELETE_ABANDONED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.abandoned_start AS a USING loader.binding AS b \
+        c"DELETE FROM loader_history.abandoned_start AS a USING loader_history.watched_transaction AS b \
           WHERE a.execution_id = ANY ($1) AND b.execution_id = a.execution_id AND b.xid = a.xid \
           RETURNING a.execution_id",
         &[BuiltinOid::INT8ARRAYOID],
     ) };
     static DELETE_SETTLED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.abandoned_start AS a \
-          WHERE NOT EXISTS (SELECT FROM loader.binding AS b WHERE b.execution_id = a.execution_id)",
+        c"DELETE FROM loader_history.abandoned_start AS a \
+          WHERE NOT EXISTS (SELECT FROM loader_history.watched_transaction AS b WHERE b.execution_id = a.execution_id)",
         &[],
-    ) };
-    static SELECT_PREPARED: KeptStatement = const { KeptStatement::new(
-        c"SELECT execution_id, loader_id, execution_start, xid::text::bigint, abandoned_id, silent \
-          FROM loader.prepared_start",
-        &[],
-    ) };
-    static INSERT_PREPARED: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.prepared_start (execution_id, loader_id, execution_start, xid, abandoned_id, silent) \
-          VALUES ($1, $2, $3, $4, NULLIF($5, 0), $6) ON CONFLICT (execution_id) DO NOTHING",
-        &[
-            BuiltinOid::INT8OID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID,
-            BuiltinOid::XID8OID, BuiltinOid::INT8OID, BuiltinOid::BOOLOID,
-        ],
-    ) };
-    static DELETE_PREPARED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.prepared_start WHERE execution_id = ANY ($1)",
-        &[BuiltinOid::INT8ARRAYOID],
     ) };
     static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.derived_failure WHERE execution_id = ANY ($1)",
+        c"DELETE FROM loader_history.server_outcome WHERE execution_id = ANY ($1)",
         &[BuiltinOid::INT8ARRAYOID],
     ) };
     static DELETE_EXECUTIONS: KeptStatement = const { KeptStatement::new(
@@ -115,7 +99,7 @@ thread_local! {
         ],
     ) };
     static INSERT_DERIVED: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader.derived_failure (execution_id, execution_end) VALUES ($1, $2) \
+        c"INSERT INTO loader_history.server_outcome (execution_id, execution_end) VALUES ($1, $2) \
           ON CONFLICT (execution_id) DO UPDATE SET execution_end = EXCLUDED.execution_end",
         &[BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
     ) };
@@ -158,14 +142,7 @@ pub fn lock(tables: &[&CStr]) -> Result<(), Error> {
 }
 
 fn lock_for(tables: &[&CStr], mode: u32) -> Result<(), Error> {
-    for table in tables.iter().filter_map(|table| relation(table)) {
-        // SAFETY: in a transaction, at whose end the lock goes.
-        let locked = unsafe { pg_sys::ConditionalLockRelationOid(table, mode.cast_signed()) };
-        if !locked {
-            return Err(Error::TableLocked);
-        }
-    }
-    Ok(())
+    tables.iter().try_for_each(|table| try_lock(table, mode))
 }
 
 /// The loader's row, locked where nobody else holds it against that.
@@ -205,7 +182,7 @@ pub fn insert(starts: &[&Start]) -> Result<(), Error> {
 fn remember_loaders(mut loaders: impl Iterator<Item = i64>) -> Result<(), Error> {
     let Some(history) = relation(c"execution_history") else { return Ok(()) };
     let sleeping = OpenRelation::table(history, pg_sys::RowExclusiveLock)
-        .sleeps_in_replication(c"remember_loader_on_insert");
+        .sleeps_in_replication(c"history_inserted");
     sleeping.map_or(Ok(()), |trigger| loaders.try_for_each(|loader| remember(trigger, loader)))
 }
 
@@ -226,21 +203,13 @@ fn insert_executions(starts: &[&Start]) -> Result<(), Error> {
 fn insert_bindings(starts: &[&Start]) -> Result<(), Error> {
     let ids: Vec<_> = starts.iter().map(|start| start.execution_id).collect();
     let xids: Vec<_> = starts.iter().map(|start| start.xid.cast_signed()).collect();
-    let subxids: Vec<_> = starts.iter().map(|start| stored_subxid(start).cast_signed()).collect();
+    let subxids: Vec<_> = starts.iter().map(|start| start.subxid.cast_signed()).collect();
+    let notify: Vec<_> = starts.iter().map(|start| start.notify).collect();
     Spi::connect(|client| {
-        let arguments = [ids.into(), xids.into(), subxids.into()];
+        let arguments = [ids.into(), xids.into(), subxids.into(), notify.into()];
         INSERT_BINDINGS.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
         Ok(())
     })
-}
-
-/// Added to the subtransaction in loader.binding where the session wanted no events. No transaction gets so far.
-/// (A column of its own would have an update of the extension wait for every open load, and all others for it.)
-const SILENT: u64 = 1 << 62;
-
-/// What loader.binding has as the subtransaction of a start; 0 for NULL.
-const fn stored_subxid(start: &Start) -> u64 {
-    start.subxid | if start.notify { 0 } else { SILENT }
 }
 
 /// Inserts a RUNNING execution.
@@ -265,7 +234,8 @@ fn xid8(xid: u64) -> DatumWithOid<'static> {
 
 fn insert_binding(start: &Start) -> Result<(), Error> {
     Spi::connect(|client| {
-        let arguments = [start.execution_id.into(), xid8(start.xid), xid8(stored_subxid(start))];
+        let arguments =
+            [start.execution_id.into(), xid8(start.xid), xid8(start.subxid), start.notify.into()];
         INSERT_BINDING.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
         Ok(())
     })
@@ -284,7 +254,7 @@ pub fn tidy_up() -> Result<(), Error> {
     })
 }
 
-/// A row of loader.binding.
+/// A row of loader_history.watched_transaction.
 pub struct Bound {
     /// The execution's id.
     pub execution_id: i64,
@@ -303,7 +273,7 @@ pub struct Bound {
 /// # Errors
 /// [`Error::TableLocked`], or what SPI says of a call.
 pub fn bindings() -> Result<Vec<Bound>, Error> {
-    lock_for(&[c"binding", c"execution_history"], pg_sys::AccessShareLock)?;
+    lock_for(&[c"watched_transaction", c"execution_history"], pg_sys::AccessShareLock)?;
     Spi::connect(|client| {
         let rows = SELECT_BINDINGS.with(|select| select.run(client, Sight::Usual, &[]))?;
         let number = |row, column| rows.get::<i64>(row, column).unwrap_or_default();
@@ -312,62 +282,10 @@ pub fn bindings() -> Result<Vec<Bound>, Error> {
                 execution_id: number(row, 1),
                 loader_id: number(row, 2),
                 xid: number(row, 3).cast_unsigned(),
-                subxid: number(row, 4).cast_unsigned() & !SILENT,
-                notify: number(row, 4).cast_unsigned() & SILENT == 0,
+                subxid: number(row, 4).cast_unsigned(),
+                notify: rows.get(row, 5).unwrap_or_default(),
             })
             .collect())
-    })
-}
-
-/// Every start that is lost where its prepared transaction is rolled back.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI says of a call.
-pub fn prepared_starts() -> Result<Vec<LostStart>, Error> {
-    if relation(PREPARED_STARTS).is_none() {
-        return Ok(Vec::new());
-    }
-    lock_for(&[PREPARED_STARTS], pg_sys::AccessShareLock)?;
-    Spi::connect(|client| {
-        let rows = SELECT_PREPARED.with(|select| select.run(client, Sight::Usual, &[]))?;
-        Ok((0..rows.len())
-            .filter_map(|row| {
-                Some(LostStart {
-                    execution_id: rows.get(row, 1)?,
-                    loader_id: rows.get(row, 2)?,
-                    start: rows.get::<TimestampWithTimeZone>(row, 3)?.into_inner(),
-                    prepared: rows.get::<i64>(row, 4)?.cast_unsigned(),
-                    abandoned: rows.get(row, 5).unwrap_or_default(),
-                    notify: rows.get(row, 6) != Some(true),
-                    text: String::new(),
-                    message: None,
-                })
-            })
-            .collect())
-    })
-}
-
-/// Notes a start that is lost where its prepared transaction is rolled back; false where this version of the
-/// SQL has no table for it.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI says of a call.
-pub fn note_prepared_start(start: &LostStart) -> Result<bool, Error> {
-    if relation(PREPARED_STARTS).is_none() {
-        return Ok(false);
-    }
-    lock(&[PREPARED_STARTS])?;
-    Spi::connect(|client| {
-        let arguments = [
-            start.execution_id.into(),
-            start.loader_id.into(),
-            TimestampWithTimeZone::try_from(start.start).ok().into(),
-            xid8(start.prepared),
-            start.abandoned.into(),
-            (!start.notify).into(),
-        ];
-        INSERT_PREPARED.with(|insert| insert.run(client, Sight::Usual, &arguments))?;
-        Ok(true)
     })
 }
 
@@ -379,17 +297,8 @@ pub fn note_prepared_start(start: &LostStart) -> Result<bool, Error> {
 pub fn forget(ids: &[i64]) -> Result<(), Error> {
     let abandoned = run(&DELETE_ABANDONED, ids)?;
     run(&DELETE_BINDINGS, ids)?;
-    forget_prepared(ids)?;
     if !abandoned.is_empty() {
         run(&DELETE_EXECUTIONS, &abandoned)?;
-    }
-    Ok(())
-}
-
-/// Deletes the notes of starts in prepared transactions that are over.
-fn forget_prepared(ids: &[i64]) -> Result<(), Error> {
-    if relation(PREPARED_STARTS).is_some() {
-        run(&DELETE_PREPARED, ids)?;
     }
     Ok(())
 }
@@ -473,35 +382,4 @@ pub fn start_event(execution_id: i64, loader_id: i64, start: i64) -> Result<Stri
     let mut event = Event::new(execution_id, loader_id, Status::Running, from_postgres(start));
     event.record_count = Some(0);
     Ok(event.payload()?)
-}
-
-/// Records a start that was rolled back, as started and failed, and returns the payloads of the events;
-/// of nothing where the loader is not there.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI says of a call.
-pub fn record_lost_start(lost: &LostStart, message: &str) -> Result<Vec<String>, Error> {
-    lock_tables()?;
-    lock_to_close()?;
-    let LostStart { execution_id, loader_id, start, abandoned, prepared, .. } = *lost;
-    if prepared != 0 {
-        forget_prepared(&[execution_id])?;
-    }
-    if abandoned != 0 {
-        remove(&[abandoned])?;
-    }
-    match lock_loader(loader_id) {
-        LoaderRow::Committed | LoaderRow::Own | LoaderRow::Unchecked => {}
-        LoaderRow::Busy | LoaderRow::TableBusy => return Err(Error::TableLocked),
-        // The loader itself was rolled back, or has been deleted since.
-        LoaderRow::Missing | LoaderRow::Unsupported => return Ok(Vec::new()),
-    }
-    remember_loaders(std::iter::once(loader_id))?;
-    insert_execution(execution_id, loader_id, start)?;
-    let mut events = vec![start_event(execution_id, loader_id, start)?];
-    // Triggers that fired would include the foreign key's, for a row of this very transaction.
-    if let Closed::Failed(event) = close(execution_id, message)? {
-        events.push(event);
-    }
-    Ok(events)
 }

@@ -15,7 +15,6 @@ mod last_error;
 mod launcher;
 mod ledger;
 mod loader_row;
-mod lone_call;
 mod prepared_event;
 mod retention;
 mod shared;
@@ -29,8 +28,8 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-pub use start::{Declined, Reason, Started, start, wait_for_lost_start};
-pub use transaction::{gather, remember_plain_start};
+pub use start::{Declined, Reason, Started, start};
+pub use transaction::gather;
 
 /// The extension's name.
 const EXTENSION: &CStr = c"loader_history";

@@ -29,11 +29,11 @@ const PLANNER_SETTINGS: [Setting; 3] = [
 
 thread_local! {
     static SELECT: KeptStatement = const { KeptStatement::new(
-        c"SELECT id, payload, ctid::text FROM loader.prepared_event ORDER BY id LIMIT $1",
+        c"SELECT id, payload, ctid::text FROM loader_history.prepared_event ORDER BY id LIMIT $1",
         &[BuiltinOid::INT8OID],
     ) };
     static DELETE: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader.prepared_event WHERE ctid = ANY ($1::tid[])",
+        c"DELETE FROM loader_history.prepared_event WHERE ctid = ANY ($1::tid[])",
         &[BuiltinOid::TEXTARRAYOID],
     ) };
     static SELECT_PREPARED: KeptStatement = const { KeptStatement::new(

@@ -26,7 +26,7 @@ use crate::statement::{KeptStatement, Sight};
 use crate::time::FIRST_TIMESTAMP;
 
 /// The tables that a purge deletes from.
-const TABLES: [&CStr; 2] = [c"execution_history", c"derived_failure"];
+const TABLES: [&CStr; 2] = [c"execution_history", c"server_outcome"];
 
 /// Executions that a batch looks at: the first one, and at most. Starts wait for its end.
 const FIRST_SIZE: i64 = 25;

@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::{self, LockWaitPolicy};
 
-use super::binding::{Outcome, outcome, prepared_start};
 use super::loader_row::{self, LoaderRow};
-use super::lone_call::is_lone;
 use super::shared::{Progress, Request, Serving, Shared, Start, my_database, shared};
 use super::{transaction, worker};
 use crate::lookup::{OpenRelation, relation};
@@ -107,19 +105,20 @@ impl From<Reason> for Declined {
     }
 }
 
-/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds, for `call`, as its
-/// caller's plan has it.
+/// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds.
 ///
 /// Errors of PostgreSQL pass as they are.
-pub fn start(loader_id: i64, time: i64, call: *mut pg_sys::Node) -> Started {
+pub fn start(loader_id: i64, time: i64) -> Started {
     // The worker runs the triggers of others, and must not wait for itself.
-    let Some(shared) = shared().filter(|_| settings::DURABLE.get() && !worker::is_worker()) else {
+    let Some(shared) =
+        shared().filter(|_| settings::AUTONOMOUS_START.get() && !worker::is_worker())
+    else {
         return Started::Plainly;
     };
     let (Some(history), Some(sequence), Some(binding)) = (
         relation(c"execution_history"),
         relation(c"execution_history_id_seq"),
-        relation(c"binding"),
+        relation(c"watched_transaction"),
     ) else {
         return Started::Plainly;
     };
@@ -148,16 +147,11 @@ pub fn start(loader_id: i64, time: i64, call: *mut pg_sys::Node) -> Started {
         let notify = settings::NOTIFY.get();
         Start { execution_id, loader_id, start: time, xid, subxid, check_loader, notify }
     };
-    let is_lone = is_lone(call);
     match hand_over(shared, &start) {
         Ok(committed_at) => {
             wait_at_commit(committed_at);
-            if is_lone {
-                transaction::remember_lone_start();
-            } else {
-                // SAFETY: in a server that is not in recovery; the log goes that far.
-                unsafe { pg_sys::XLogFlush(committed_at) };
-            }
+            // SAFETY: in a server that is not in recovery; the log goes that far.
+            unsafe { pg_sys::XLogFlush(committed_at) };
             Started::Durably(start.execution_id)
         }
         Err(declined) => Started::Declined(declined),
@@ -296,40 +290,4 @@ pub fn wait_for_latch(time: Duration) {
         pg_sys::ResetLatch(pg_sys::MyLatch);
         pgrx::check_for_interrupts!();
     }
-}
-
-/// How long an end waits for the worker to record the lost start of its execution.
-const LOST_START_PATIENCE: Duration = Duration::from_secs(3);
-
-/// Waits for the worker to record the lost start of an execution, where it is to. Where it does not in time,
-/// the start is the caller's, to be recorded in the current transaction; if that is rolled back, it is the
-/// worker's again.
-pub fn wait_for_lost_start(execution_id: i64) -> Option<(i64, i64)> {
-    let shared = shared().filter(|_| !worker::is_worker())?;
-    let deadline = Instant::now() + settings::worker_timeout().max(LOST_START_PATIENCE);
-    let oid = my_database();
-    while is_lost(shared, oid, execution_id) {
-        if Instant::now() >= deadline {
-            let lost = shared.take_lost_start(oid, execution_id)?;
-            transaction::remember_plain_start(
-                execution_id,
-                lost.loader_id,
-                lost.start,
-                None,
-                false,
-            );
-            return Some((lost.loader_id, lost.start));
-        }
-        if let Some(database) = shared.database(oid) {
-            database.worker.wake();
-        }
-        wait_for_latch(Duration::from_millis(5));
-    }
-    None
-}
-
-/// Whether the worker is to record the lost start of an execution.
-fn is_lost(shared: Shared, oid: pg_sys::Oid, execution_id: i64) -> bool {
-    let prepared = shared.lost_in(oid, execution_id).or_else(|| prepared_start(execution_id));
-    prepared.is_some_and(|xid| xid == 0 || outcome(xid) == Outcome::Aborted)
 }

@@ -1,4 +1,4 @@
-//! `loader.recorder_state`: what shared memory knows of the worker of this database, for
+//! `loader_history.recorder_state`: what shared memory knows of the worker of this database, for
 //! `loader.recorder_status`.
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -59,8 +59,9 @@ fn recorder_state() -> TableIterator<
             Serving::Ended => Some("the background worker ended, and is started again soon"),
         },
     };
-    let obstacle = obstacle
-        .or_else(|| (!settings::DURABLE.get()).then_some("loader_history.durable is off here"));
+    let obstacle = obstacle.or_else(|| {
+        (!settings::AUTONOMOUS_START.get()).then_some("loader_history.autonomous_start is off here")
+    });
     TableIterator::once((
         true,
         pid,

@@ -12,27 +12,8 @@ use pgrx::pg_guard;
 use pgrx::pg_sys::{self, SubTransactionId, SubXactEvent, XactEvent};
 
 use super::gathered::{Gathered, emit_all, emit_what_fits};
-use super::lone_call::commits_asynchronously;
-use super::shared::{
-    Batch, Posting, PreparedEvents, Request, Serving, Shared, my_database, shared,
-};
+use super::shared::{Batch, PreparedEvents, Request, Serving, Shared, my_database, shared};
 use super::{last_error, prepared_event, worker};
-use crate::settings;
-
-/// A start recorded in the caller's own transaction although it was to be durable.
-struct PlainStart {
-    /// The subtransaction that it now belongs to; `None` once that was rolled back.
-    subtransaction: Option<SubTransactionId>,
-    execution_id: i64,
-    loader_id: i64,
-    start: i64,
-    /// The execution that the worker may have recorded in its stead; 0 for none.
-    abandoned: i64,
-    /// Whether the session wanted events then.
-    notify: bool,
-    /// Whether the history itself goes where the transaction is rolled back.
-    new_extension: bool,
-}
 
 /// A durable start inside a subtransaction.
 struct BoundSubtransaction {
@@ -46,12 +27,9 @@ struct BoundSubtransaction {
 struct Current {
     /// Its id, where it has durable starts; else 0.
     xid: Cell<u64>,
-    /// Whether its commit is to wait for the disk, for a start's sake.
-    is_lone: Cell<bool>,
     /// The request that the backend waits for.
     waiting: Cell<Option<&'static Request>>,
     // Never dropped: the server still logs, and so asks, when a process has run its destructors.
-    plain: RefCell<ManuallyDrop<Vec<PlainStart>>>,
     bound: RefCell<ManuallyDrop<Vec<BoundSubtransaction>>>,
     events: RefCell<Gathered>,
     /// Whether the events gathered so far have been prepared for the commit.
@@ -70,9 +48,8 @@ struct Current {
 
 thread_local! {
     static CURRENT: Current = const { Current {
-        xid: Cell::new(0), is_lone: Cell::new(false),
+        xid: Cell::new(0),
         waiting: Cell::new(None),
-        plain: RefCell::new(ManuallyDrop::new(Vec::new())),
         bound: RefCell::new(ManuallyDrop::new(Vec::new())),
         events: const { RefCell::new(Gathered::new()) },
         is_ending: Cell::new(false),
@@ -95,9 +72,7 @@ pub fn install() {
 
 /// Whether the current transaction has started executions, so that an error in it matters.
 pub fn is_watched() -> bool {
-    CURRENT.with(|current| {
-        current.xid.get() != 0 || current.plain.try_borrow().is_ok_and(|plain| !plain.is_empty())
-    })
+    CURRENT.with(|current| current.xid.get() != 0)
 }
 
 /// Remembers that transaction `xid` (and its subtransaction `subxid`, or 0) starts an execution through
@@ -113,39 +88,6 @@ pub fn remember_bound_start(xid: u64, subxid: u64) {
             if bound.last().is_none_or(|last| last.subxid != subxid) {
                 bound.push(BoundSubtransaction { subtransaction, subxid });
             }
-        }
-    });
-}
-
-/// Remembers that the worker has left it to the commit of the current transaction to wait for the disk.
-pub fn remember_lone_start() {
-    CURRENT.with(|current| current.is_lone.set(true));
-}
-
-/// Remembers a start recorded in the current transaction although it was to be durable: where it is
-/// rolled back, the worker is to record it as FAILED, and to remove `abandoned`, which it may have
-/// recorded in its stead. With `new_extension` the history itself goes where the whole transaction is.
-pub fn remember_plain_start(
-    execution_id: i64,
-    loader_id: i64,
-    start: i64,
-    abandoned: Option<i64>,
-    new_extension: bool,
-) {
-    CURRENT.with(|current| {
-        if let Ok(mut plain) = current.plain.try_borrow_mut() {
-            // SAFETY: called in a transaction.
-            let subtransaction = Some(unsafe { pg_sys::GetCurrentSubTransactionId() });
-            let abandoned = abandoned.unwrap_or_default();
-            plain.push(PlainStart {
-                subtransaction,
-                execution_id,
-                loader_id,
-                start,
-                abandoned,
-                notify: settings::NOTIFY.get(),
-                new_extension,
-            });
         }
     });
 }
@@ -200,45 +142,10 @@ impl Current {
         }
     }
 
-    /// Hands over the plain starts that are gone: all, or those whose subtransaction was rolled back; and
-    /// those that the transaction, where it is `prepared`, may yet take along.
-    fn post_lost_starts(&self, shared: Shared, all: bool, prepared: u64) {
-        let Ok(mut plain) = self.plain.try_borrow_mut() else { return };
-        let is_lost = |start: &&PlainStart| {
-            if all || prepared != 0 && start.subtransaction.is_some() {
-                !start.new_extension
-            } else {
-                start.subtransaction.is_none()
-            }
-        };
-        for start in plain.iter().filter(is_lost) {
-            last_error::with(|text| {
-                shared.post(
-                    my_database(),
-                    &Posting::LostStart {
-                        execution_id: start.execution_id,
-                        loader_id: start.loader_id,
-                        start: start.start,
-                        abandoned: start.abandoned,
-                        prepared: if start.subtransaction.is_some() { prepared } else { 0 },
-                        notify: start.notify,
-                        text: if all { text } else { &[] },
-                    },
-                )
-            });
-        }
-        plain.clear();
-    }
-
     /// Has the events ready for the worker, so that the commit need only tell it; where it can't take
     /// them, has the transaction notify by itself. May fail.
     fn before_commit(&self, shared: Shared) {
         self.is_ending.set(true);
-        // The setting may be another than when the start was made.
-        if self.is_lone.get() && commits_asynchronously() {
-            // SAFETY: in a transaction; only notes that its commit waits for the disk.
-            unsafe { pg_sys::ForceSyncCommit() };
-        }
         let Ok(events) = self.events.try_borrow() else { return };
         if events.is_empty() {
             return;
@@ -304,18 +211,9 @@ impl Current {
         self.stop_waiting();
         self.hand_over_events(shared, committed);
         let xid = self.xid.replace(0);
-        self.is_lone.set(false);
         if aborted && xid != 0 {
-            last_error::with(|text| {
-                shared.post(my_database(), &Posting::Error { xid, subxid: 0, text })
-            });
+            last_error::with(|text| shared.post(my_database(), xid, 0, text));
         }
-        let prepared = match (committed, aborted) {
-            // SAFETY: at the end of PREPARE TRANSACTION, which has not taken the id from the process yet.
-            (false, false) => unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value,
-            _ => 0,
-        };
-        self.post_lost_starts(shared, aborted, prepared);
         if let Ok(mut bound) = self.bound.try_borrow_mut() {
             bound.clear();
         }
@@ -342,11 +240,6 @@ impl Current {
         if let Ok(mut events) = self.events.try_borrow_mut() {
             events.subtransaction_committed(mine, parent);
         }
-        if let Ok(mut plain) = self.plain.try_borrow_mut() {
-            for start in plain.iter_mut().filter(|start| start.subtransaction == Some(mine)) {
-                start.subtransaction = Some(parent);
-            }
-        }
         if let Ok(mut bound) = self.bound.try_borrow_mut() {
             for start in bound.iter_mut().filter(|start| start.subtransaction == mine) {
                 start.subtransaction = parent;
@@ -359,18 +252,13 @@ impl Current {
         if let Ok(mut events) = self.events.try_borrow_mut() {
             events.subtransaction_aborted(mine);
         }
-        if let Ok(mut plain) = self.plain.try_borrow_mut() {
-            for start in plain.iter_mut().filter(|start| start.subtransaction == Some(mine)) {
-                start.subtransaction = None;
-            }
-        }
         if let Ok(mut bound) = self.bound.try_borrow_mut() {
             let xid = self.xid.get();
             last_error::with(|text| {
                 if !text.is_empty() {
                     for start in bound.iter().filter(|start| start.subtransaction == mine) {
                         let subxid = start.subxid;
-                        shared.post(my_database(), &Posting::Error { xid, subxid, text });
+                        shared.post(my_database(), xid, subxid, text);
                     }
                 }
             });

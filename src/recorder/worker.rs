@@ -25,7 +25,7 @@ use super::emitter::Emitter;
 use super::ledger::{self, Closed};
 use super::loader_row::LoaderRow;
 use super::retention::Retention;
-use super::shared::{Answered, Database, LostStart, News, Request, Serving, Shared, Start, shared};
+use super::shared::{Answered, Database, News, Request, Serving, Shared, Start, shared};
 use super::start::Reason;
 use crate::lookup::relation;
 use crate::lost_ids::skip_lost_ids;
@@ -176,7 +176,7 @@ struct Worker {
     database: &'static Database,
     oid: pg_sys::Oid,
     extension: pg_sys::Oid,
-    /// The rows of loader.binding, which only this process writes.
+    /// The rows of loader_history.watched_transaction, which only this process writes.
     bindings: HashMap<i64, Binding>,
     /// Errors that rolled transactions and subtransactions back.
     texts: HashMap<(u64, u64), String>,
@@ -186,18 +186,12 @@ struct Worker {
     closed_at_once: usize,
     /// Executions whose bindings say nothing any more.
     over: VecDeque<i64>,
-    /// Starts to record as failed.
-    lost: VecDeque<LostStart>,
-    /// Starts to record as failed where the prepared transactions that have recorded them are rolled back.
-    prepared: Vec<PreparedStart>,
     /// Executions that were recorded when nobody may have held the loader's row any more.
     unattended: VecDeque<Unattended>,
     emitter: Emitter,
     retention: Retention,
     next_look: Instant,
     next_settling: Instant,
-    next_lost_start: Instant,
-    next_noting: Instant,
     next_closing: Instant,
     next_forgetting: Instant,
     next_extension_check: Instant,
@@ -210,13 +204,6 @@ struct Unattended {
     loader_id: i64,
     /// Whether its binding stays until that is known, for another worker to find it.
     is_certain: bool,
-}
-
-/// A start recorded in a transaction that is prepared.
-struct PreparedStart {
-    start: LostStart,
-    /// Whether the database knows of it, for when the server stops.
-    is_noted: bool,
 }
 
 /// An execution whose start was rolled back.
@@ -270,15 +257,11 @@ impl Worker {
             closing: VecDeque::new(),
             closed_at_once: CLOSED_AT_ONCE,
             over: VecDeque::new(),
-            lost: VecDeque::new(),
-            prepared: Vec::new(),
             unattended: VecDeque::new(),
             emitter: Emitter::new(shared, database, oid),
             retention: Retention::new(oid)?,
             next_look: now,
             next_settling: now,
-            next_lost_start: now,
-            next_noting: now,
             next_closing: now,
             next_forgetting: now,
             next_extension_check: now + EXTENSION_INTERVAL,
@@ -295,7 +278,6 @@ impl Worker {
     fn serve(&mut self) -> Result<(), Trouble> {
         self.skip_lost_ids();
         self.take_over()?;
-        self.shared.take_over_messages(self.oid);
         self.database.set_serving(Serving::Running);
         self.shared.launcher().wake();
         Ok(())
@@ -310,20 +292,17 @@ impl Worker {
     }
 
     fn load_bindings(&mut self) -> Result<(), Trouble> {
-        let read = || transaction(|| Ok((ledger::bindings()?, ledger::prepared_starts()?)));
+        let read = || transaction(ledger::bindings);
         let deadline = Instant::now() + LOCK_RETRY;
         let mut result = read();
         while result.as_ref().is_err_and(Trouble::is_lock) && Instant::now() < deadline {
             std::thread::sleep(LOCK_PAUSE);
             result = read();
         }
-        let (bindings, prepared) = result?;
+        let bindings = result?;
         self.closing.clear();
         self.over.clear();
         self.bindings.clear();
-        self.prepared.retain(|one| !one.is_noted);
-        self.prepared
-            .extend(prepared.into_iter().map(|start| PreparedStart { start, is_noted: true }));
         for ledger::Bound { execution_id, loader_id, xid, subxid, notify } in bindings {
             self.bindings.insert(execution_id, Binding::new(xid, subxid, notify, false));
             // A worker before this one may have left it so.
@@ -384,8 +363,6 @@ impl Worker {
                 self.record_starts(),
                 self.settle_unattended(),
                 self.read_messages(),
-                self.record_lost_start(),
-                self.note_prepared_starts(),
                 self.look(),
                 self.close_some(),
                 self.forget_some(),
@@ -408,10 +385,8 @@ impl Worker {
     fn next_duty(&self) -> Instant {
         let due = |is_due: bool, when: Instant| is_due.then_some(when);
         [
-            due(!self.bindings.is_empty() || !self.prepared.is_empty(), self.next_look),
+            due(!self.bindings.is_empty(), self.next_look),
             due(!self.unattended.is_empty(), self.next_settling),
-            due(!self.lost.is_empty(), self.next_lost_start),
-            due(self.prepared.iter().any(|one| !one.is_noted), self.next_noting),
             due(!self.closing.is_empty(), self.next_closing),
             due(!self.over.is_empty(), self.next_forgetting),
             self.emitter.next_duty(),
@@ -466,9 +441,7 @@ impl Worker {
 
     /// Whether another worker would know all that matters: an error's text may be lost.
     fn has_nothing_to_hand_over(&self) -> bool {
-        self.closing.is_empty()
-            && self.lost.is_empty()
-            && !self.unattended.iter().any(|one| one.is_certain)
+        self.closing.is_empty() && !self.unattended.iter().any(|one| one.is_certain)
     }
 
     /// Purges a few of the executions that are older than the settings say; whether it did anything.
@@ -640,110 +613,13 @@ impl Worker {
     fn read_messages(&mut self) -> bool {
         let messages = self.shared.take_messages(self.oid);
         let any = !messages.is_empty();
-        let dropped = self.database.dropped_starts.load(Relaxed);
-        if self.database.reported_starts.swap(dropped, Relaxed) != dropped {
-            self.report(&Trouble {
-                sqlstate: PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                message: format!(
-                    "the queue was full: starts recorded with a warning, rolled back, and not recorded as FAILED since the server started: {dropped}"
-                ),
-            });
-        }
-        for news in messages {
-            match news {
-                News::Error { xid, subxid, text } => {
-                    self.texts.insert((xid, subxid), text);
-                    if subxid == 0 {
-                        self.next_look = Instant::now();
-                    }
-                }
-                News::LostStart(lost) if lost.prepared == 0 => self.lost.push_back(lost),
-                News::LostStart(start) => {
-                    let known = |one: &PreparedStart| one.start.execution_id == start.execution_id;
-                    if self.prepared.iter().any(known) {
-                        self.release(&start);
-                    } else {
-                        self.prepared.push(PreparedStart { start, is_noted: false });
-                    }
-                    self.next_look = Instant::now();
-                }
+        for News { xid, subxid, text } in messages {
+            self.texts.insert((xid, subxid), text);
+            if subxid == 0 {
+                self.next_look = Instant::now();
             }
         }
         any
-    }
-
-    /// Frees the place of the message that told of a start.
-    fn release(&self, start: &LostStart) {
-        if let Some(message) = start.message {
-            self.shared.release(message);
-        }
-    }
-
-    /// Notes starts in the database whose transactions were prepared, which outlive the server; whether it did.
-    fn note_prepared_starts(&mut self) -> bool {
-        if Instant::now() < self.next_noting {
-            return false;
-        }
-        let Some(place) = self.prepared.iter().position(|one| !one.is_noted) else { return false };
-        let start = &self.prepared[place].start;
-        match transaction(|| ledger::note_prepared_start(start)) {
-            Ok(true) => {
-                self.release(start);
-                self.prepared[place].start.message = None;
-            }
-            // A version of the SQL without the table: the message stays where it is.
-            Ok(false) => {}
-            Err(trouble) => {
-                self.report_unless_locked(&trouble);
-                self.next_noting = Instant::now() + LOCK_RETRY;
-                return true;
-            }
-        }
-        self.prepared[place].is_noted = true;
-        true
-    }
-
-    /// Records a start that was rolled back with the caller's transaction; whether it did.
-    fn record_lost_start(&mut self) -> bool {
-        if Instant::now() < self.next_lost_start {
-            return false;
-        }
-        let Some(lost) = self.lost.pop_front() else { return false };
-        // Its loader may have lost patience, and have recorded it by itself.
-        if lost.message.is_some_and(|message| !message.begin(self.oid, lost.execution_id)) {
-            return true;
-        }
-        let message = if lost.text.is_empty() { ROLLED_BACK } else { &lost.text };
-        let recorded = transaction(|| {
-            let events = ledger::record_lost_start(&lost, message)?;
-            Ok((self.draw_tickets(events.len()), events))
-        });
-        match recorded {
-            Ok((first_ticket, events)) => {
-                if lost.notify {
-                    self.queue_events(first_ticket, events);
-                }
-                self.bindings.remove(&lost.abandoned);
-            }
-            // It will be refused tomorrow.
-            Err(trouble) if trouble.is_refusal() => {
-                self.report(&trouble);
-                if lost.prepared != 0 {
-                    self.over.push_back(lost.execution_id);
-                }
-            }
-            Err(trouble) => {
-                self.report_unless_locked(&trouble);
-                if let Some(message) = lost.message {
-                    message.put_off();
-                }
-                self.next_lost_start = Instant::now() + LOCK_RETRY;
-                self.lost.push_back(lost);
-                return true;
-            }
-        }
-        self.release(&lost);
-        true
     }
 
     /// Finds out what became of the open transactions, where that is due; whether it did.
@@ -753,15 +629,13 @@ impl Worker {
             return false;
         }
         self.next_look = now + LOOK_INTERVAL;
-        if self.bindings.is_empty() && self.prepared.is_empty() {
+        if self.bindings.is_empty() {
             self.texts.clear();
             return false;
         }
         report_activity(Some("looking at transactions"));
         let open = |binding: &&Binding| !binding.is_settled;
-        let prepared = self.prepared.iter().map(|one| one.start.prepared);
-        let xids: HashSet<_> =
-            self.bindings.values().filter(open).map(|b| b.xid).chain(prepared).collect();
+        let xids: HashSet<_> = self.bindings.values().filter(open).map(|b| b.xid).collect();
         let subxids: HashSet<_> =
             self.bindings.values().filter(open).map(|b| (b.xid, b.subxid)).collect();
         let outcomes = transaction(|| {
@@ -802,18 +676,6 @@ impl Worker {
                 _ => {
                     binding.is_settled = true;
                     unknown.push(execution_id);
-                }
-            }
-        }
-        for PreparedStart { start, .. } in self.prepared.extract_if(.., |one| {
-            whole.get(&one.start.prepared).is_some_and(|&outcome| outcome != Outcome::InProgress)
-        }) {
-            if whole.get(&start.prepared) == Some(&Outcome::Aborted) {
-                self.lost.push_back(start);
-            } else {
-                over.push(start.execution_id);
-                if let Some(message) = start.message {
-                    self.shared.release(message);
                 }
             }
         }
@@ -1035,6 +897,6 @@ fn extension() -> Result<pg_sys::Oid, Trouble> {
             pg_sys::InvalidateSystemCaches();
             pg_sys::get_extension_oid(EXTENSION.as_ptr(), true)
         };
-        Ok(relation(c"binding").map_or(pg_sys::InvalidOid, |_| oid))
+        Ok(relation(c"watched_transaction").map_or(pg_sys::InvalidOid, |_| oid))
     })
 }

@@ -106,8 +106,9 @@ impl Worker for Loader {
     type Work = Side;
 
     fn prepare(&mut self, Side { durable, notify, .. }: Side) {
-        let settings =
-            format!("SET loader_history.durable = {durable}; SET loader_history.notify = {notify}");
+        let settings = format!(
+            "SET loader_history.autonomous_start = {durable}; SET loader_history.notify = {notify}"
+        );
         self.client.batch_execute(&settings).expect("the settings");
     }
 

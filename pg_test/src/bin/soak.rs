@@ -305,7 +305,7 @@ impl<'a> Soak<'a> {
     fn wait_until_idle(&mut self) {
         wait_for("the worker to have nothing left to do", || {
             let query =
-                "SELECT open_bindings = 0 AND queue_depth = 0 FROM loader.recorder_status()";
+                "SELECT watched_running = 0 AND queue_depth = 0 FROM loader.recorder_status()";
             self.admin.query_one(query, &[]).expect("the status").get(0)
         });
     }
@@ -404,8 +404,7 @@ impl<'a> Soak<'a> {
 
     fn check_status(&mut self) {
         self.wait_until_idle();
-        let query =
-            "SELECT worker_pid, unbound_running, last_error, detail FROM loader.recorder_status()";
+        let query = "SELECT worker_pid, unwatched_running, last_error, detail FROM loader.recorder_status()";
         let row = self.admin.query_one(query, &[]).expect("the status");
         let (worker, unbound): (Option<i32>, i64) = (row.get(0), row.get(1));
         let (error, detail): (Option<String>, Option<String>) = (row.get(2), row.get(3));
@@ -448,7 +447,7 @@ fn count_event_places(cluster: &Cluster, admin: &mut Client) -> usize {
     let mut listener = cluster.connect();
     listener.batch_execute("LISTEN loader_execution").expect("LISTEN");
     let mut loader = cluster.connect();
-    loader.batch_execute("SET loader_history.durable = off").expect("the setting");
+    loader.batch_execute("SET loader_history.autonomous_start = off").expect("the setting");
     let me: i32 = loader.query_one("SELECT pg_backend_pid()", &[]).expect("its id").get(0);
     let mut start = || {
         loader.query_one("SELECT loader.record_execution_start(9)", &[]).expect("a start");

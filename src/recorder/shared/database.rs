@@ -31,10 +31,6 @@ pub struct Database {
     pub late: AtomicBool,
     /// Set when the extension may have changed: the worker is to look.
     check: AtomicBool,
-    /// How many starts were rolled back, since the server started, and had no place among the messages.
-    pub dropped_starts: AtomicU32,
-    /// How many of these the worker has told of.
-    pub reported_starts: AtomicU32,
     /// Its events.
     pub events: Batches,
     /// Whether there are events of prepared transactions.
@@ -188,8 +184,6 @@ impl Shared {
         database.last_error_at.store(0, Relaxed);
         database.worker.clear();
         database.pid.store(0, Relaxed);
-        database.dropped_starts.store(0, Relaxed);
-        database.reported_starts.store(0, Relaxed);
         database.events.reset();
         // A server before this one may have left some.
         database.note_prepared_events(PreparedEvents::Due);

@@ -20,7 +20,7 @@ mod text;
 
 pub use database::{Database, PreparedEvents, Serving};
 pub use event_queue::{Batch, EventQueue};
-pub use message::{LostStart, News, Posting};
+pub use message::News;
 pub use process::my_database;
 pub use request::{Answered, Progress, Request, Start};
 pub use text::TEXT_BYTES;

@@ -121,7 +121,7 @@ fn while_a_session_purges<T>(
 ) -> T {
     let purge = |over: &AtomicBool| {
         let mut client = database.connect();
-        let purge = "SELECT loader.purge_execution_history($1::text::interval, $2)";
+        let purge = "SELECT loader_history.purge_execution_history($1::text::interval, $2)";
         let purge = client.prepare(purge).expect("a purge");
         while !over.load(Ordering::Acquire) {
             let rows: i64 = client.query_one(&purge, &[&age, &batch]).expect("a purge").get(0);

@@ -110,7 +110,9 @@ fn insert(loaders: i64, rows: i64, first: i64, last: i64, until: &str) -> String
 pub fn vacuum(database: &Database, others: &[Variant]) {
     let mut client = database.connect();
     let tables = others.iter().map(|other| other.table());
-    for table in ["loader.execution_history", "loader.recorded_loader"].into_iter().chain(tables) {
+    for table in
+        ["loader.execution_history", "loader_history.recorded_loader"].into_iter().chain(tables)
+    {
         batch(&mut client, &format!("VACUUM ANALYZE {table}"));
     }
 }

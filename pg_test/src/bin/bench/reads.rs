@@ -451,7 +451,7 @@ const A_DAY: &str = "
 /// What only takes time here.
 const SETTINGS_OF_A_DAY: &str = "
     SET synchronous_commit = off;
-    SET loader_history.durable = off;
+    SET loader_history.autonomous_start = off;
     SET loader_history.notify = off;
 ";
 

@@ -97,13 +97,13 @@ impl Variant {
     pub fn settings(self) -> Option<&'static str> {
         match self {
             Self::Silent => {
-                Some("SET loader_history.durable = off; SET loader_history.notify = off")
+                Some("SET loader_history.autonomous_start = off; SET loader_history.notify = off")
             }
             Self::Transactional => {
-                Some("SET loader_history.durable = off; SET loader_history.notify = on")
+                Some("SET loader_history.autonomous_start = off; SET loader_history.notify = on")
             }
             Self::Durable => {
-                Some("SET loader_history.durable = on; SET loader_history.notify = on")
+                Some("SET loader_history.autonomous_start = on; SET loader_history.notify = on")
             }
             Self::Bare | Self::BareIndexed | Self::Plain | Self::Notifying => None,
         }

@@ -68,8 +68,8 @@ pub const EXTENSION: &str = "
     CREATE EXTENSION loader_history;
     CREATE ROLE nyc_loader LOGIN;
     CREATE ROLE nyc_backend LOGIN;
-    SELECT loader.grant_recorder('nyc_loader');
-    SELECT loader.grant_reader('nyc_backend');
+    SELECT loader_history.grant_recorder('nyc_loader');
+    SELECT loader_history.grant_reader('nyc_backend');
 
     GRANT USAGE ON SCHEMA nyc TO nyc_loader;
     GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA nyc TO nyc_loader;

@@ -1,9 +1,11 @@
--- Whoever writes the history does so with a superuser's rights: the functions that loaders call, and the
--- background worker. Triggers run with the rights of whoever writes. So the right TRIGGER, which comes
--- with GRANT ALL ON loader.execution_history, would be as good as a superuser's. Only a superuser
--- creates triggers here, and of functions of superusers alone.
+-- What others must not do to the extension's objects, although PostgreSQL would let them.
 
-CREATE FUNCTION loader.refuse_foreign_trigger() RETURNS event_trigger
+-- The functions that loaders call, and the background worker, write the history with a superuser's rights, and
+-- triggers run with the rights of whoever writes. So the privilege TRIGGER, which comes with GRANT ALL ON
+-- loader.execution_history, would be as good as a superuser's. Only a superuser may create triggers here,
+-- and only of functions that belong to superusers.
+
+CREATE FUNCTION loader_history.refuse_foreign_trigger() RETURNS event_trigger
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -39,13 +41,46 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION loader.refuse_foreign_trigger() IS
+COMMENT ON FUNCTION loader_history.refuse_foreign_trigger() IS
     'Internal: event trigger that refuses triggers by which others would run code as a superuser';
 
 CREATE EVENT TRIGGER loader_history_triggers ON ddl_command_end
     WHEN TAG IN ('CREATE TRIGGER')
-    EXECUTE FUNCTION loader.refuse_foreign_trigger();
+    EXECUTE FUNCTION loader_history.refuse_foreign_trigger();
 -- In the role of replication, too, which may be granted.
 ALTER EVENT TRIGGER loader_history_triggers ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER loader_history_triggers IS
     'Refuses triggers on the tables of loader_history by which others would run code as a superuser';
+
+-- Functions that run with a superuser's rights find their tables by name. The schema loader may belong to
+-- anybody, who could rename it and put tables of the same names into another one.
+CREATE FUNCTION loader_history.refuse_schema_rename() RETURNS event_trigger
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() AS command
+                 JOIN pg_extension AS e ON e.extname = 'loader_history'
+                 JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+                                    AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
+                 JOIN pg_proc AS p ON p.oid = d.objid
+                 JOIN pg_namespace AS n ON n.oid = p.pronamespace
+                WHERE command.classid = 'pg_namespace'::regclass AND command.objid = n.oid
+                  AND n.nspname NOT IN ('loader', 'loader_history'))
+    THEN
+        RAISE EXCEPTION 'the schemas of extension loader_history cannot be renamed'
+            USING ERRCODE = 'insufficient_privilege',
+                  DETAIL = 'Functions that run with a superuser''s rights rely on their names.',
+                  HINT = 'DROP EXTENSION loader_history first; that drops the history.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION loader_history.refuse_schema_rename() IS
+    'Internal: event trigger that refuses to rename the schemas loader and loader_history';
+
+CREATE EVENT TRIGGER loader_history_schemas ON ddl_command_end
+    WHEN TAG IN ('ALTER SCHEMA')
+    EXECUTE FUNCTION loader_history.refuse_schema_rename();
+ALTER EVENT TRIGGER loader_history_schemas ENABLE ALWAYS;
+COMMENT ON EVENT TRIGGER loader_history_schemas IS
+    'Refuses to rename the schemas of loader_history';
