@@ -99,7 +99,7 @@ fn run_page(name: &str) {
         // A setting of the database's brings another worker.
         let mut restarted = block
             .body
-            .contains("ALTER DATABASE app SET loader_history")
+            .contains("ALTER DATABASE app SET loader_history.retention")
             .then(|| cluster.connect_to(DATABASE, "postgres"));
         let worker = restarted.as_mut().map(wait_for_worker);
         let (succeeded, printed) = block.run(&cluster, DATABASE);
