@@ -97,12 +97,7 @@ COMMENT ON TRIGGER drop_replicated_row ON loader_history.prepared_change IS
     'Drops rows of another cluster';
 ALTER TABLE loader_history.prepared_change ENABLE ALWAYS TRIGGER drop_replicated_row;
 
--- TEMPORARY, until the code that uses them is gone: abandoned_start and prepared_event.
-CREATE TABLE loader_history.abandoned_start (
-    execution_id bigint NOT NULL,
-    xid          xid8   NOT NULL DEFAULT pg_current_xact_id(),
-    CONSTRAINT abandoned_start_pkey PRIMARY KEY (execution_id)
-);
+-- TEMPORARY, until the code that uses it is gone: prepared_event.
 CREATE TABLE loader_history.prepared_event (
     id      bigint NOT NULL,
     payload text   NOT NULL

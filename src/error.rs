@@ -63,6 +63,8 @@ pub enum Error {
     MissingRelation(String),
     /// Somebody locks a table that the worker must not wait for.
     TableLocked,
+    /// The caller of a start, which the worker was about to commit, has given it up.
+    Abandoned,
     /// A trigger of the user's kept the row from being written.
     Suppressed,
     /// What a superuser is about to delete would run the triggers of this table, which is no superuser's.
@@ -113,6 +115,7 @@ impl Error {
             }
             Self::StillOpen(_) => PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
             Self::TableLocked => PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            Self::Abandoned => PgSqlErrorCode::ERRCODE_TRANSACTION_ROLLBACK,
             Self::ReadOnlyTransaction | Self::Standby => {
                 PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION
             }
@@ -150,6 +153,7 @@ impl Error {
                 format!("{relation} is not part of extension loader_history")
             }
             Self::MissingRelation(relation) => format!("{relation} does not exist"),
+            Self::Abandoned => "the caller of a start has given it up".to_owned(),
             Self::TableLocked => "a table of the history is locked".to_owned(),
             Self::ReadOnlyTransaction => {
                 "cannot change the history in a read-only transaction".to_owned()
@@ -257,7 +261,7 @@ impl Error {
             Self::MissingRelation(_) => {
                 "Run ALTER EXTENSION loader_history UPDATE.".to_owned()
             }
-            Self::TableLocked => "Try again.".to_owned(),
+            Self::TableLocked | Self::Abandoned => "Try again.".to_owned(),
             Self::ReadOnlyTransaction => {
                 "Do it in a transaction that may write: SET TRANSACTION READ WRITE.".to_owned()
             }

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::event::{Event, MAX_PAYLOAD_BYTES};
 use crate::execution::{Status, column};
 use crate::recorder;
+use crate::settings;
 use crate::time::from_postgres;
 use crate::triggers::Row;
 
@@ -21,12 +22,9 @@ const CHANNEL: &CStr = c"loader_execution";
 /// # Errors
 /// Where the row is not one of the history's.
 pub fn notify(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Result<(), Error> {
-    let message = message_start(trigger, row);
-    let Some(mut event) = read_event(row)? else { return Ok(()) };
-    if let Some((start, truncated)) = &message {
-        event.error_message = Some(start);
-        event.truncated = *truncated;
-    }
+    let message =
+        settings::NOTIFY_ERROR_MESSAGE.get().then(|| message_start(trigger, row)).flatten();
+    let Some(event) = read_event(row, message.as_ref())? else { return Ok(()) };
     let payload = event.payload()?;
     if !recorder::gather(&payload) {
         emit(payload);
@@ -42,8 +40,11 @@ pub fn emit(payload: impl Into<Vec<u8>>) {
     unsafe { pg_sys::Async_Notify(CHANNEL.as_ptr(), payload.as_ptr()) };
 }
 
-/// The event that `row` is now, without its error message.
-fn read_event<'a>(row: &Row<'_>) -> Result<Option<Event<'a>>, TryFromDatumError> {
+/// The event that `row` is now, with `message`, the beginning of its error message and whether there is more.
+fn read_event<'a>(
+    row: &Row<'_>,
+    message: Option<&'a (String, bool)>,
+) -> Result<Option<Event<'a>>, TryFromDatumError> {
     let status = row.get_by_index::<String>(column::STATUS)?;
     let Some(status) = status.and_then(|status| Status::parse(&status, &Status::ALL)) else {
         return Ok(None);
@@ -52,15 +53,21 @@ fn read_event<'a>(row: &Row<'_>) -> Result<Option<Event<'a>>, TryFromDatumError>
         Status::Running => row.get_by_index::<TimestampWithTimeZone>(column::EXECUTION_START)?,
         Status::Success | Status::Failed => row.get_by_index(column::EXECUTION_END)?,
     };
-    let (Some(id), Some(loader_id), Some(time)) =
+    let (Some(execution_id), Some(loader_id), Some(time)) =
         (row.get_by_index(column::ID)?, row.get_by_index(column::LOADER_ID)?, time)
     else {
         return Ok(None);
     };
-    let mut event = Event::new(id, loader_id, status, from_postgres(time.into_inner()));
-    event.record_count = row.get_by_index(column::RECORD_COUNT)?;
-    event.duration_seconds = row.get_by_index(column::DURATION_SECONDS)?;
-    Ok(Some(event))
+    Ok(Some(Event {
+        execution_id,
+        loader_id,
+        status,
+        time: from_postgres(time.into_inner()),
+        record_count: row.get_by_index(column::RECORD_COUNT)?,
+        duration_seconds: row.get_by_index(column::DURATION_SECONDS)?,
+        error_message: message.map(|(start, _)| start.as_str()),
+        truncated: message.is_some_and(|(_, more)| *more),
+    }))
 }
 
 /// The beginning of the row's error message, and whether there is more of it.

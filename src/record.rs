@@ -12,7 +12,7 @@ use crate::error::{Error, warn_of_plain_start, warn_of_saturated_count};
 use crate::execution::{Status, column, duration_seconds};
 use crate::lookup::{self, Key, Locked, OpenRelation, find, require};
 use crate::lost_ids::{keep_given_ids, skip_lost_ids};
-use crate::recorder::{self, Declined, Started, binding};
+use crate::recorder::{self, Started, binding};
 use crate::rights::{Restricted, without_triggers};
 use crate::statement::{KeptStatement, Sight, require_writable};
 use crate::time::{end_of_execution, from_postgres};
@@ -41,10 +41,6 @@ thread_local! {
             BuiltinOid::TEXTOID, BuiltinOid::INT4OID,
         ],
     ) };
-    static INSERT_ABANDONED: KeptStatement = const { KeptStatement::new(
-        c"INSERT INTO loader_history.abandoned_start (execution_id) VALUES ($1)",
-        &[BuiltinOid::INT8OID],
-    ) };
     static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
         c"DELETE FROM loader_history.server_outcome \
           WHERE ctid OPERATOR(pg_catalog.=) $1 AND execution_id OPERATOR(pg_catalog.=) $2",
@@ -62,27 +58,15 @@ fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
     let declined = match recorder::start(loader_id, start) {
         Started::Durably(id) => return Ok(id),
         Started::Plainly => None,
-        Started::Declined(declined) => Some(declined),
+        Started::Declined(reason) => Some(reason),
     };
     let id = insert_running(loader_id, start)?;
     // The worker's commit sees to that, too.
     keep_given_ids();
-    if let Some(Declined { reason, abandoned }) = declined {
-        if let Some(abandoned) = abandoned {
-            note_abandoned(abandoned)?;
-        }
+    if let Some(reason) = declined {
         warn_of_plain_start(id, &reason);
     }
     Ok(id)
-}
-
-/// Notes that the execution `abandoned`, which the worker may yet record, is recorded otherwise: if this
-/// transaction commits, it is to go.
-fn note_abandoned(abandoned: i64) -> Result<(), Error> {
-    Spi::connect(|client| {
-        INSERT_ABANDONED.with(|insert| insert.run(client, Sight::Usual, &[abandoned.into()]))?;
-        Ok(())
-    })
 }
 
 /// Records a start in the current transaction.

@@ -45,8 +45,8 @@ const TRIGGERS: [&CStr; 7] = [
     c"request_foreign_key",
     c"notify_on_start",
     c"notify_on_outcome",
-    c"remember_loader_on_insert",
-    c"remember_loader_on_update",
+    c"history_inserted",
+    c"history_updated",
 ];
 
 impl Restricted {

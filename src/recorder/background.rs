@@ -23,6 +23,11 @@ pub struct Trouble {
 }
 
 impl Trouble {
+    /// Whether the caller of a start had given it up.
+    pub fn is_abandoned(&self) -> bool {
+        self.sqlstate == PgSqlErrorCode::ERRCODE_TRANSACTION_ROLLBACK
+    }
+
     /// Whether another session's lock did it.
     pub fn is_lock(&self) -> bool {
         self.sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE

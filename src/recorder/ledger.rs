@@ -16,6 +16,7 @@ use crate::local_settings::LocalSettings;
 use crate::lookup::{OpenRelation, relation, try_lock};
 use crate::recorded_loader::remember;
 use crate::rights;
+use crate::settings;
 use crate::statement::{KeptStatement, Rows, Sight};
 use crate::time::{end_of_execution, from_postgres};
 
@@ -23,8 +24,8 @@ use crate::time::{end_of_execution, from_postgres};
 const TABLES: [&CStr; 3] = [c"execution_history", c"watched_transaction", c"recorded_loader"];
 
 /// Those that are written where it is known what became of it.
-const TABLES_OF_ENDS: [&CStr; 4] =
-    [c"execution_history", c"watched_transaction", c"server_outcome", c"abandoned_start"];
+const TABLES_OF_ENDS: [&CStr; 3] =
+    [c"execution_history", c"watched_transaction", c"server_outcome"];
 
 thread_local! {
     static INSERT_STARTS: KeptStatement = const { KeptStatement::new(
@@ -62,17 +63,6 @@ thread_local! {
         c"DELETE FROM loader_history.watched_transaction WHERE execution_id = ANY ($1)",
         &[BuiltinOid::INT8ARRAYOID],
     ) };
-    static DELETE_ABANDONED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader_history.abandoned_start AS a USING loader_history.watched_transaction AS b \
-          WHERE a.execution_id = ANY ($1) AND b.execution_id = a.execution_id AND b.xid = a.xid \
-          RETURNING a.execution_id",
-        &[BuiltinOid::INT8ARRAYOID],
-    ) };
-    static DELETE_SETTLED: KeptStatement = const { KeptStatement::new(
-        c"DELETE FROM loader_history.abandoned_start AS a \
-          WHERE NOT EXISTS (SELECT FROM loader_history.watched_transaction AS b WHERE b.execution_id = a.execution_id)",
-        &[],
-    ) };
     static DELETE_DERIVED: KeptStatement = const { KeptStatement::new(
         c"DELETE FROM loader_history.server_outcome WHERE execution_id = ANY ($1)",
         &[BuiltinOid::INT8ARRAYOID],
@@ -106,14 +96,11 @@ thread_local! {
 }
 
 /// Runs a statement about some executions.
-fn run(
-    statement: &'static std::thread::LocalKey<KeptStatement>,
-    ids: &[i64],
-) -> Result<Vec<i64>, Error> {
+fn run(statement: &'static std::thread::LocalKey<KeptStatement>, ids: &[i64]) -> Result<(), Error> {
     Spi::connect(|client| {
         let arguments = [ids.to_vec().into()];
-        let rows = statement.with(|statement| statement.run(client, Sight::Usual, &arguments))?;
-        Ok((0..rows.len()).filter_map(|row| rows.get(row, 1)).collect())
+        statement.with(|statement| statement.run(client, Sight::Usual, &arguments))?;
+        Ok(())
     })
 }
 
@@ -241,19 +228,6 @@ fn insert_binding(start: &Start) -> Result<(), Error> {
     })
 }
 
-/// Deletes the notes of starts that were given up and that were never recorded. Called when nothing is
-/// being recorded: what is not there will not come.
-///
-/// # Errors
-/// What SPI says of a call.
-pub fn tidy_up() -> Result<(), Error> {
-    lock(&[c"abandoned_start"])?;
-    Spi::connect(|client| {
-        DELETE_SETTLED.with(|delete| delete.run(client, Sight::Usual, &[]))?;
-        Ok(())
-    })
-}
-
 /// A row of loader_history.watched_transaction.
 pub struct Bound {
     /// The execution's id.
@@ -289,18 +263,12 @@ pub fn bindings() -> Result<Vec<Bound>, Error> {
     })
 }
 
-/// Deletes the bindings of executions whose starts are committed, and those executions that their
-/// callers have recorded under another id.
+/// Deletes bindings.
 ///
 /// # Errors
 /// What SPI says of a call.
 pub fn forget(ids: &[i64]) -> Result<(), Error> {
-    let abandoned = run(&DELETE_ABANDONED, ids)?;
-    run(&DELETE_BINDINGS, ids)?;
-    if !abandoned.is_empty() {
-        run(&DELETE_EXECUTIONS, &abandoned)?;
-    }
-    Ok(())
+    run(&DELETE_BINDINGS, ids)
 }
 
 /// Removes executions as if they had never been recorded.
@@ -361,10 +329,16 @@ pub fn close(execution_id: i64, message: &str) -> Result<Closed, Error> {
         let arguments = [id(), stored_end(), message.into(), seconds.into()];
         all_of(CLOSE.with(|close| close.run(client, Sight::Usual, &arguments))?.len(), 1)?;
         INSERT_DERIVED.with(|insert| insert.run(client, Sight::Usual, &[id(), stored_end()]))?;
-        let mut event = Event::new(execution_id, loader_id, Status::Failed, from_postgres(end));
-        event.record_count = record_count;
-        event.duration_seconds = Some(seconds);
-        event.error_message = Some(message);
+        let event = Event {
+            execution_id,
+            loader_id,
+            status: Status::Failed,
+            time: from_postgres(end),
+            record_count,
+            duration_seconds: Some(seconds),
+            error_message: Some(message).filter(|_| settings::NOTIFY_ERROR_MESSAGE.get()),
+            truncated: false,
+        };
         Ok(Closed::Failed(event.payload()?))
     })
 }
@@ -379,7 +353,15 @@ fn running(rows: &Rows<'_>) -> Option<(i64, i64)> {
 /// # Errors
 /// None in practice, as of [`Event::payload`].
 pub fn start_event(execution_id: i64, loader_id: i64, start: i64) -> Result<String, Error> {
-    let mut event = Event::new(execution_id, loader_id, Status::Running, from_postgres(start));
-    event.record_count = Some(0);
+    let event = Event {
+        execution_id,
+        loader_id,
+        status: Status::Running,
+        time: from_postgres(start),
+        record_count: None,
+        duration_seconds: None,
+        error_message: None,
+        truncated: false,
+    };
     Ok(event.payload()?)
 }

@@ -28,7 +28,7 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-pub use start::{Declined, Reason, Started, start};
+pub use start::{Reason, Started, start};
 pub use transaction::gather;
 
 /// The extension's name.

@@ -19,15 +19,7 @@ pub enum Started {
     /// In the caller's, to be done by the caller: that is what was asked for.
     Plainly,
     /// In the caller's, to be done by the caller with a warning: the worker can't.
-    Declined(Declined),
-}
-
-/// That a start is to be recorded in the caller's own transaction although it was to be durable.
-pub struct Declined {
-    /// Why.
-    pub reason: Reason,
-    /// The execution that the worker had taken and may yet record, under another id.
-    pub abandoned: Option<i64>,
+    Declined(Reason),
 }
 
 /// Why the worker does not record a start.
@@ -99,12 +91,6 @@ impl fmt::Display for Reason {
     }
 }
 
-impl From<Reason> for Declined {
-    fn from(reason: Reason) -> Self {
-        Self { reason, abandoned: None }
-    }
-}
-
 /// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds.
 ///
 /// Errors of PostgreSQL pass as they are.
@@ -125,12 +111,12 @@ pub fn start(loader_id: i64, time: i64) -> Started {
     let history = OpenRelation::table(history, pg_sys::AccessShareLock);
     // The bindings came with a later version of the extension.
     if history.is_new() || OpenRelation::table(binding, pg_sys::AccessShareLock).is_new() {
-        return Started::Declined(Reason::ExtensionUncommitted.into());
+        return Started::Declined(Reason::ExtensionUncommitted);
     }
     let check_loader = match loader_row::lock(&history, loader_id, LockWaitPolicy::LockWaitBlock) {
-        LoaderRow::Missing => return Started::Declined(Reason::LoaderUncommitted.into()),
-        LoaderRow::Unsupported => return Started::Declined(Reason::ForeignKey.into()),
-        LoaderRow::Busy | LoaderRow::TableBusy => return Started::Declined(Reason::Late.into()),
+        LoaderRow::Missing => return Started::Declined(Reason::LoaderUncommitted),
+        LoaderRow::Unsupported => return Started::Declined(Reason::ForeignKey),
+        LoaderRow::Busy | LoaderRow::TableBusy => return Started::Declined(Reason::Late),
         // A key may be attached before the worker gets to it.
         LoaderRow::Own | LoaderRow::Unchecked => true,
         LoaderRow::Committed => false,
@@ -154,7 +140,7 @@ pub fn start(loader_id: i64, time: i64) -> Started {
             unsafe { pg_sys::XLogFlush(committed_at) };
             Started::Durably(start.execution_id)
         }
-        Err(declined) => Started::Declined(declined),
+        Err(reason) => Started::Declined(reason),
     }
 }
 
@@ -174,24 +160,24 @@ fn wait_at_commit(committed_at: u64) {
 /// Hands a start to the worker and waits until it is recorded; returns where the worker's commit ends in the
 /// log. The worker does not wait until that is on disk, and goes on with the starts of others: who needs
 /// it waits.
-fn hand_over(shared: Shared, start: &Start) -> Result<u64, Declined> {
+fn hand_over(shared: Shared, start: &Start) -> Result<u64, Reason> {
     let oid = my_database();
     let database = shared.database(oid);
     match database {
         None => {
             shared.announce(oid);
             if shared.is_launcher_late() {
-                return Err(Reason::NoRoom.into());
+                return Err(Reason::NoRoom);
             }
         }
         Some(database) => {
             if database.serving() == Serving::NoRoom {
                 shared.announce(oid);
-                return Err(Reason::NoRoom.into());
+                return Err(Reason::NoRoom);
             }
             if database.late.load(Relaxed) {
                 database.worker.wake();
-                return Err(Reason::Late.into());
+                return Err(Reason::Late);
             }
         }
     }
@@ -199,7 +185,7 @@ fn hand_over(shared: Shared, start: &Start) -> Result<u64, Declined> {
         if let Some(database) = database {
             database.worker.wake();
         }
-        return Err(Reason::QueueFull.into());
+        return Err(Reason::QueueFull);
     };
     // Before the wait, since an error may end it when the worker has already committed.
     transaction::remember_bound_start(start.xid, start.subxid);
@@ -213,16 +199,12 @@ fn hand_over(shared: Shared, start: &Start) -> Result<u64, Declined> {
     transaction::set_waiting(None);
     match answer {
         Answer::Done(committed_at) => Ok(committed_at),
-        Answer::Declined(code) => Err(Reason::from_code(code)
-            .unwrap_or_else(|| {
-                let error = shared.database(oid).map(|database| database.last_error.get());
-                Reason::Failed(error.unwrap_or_default())
-            })
-            .into()),
+        Answer::Declined(code) => Err(Reason::from_code(code).unwrap_or_else(|| {
+            let error = shared.database(oid).map(|database| database.last_error.get());
+            Reason::Failed(error.unwrap_or_default())
+        })),
         // It is at work, though slow.
-        Answer::Taken => {
-            Err(Declined { reason: Reason::Late, abandoned: Some(start.execution_id) })
-        }
+        Answer::Abandoned => Err(Reason::Late),
         Answer::None => {
             match shared.database(oid) {
                 Some(database) if timeout >= LATE_AFTER => {
@@ -232,7 +214,7 @@ fn hand_over(shared: Shared, start: &Start) -> Result<u64, Declined> {
                 None if timeout >= LATE_AFTER => shared.set_launcher_late(true),
                 _ => {}
             }
-            Err(Reason::Late.into())
+            Err(Reason::Late)
         }
     }
 }
@@ -243,11 +225,14 @@ enum Answer {
     Done(u64),
     /// With the reason's code.
     Declined(u32),
-    /// The worker has taken it, and may yet record it.
-    Taken,
+    /// The worker had taken it, and will not record it.
+    Abandoned,
     /// Nothing in time, and nothing will.
     None,
 }
+
+/// How often it is looked whether the worker has committed a start, where its wake-up was missed.
+const COMMIT_WAIT: Duration = Duration::from_millis(10);
 
 /// Waits for the answer to a request, and frees it or leaves it to the worker.
 fn wait(request: &Request, timeout: Duration) -> Answer {
@@ -268,10 +253,13 @@ fn wait(request: &Request, timeout: Duration) -> Answer {
         let left = deadline.saturating_duration_since(Instant::now());
         if !left.is_zero() {
             wait_for_latch(left);
+        } else if request.is(Progress::Committing) {
+            // What is being committed can't be given up.
+            wait_for_latch(COMMIT_WAIT);
         } else if request.advance(Progress::Queued, Progress::Free) {
             return Answer::None;
         } else if request.advance(Progress::Taken, Progress::Abandoned) {
-            return Answer::Taken;
+            return Answer::Abandoned;
         }
     }
 }

@@ -25,8 +25,9 @@ use super::emitter::Emitter;
 use super::ledger::{self, Closed};
 use super::loader_row::LoaderRow;
 use super::retention::Retention;
-use super::shared::{Answered, Database, News, Request, Serving, Shared, Start, shared};
+use super::shared::{Database, News, Request, Serving, Shared, Start, shared};
 use super::start::Reason;
+use crate::error::Error;
 use crate::lookup::relation;
 use crate::lost_ids::skip_lost_ids;
 
@@ -330,7 +331,7 @@ impl Worker {
             let Start { execution_id, loader_id, .. } = request.start();
             if !self.bindings.contains_key(&execution_id) {
                 request.decline(Reason::Late.code());
-            } else if request.answer(last_commit()) != Answered::Caller {
+            } else if !request.answer(last_commit()) {
                 self.unattended.push_back(Unattended { execution_id, loader_id, is_certain: true });
             }
         }
@@ -430,9 +431,6 @@ impl Worker {
                 return;
             }
             self.skip_lost_ids();
-            if let Err(trouble) = transaction(ledger::tidy_up) {
-                self.report_unless_locked(&trouble);
-            }
         }
         if let Err(trouble) = self.retention.check_setting(self.oid) {
             self.report(&trouble);
@@ -475,7 +473,7 @@ impl Worker {
 
     /// Commits the starts that wait; whether there were any.
     fn record_starts(&mut self) -> bool {
-        let taken: Vec<_> = self
+        let mut taken: Vec<_> = self
             .shared
             .requests_of(self.oid)
             .filter(|request| request.take(self.oid))
@@ -488,8 +486,13 @@ impl Worker {
         let deadline = Instant::now() + LOCK_PATIENCE;
         let mut result = self.record(&taken);
         // Vacuum locks a table against all others for a moment, to give back its last pages.
-        while result.as_ref().is_err_and(Trouble::is_lock) && Instant::now() < deadline {
-            std::thread::sleep(LOCK_PAUSE);
+        while let Err(trouble) = &result
+            && (trouble.is_lock() && Instant::now() < deadline || trouble.is_abandoned())
+        {
+            if trouble.is_lock() {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            taken.retain(|(request, _)| !request.forget_abandoned());
             result = self.record(&taken);
         }
         let Err(mut trouble) = result else { return true };
@@ -501,7 +504,9 @@ impl Worker {
         for one in &taken {
             if trouble.is_lock() {
                 self.decline(one.0, &trouble);
-            } else if let Err(alone) = self.record(std::slice::from_ref(one)) {
+            } else if let Err(alone) = self.record(std::slice::from_ref(one))
+                && !one.0.forget_abandoned()
+            {
                 self.decline(one.0, &alone);
                 trouble = alone;
             }
@@ -542,8 +547,15 @@ impl Worker {
                 .filter(|start| !declined.contains_key(&start.execution_id))
                 .collect();
             ledger::insert(&starts)?;
-            Ok((declined, self.draw_tickets(taken.len())))
-        })?;
+            let first_ticket = self.draw_tickets(taken.len());
+            // From here on no caller gives up: what it would record by itself would be there twice.
+            if taken.iter().all(|(request, _)| request.begin_commit()) {
+                Ok((declined, first_ticket))
+            } else {
+                Err(Error::Abandoned)
+            }
+        })
+        .inspect_err(|_| taken.iter().for_each(|(request, _)| request.undo_commit()))?;
         for (ticket, (request, start)) in (first_ticket..).zip(taken) {
             let Start { execution_id, loader_id, xid, subxid, notify, .. } = *start;
             if let Some(reason) = declined.get(&execution_id) {
@@ -551,15 +563,10 @@ impl Worker {
                 continue;
             }
             self.bindings.insert(execution_id, Binding::new(xid, subxid, notify, true));
-            let answered = request.answer(last_commit());
-            if answered != Answered::Caller {
+            if !request.answer(last_commit()) {
                 self.unattended.push_back(Unattended { execution_id, loader_id, is_certain: true });
             }
-            // One that was recorded otherwise as well will be removed.
-            if notify
-                && answered != Answered::Abandoned
-                && let Ok(event) = ledger::start_event(execution_id, loader_id, start.start)
-            {
+            if notify && let Ok(event) = ledger::start_event(execution_id, loader_id, start.start) {
                 self.queue_event(ticket, event);
             }
         }

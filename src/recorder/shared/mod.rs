@@ -22,7 +22,7 @@ pub use database::{Database, PreparedEvents, Serving};
 pub use event_queue::{Batch, EventQueue};
 pub use message::News;
 pub use process::my_database;
-pub use request::{Answered, Progress, Request, Start};
+pub use request::{Progress, Request, Start};
 pub use text::TEXT_BYTES;
 
 use database::{Bar, NOTES};

@@ -38,13 +38,15 @@ pub enum Progress {
     Filling,
     /// It waits for the worker.
     Queued,
-    /// The worker has it, and may already have committed it.
+    /// The worker has it.
     Taken,
+    /// The worker is about to commit it, or already has.
+    Committing,
     /// It is recorded.
     Done,
     /// It is not, and won't be.
     Declined,
-    /// Whoever waited has recorded it otherwise, under another id, and has noted that in the database.
+    /// Nobody waits any more, and the worker will not commit it.
     Abandoned,
     /// Nobody waits any more; what the worker records stays.
     Unattended,
@@ -77,7 +79,7 @@ impl Request {
 
     /// Whether a worker has it, or had it, and has not answered.
     pub fn is_taken(&self) -> bool {
-        [Progress::Taken, Progress::Abandoned, Progress::Unattended]
+        [Progress::Taken, Progress::Committing, Progress::Abandoned, Progress::Unattended]
             .into_iter()
             .any(|progress| self.is(progress))
     }
@@ -122,19 +124,32 @@ impl Request {
         }
     }
 
+    /// The worker is about to commit it; false where its caller has given it up.
+    pub fn begin_commit(&self) -> bool {
+        self.advance(Progress::Taken, Progress::Committing)
+    }
+
+    /// The commit has failed: the worker may try again.
+    pub fn undo_commit(&self) {
+        self.advance(Progress::Committing, Progress::Taken);
+    }
+
+    /// Frees it where its caller has given it up; whether that is so.
+    pub fn forget_abandoned(&self) -> bool {
+        self.advance(Progress::Abandoned, Progress::Free)
+    }
+
     /// Answers whoever waits that it is recorded by a commit that ends at `committed_at` in the log, and that
-    /// may not be on disk yet.
-    pub fn answer(&self, committed_at: u64) -> Answered {
+    /// may not be on disk yet; false where nobody waits any more.
+    pub fn answer(&self, committed_at: u64) -> bool {
         self.committed_at.store(committed_at, Relaxed);
-        if self.advance(Progress::Taken, Progress::Done) {
+        let waiting = self.advance(Progress::Committing, Progress::Done);
+        if waiting {
             self.waiting.wake();
-            Answered::Caller
-        } else if self.advance(Progress::Abandoned, Progress::Free) {
-            Answered::Abandoned
         } else {
             self.advance(Progress::Unattended, Progress::Free);
-            Answered::Nobody
         }
+        waiting
     }
 
     /// Where the commit that has recorded it ends in the log; of one that is done.
@@ -145,7 +160,9 @@ impl Request {
     /// Answers whoever waits that it is not recorded. Only who has taken it calls it.
     pub fn decline(&self, reason: u32) {
         self.reason.store(reason, Relaxed);
-        if self.advance(Progress::Taken, Progress::Declined) {
+        if self.advance(Progress::Taken, Progress::Declined)
+            || self.advance(Progress::Committing, Progress::Declined)
+        {
             self.waiting.wake();
         } else if !self.advance(Progress::Abandoned, Progress::Free) {
             self.advance(Progress::Unattended, Progress::Free);
@@ -156,7 +173,8 @@ impl Request {
     pub fn give_up(&self) {
         let ways = [
             (Progress::Queued, Progress::Free),
-            (Progress::Taken, Progress::Unattended),
+            (Progress::Taken, Progress::Abandoned),
+            (Progress::Committing, Progress::Unattended),
             (Progress::Done, Progress::Free),
             (Progress::Declined, Progress::Free),
         ];
@@ -165,17 +183,6 @@ impl Request {
             && !ways.iter().any(|&(from, to)| self.advance(from, to))
         {}
     }
-}
-
-/// Who was answered that a request is recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answered {
-    /// Whoever asked.
-    Caller,
-    /// Nobody: whoever asked has recorded it otherwise.
-    Abandoned,
-    /// Nobody: whoever asked is gone, and so are its locks.
-    Nobody,
 }
 
 impl Shared {
