@@ -242,7 +242,7 @@ impl Backend {
         let table: Vec<Vec<Cell>> = payloads
             .iter()
             .map(|payload| {
-                let event = field(payload, "event");
+                let event = field(payload, "event_type");
                 let style = match event.as_str() {
                     "EXECUTION_SUCCESS" => Style::Good,
                     "EXECUTION_FAILED" => Style::Bad,
@@ -257,7 +257,7 @@ impl Backend {
                 ]
             })
             .collect();
-        let headers = ["event_time", "event", ">execution_id", "loader", ">record_count"];
+        let headers = ["event_time", "event_type", ">execution_id", "loader", ">record_count"];
         Ok(screen.table(&headers, &table)?)
     }
 
@@ -270,7 +270,7 @@ impl Backend {
             let Some(notification) = arriving.next()? else { break };
             let payload: Value = serde_json::from_str(notification.payload())?;
             let id = payload["execution_id"].as_i64().ok_or("an event has no execution_id")?;
-            if !self.received.insert((id, field(&payload, "event"))) {
+            if !self.received.insert((id, field(&payload, "event_type"))) {
                 return Err(format!("an event came twice: {payload}").into());
             }
             payloads.push(payload);
