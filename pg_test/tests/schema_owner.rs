@@ -24,8 +24,11 @@ fn cluster(owner: Option<&str>) -> Cluster {
 }
 
 fn owner_of_schema(client: &mut Client) -> String {
-    column(client, "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'loader'")
-        .concat()
+    column::<String>(
+        client,
+        "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'loader'",
+    )
+    .concat()
 }
 
 #[test]
