@@ -2,7 +2,7 @@
 // whether the page is live, and which series the chart has.
 "use strict";
 
-// Details that somebody opened stay open when the page moves.
+// Details that were opened stay open when the page moves.
 Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) =>
   !(name === "open" && node.tagName === "DETAILS");
 
@@ -51,7 +51,7 @@ function write(element) {
   if (text && element.textContent !== text) element.textContent = text;
 }
 
-// Whether the last answer is what the page shows. Otherwise nothing ticks: nobody knows whether it still runs.
+// Whether the page shows the last answer. Otherwise nothing ticks: it is unknown what still runs.
 let current = true;
 
 function tick() {
@@ -66,7 +66,7 @@ let connected = true;
 
 let source, watched, again;
 
-// What the page is told of changes by; nothing while nobody looks at it.
+// The stream that reports changes to the page; none while the page is hidden.
 function connect() {
   const stream = document.querySelector("[data-stream]")?.dataset.stream;
   if (source && (document.hidden || stream !== watched)) {
@@ -80,7 +80,7 @@ function connect() {
   source.addEventListener("change", move);
   source.addEventListener("error", () => {
     connected = false;
-    // What has failed says more, at each attempt anew.
+    // A failed request gives a better reason, at each attempt again.
     if (current) showLive(false);
     // Where the console refuses it, the browser gives up.
     if (source.readyState === EventSource.CLOSED) {
@@ -134,7 +134,7 @@ function announce() {
   document.getElementById("announced").textContent = fresh.length > 1 ? `${text}, and ${fresh.length - 1} more` : text;
 }
 
-function showLive(isLive, reason = "shown anew every 15 seconds") {
+function showLive(isLive, reason = "read again every 15 seconds") {
   const live = document.getElementById("live");
   const text = isLive ? "Live" : `Not live: ${reason}`;
   // A screen reader says again what is written again.

@@ -43,8 +43,8 @@ impl<T, E> Entry<T, E> {
         }
     }
 
-    /// Whether it is what somebody expects who came at `came`, knowing of the change `generation`. An error is
-    /// only for those who waited for it: each asking anew would make the last wait for all.
+    /// Whether it answers a request that came at `came` and knows of the change `generation`. An error is only for
+    /// the requests that waited for it: if each asked again, the last one would wait for all.
     fn is_new(&self, came: Instant, generation: u64) -> bool {
         match self.answer {
             Ok(_) => self.generation >= generation && self.asked.elapsed() < MAX_AGE,
@@ -60,8 +60,8 @@ impl<T, E> Default for Cached<T, E> {
 }
 
 impl<T: Send + Sync + 'static, E: Send + Sync + 'static> Cached<T, E> {
-    /// The last answer, if it will do, or that of `ask`. Whoever comes while one is asked for waits for it.
-    /// Where it is older than the last change that `hub` knows of, pages are told again when a newer one is
+    /// The last answer, if it is new enough, or that of `ask`. Requests that come meanwhile wait for it.
+    /// If it is older than the last change that `hub` knows of, pages are notified again when a newer one is
     /// to be had.
     pub async fn get(
         &self,
@@ -163,7 +163,7 @@ mod tests {
     async fn those_who_ask_together_share_answers_and_errors() {
         let cached = Cached::default();
         assert_eq!(ten(&cached, Err(7)).await, (vec![Err(7); 10], 1));
-        // Who comes later asks again.
+        // Later requests ask again.
         assert_eq!(ten(&cached, Err(8)).await, (vec![Err(8); 10], 1));
         assert_eq!(ten(&cached, Ok(9)).await, (vec![Ok(9); 10], 1));
         assert_eq!(ten(&cached, Ok(10)).await, (vec![Ok(9); 10], 0));

@@ -1,4 +1,4 @@
-//! What the console is told when it starts.
+//! The options of the console.
 
 use std::env;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use sqlx::{ConnectOptions, PgPool};
 ///
 /// The database is that of --database-url, or of the usual variables PGHOST, PGPORT, PGDATABASE,
 /// PGUSER, PGPASSWORD, PGPASSFILE, PGSSLMODE, PGSSLROOTCERT. The login needs no more than
-/// loader.grant_reader() gives.
+/// loader_history.grant_reader() gives.
 #[derive(Debug, Parser)]
 #[command(name = "loader-history-console", version)]
 pub struct Config {
@@ -128,7 +128,7 @@ fn check_parameters(url: &str) -> Result<(), NoDatabase> {
     Ok(())
 }
 
-/// What says where the database is makes no sense.
+/// The address of the database is not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum NoDatabase {
     /// The URL is none.

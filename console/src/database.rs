@@ -1,5 +1,5 @@
-//! Every statement that the console runs. They select from the extension's views and call its one
-//! reading function: what something means is decided there.
+//! Every statement that the console runs. They select from the extension's views and call its reading functions,
+//! which define what is failed, running or newest.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -110,12 +110,12 @@ pub struct Running {
     pub loaders: i64,
 }
 
-/// What `loader.recorder_status` says, as far as it is shown.
+/// The columns of `loader.recorder_status` that are shown.
 #[derive(Debug, FromRow)]
 pub struct Recorder {
     pub preloaded: bool,
     pub worker_pid: Option<i32>,
-    pub unbound_running: i64,
+    pub unwatched_running: i64,
     pub last_error: Option<String>,
     pub last_error_at: Option<Timestamp>,
     pub foreign_key: bool,
@@ -255,9 +255,9 @@ impl Database {
         Ok(counted.ok_or(sqlx::Error::RowNotFound)?.0)
     }
 
-    /// How the recorder is.
+    /// The state of the recorder.
     pub async fn recorder(&self) -> Result<Recorder, Error> {
-        let query = "SELECT preloaded, worker_pid, unbound_running, last_error, last_error_at, foreign_key, detail \
+        let query = "SELECT preloaded, worker_pid, unwatched_running, last_error, last_error_at, foreign_key, detail \
                      FROM loader.recorder_status()";
         self.row(sqlx::query_as(query)).await?.ok_or(Error::Database(sqlx::Error::RowNotFound))
     }
@@ -367,7 +367,7 @@ impl Database {
             connection => connection?,
         };
         let busy = self.busy.clone();
-        // To its end, though its client may leave: the pool would ask the connection whether it is well, and
+        // To its end, though its client may leave: the pool would ask the connection whether it still works, and
         // wait for as long as the statement or the network takes.
         let asking = tokio::spawn(async move {
             busy.fetch_add(1, Ordering::Relaxed);

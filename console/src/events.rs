@@ -1,6 +1,6 @@
 //! Live events: one LISTEN for all who watch.
 //!
-//! An event is a hint. Whoever was away, or too slow, is told of a gap, and reads the views again.
+//! An event is a hint. A client that was disconnected or too slow gets a gap, and reads the views again.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -22,7 +22,7 @@ use crate::filter::Status;
 /// The channel of the extension's events.
 const CHANNEL: &str = "loader_execution";
 
-/// Events that a reader may be behind before it is told of a gap instead.
+/// Events that a client may be behind before it gets a gap instead.
 const BACKLOG: usize = 1024;
 
 /// Pages are told of changes so often, at most.
@@ -91,7 +91,7 @@ pub struct Hub {
     live: AtomicBool,
     changed: std::sync::Mutex<Changed>,
     changes: Notify,
-    /// Whether pages will be told again of the last change.
+    /// Whether pages will be notified again of the last change.
     again: AtomicBool,
 }
 
@@ -100,7 +100,7 @@ pub struct Hub {
 struct Changed {
     /// Whether anything has.
     any: bool,
-    /// Whether pages are told again of what changed before.
+    /// Whether pages are notified again of an earlier change.
     again: bool,
     /// Whether it may concern all loaders, or too many to name.
     all: bool,
@@ -111,7 +111,7 @@ struct Changed {
 #[derive(Deserialize)]
 #[expect(dead_code, reason = "what is not read is checked")]
 struct Payload {
-    event: Kind,
+    event_type: Kind,
     execution_id: i64,
     loader_id: i64,
     status: Status,
@@ -142,13 +142,13 @@ enum Silence {
         "what is notified does not arrive: the network is cut, or a pooler in the mode of transactions takes no LISTEN"
     )]
     Swallowed,
-    /// Nobody would notify.
+    /// The extension emits no events: `loader_history.notify` is off.
     #[error("loader_history.notify is off")]
     Off,
 }
 
 impl Silence {
-    /// Whether the database said so, over a connection that is well.
+    /// Whether the database reported it, over a connection that works.
     fn is_of_database(&self) -> bool {
         match self {
             Self::Listen(error) | Self::Notify(database::Error::Database(error)) => {
@@ -171,7 +171,7 @@ async fn in_time<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Resu
 }
 
 impl Hub {
-    /// Nobody watches yet.
+    /// No client watches yet.
     pub fn new() -> Self {
         Self {
             events: broadcast::Sender::new(BACKLOG),
@@ -271,7 +271,7 @@ impl Hub {
                 waits = match database.notify(OWN_CHANNEL, &token).await {
                     Ok(true) => true,
                     Ok(false) => return Err(Silence::Off),
-                    // That pages keep all connections busy says nothing. A network that is cut does not say so.
+                    // Pages may keep all connections busy, and a network that is cut gives no error.
                     Err(database::Error::Busy) => {
                         in_time(listener.execute("SELECT")).await?;
                         false
@@ -299,7 +299,7 @@ impl Hub {
                 continue;
             };
             *number += 1;
-            // On one line, whatever whitespace somebody else has put between: inside JSON's strings there is none.
+            // On one line, whatever whitespace another client has put between the values: JSON's strings contain none.
             let payload = notification.payload().replace(['\r', '\n'], " ").into();
             let _ = self.events.send(Event::Execution { number: *number, loader_id, payload });
             self.change(loader_id);
@@ -310,7 +310,7 @@ impl Hub {
     fn become_live(&self) {
         if !self.live.swap(true, Ordering::AcqRel) {
             tracing::info!("live events arrive");
-            // What was committed before the LISTEN was told to nobody.
+            // Events committed before the LISTEN have reached no client.
             let _ = self.events.send(Event::Gap);
             self.change_all();
         }

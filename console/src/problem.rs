@@ -165,7 +165,7 @@ impl From<&database::Error> for Problem {
             ),
             "42501" => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "The console's login may not read the history: SELECT loader.grant_reader() to it.",
+                "The console's login may not read the history: run SELECT loader_history.grant_reader() for it.",
             ),
             _ => {
                 warn(&format!("the database: {code} {}", of_database.message()));

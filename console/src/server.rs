@@ -112,7 +112,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
 }
 
 async fn until_stopping(mut stopping: watch::Receiver<bool>) {
-    // An error says that the sender is gone, and with it whoever could stop the console.
+    // An error means that the sender is gone, and with it what could stop the console.
     let _ = stopping.wait_for(|&stopping| stopping).await;
 }
 

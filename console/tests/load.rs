@@ -79,7 +79,7 @@ fn drain(mut stream: Stream) -> (HashSet<(i64, String)>, usize, Stream) {
             continue;
         }
         let id = event.data["execution_id"].as_i64().unwrap();
-        let kind = event.data["event"].as_str().unwrap();
+        let kind = event.data["event_type"].as_str().unwrap();
         events.insert((id, kind.to_owned()));
         if event.data["loader_id"] == 10 && kind == "EXECUTION_SUCCESS" {
             return (events, gaps, stream);
@@ -214,7 +214,7 @@ fn a_burst_reaches_those_who_read_or_is_a_gap() {
     let burst = 20_000;
     let notify = format!(
         r#"SELECT count(pg_notify('loader_execution', json_build_object(
-               'event', 'EXECUTION_SUCCESS', 'execution_id', n, 'loader_id', CASE n WHEN {burst} THEN 10 ELSE 1 END,
+               'event_type', 'EXECUTION_SUCCESS', 'execution_id', n, 'loader_id', CASE n WHEN {burst} THEN 10 ELSE 1 END,
                'status', 'SUCCESS', 'event_time', '2026-11-23T20:52:27Z', 'error_message', repeat('x', 1000))::text))
              FROM generate_series(1, {burst}) AS n"#
     );

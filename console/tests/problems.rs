@@ -368,7 +368,7 @@ fn a_database_without_the_extension_and_a_login_without_grants_say_what_to_do() 
     assert_unavailable(&console, "loader_history is not installed");
     let mut bare = Session::new(&cluster, "bare");
     bare.run(APPLICATION_SQL);
-    bare.run("CREATE EXTENSION loader_history; SELECT loader.grant_reader('dashboard')");
+    bare.run("CREATE EXTENSION loader_history; SELECT loader_history.grant_reader('dashboard')");
     wait_for_equal("the extension", &200, || console.get("/").status);
 
     let console = Console::spawn(Console::command(&cluster).env("PGDATABASE", "no_such"));
@@ -381,8 +381,8 @@ fn a_database_without_the_extension_and_a_login_without_grants_say_what_to_do() 
     assert!(warnings <= 1 + began.elapsed().as_secs() / 10, "{}", console.log());
 
     let console = Console::spawn(Console::command(&cluster).env("PGUSER", "nobody"));
-    assert_unavailable(&console, "loader.grant_reader()");
-    session.run("SELECT loader.grant_reader('nobody')");
+    assert_unavailable(&console, "loader_history.grant_reader()");
+    session.run("SELECT loader_history.grant_reader('nobody')");
     wait_for_equal("the grants", &200, || console.get("/").status);
 }
 

@@ -68,7 +68,7 @@ fn every_client_gets_every_event_as_notified_and_in_order() {
     let last = succeed(&mut Session::new(&cluster, "postgres"), 2, 0);
     let is_last = |event: &Event| event.is_end_of(last);
     listener.receive_until("the last", |event| {
-        event["execution_id"] == last && event["event"] == "EXECUTION_SUCCESS"
+        event["execution_id"] == last && event["event_type"] == "EXECUTION_SUCCESS"
     });
     assert_eq!(listener.events.len(), 202);
     for stream in &mut streams {
@@ -129,7 +129,7 @@ impl Reader<'_> {
             self.gaps += 1;
             self.read_the_feed_again();
         } else {
-            let kind = event.data["event"].as_str().unwrap().to_owned();
+            let kind = event.data["event_type"].as_str().unwrap().to_owned();
             self.known.insert((event.data["execution_id"].as_i64().unwrap(), kind));
             self.last = event.data["event_time"].as_str().map(str::to_owned);
         }
@@ -245,7 +245,7 @@ fn what_others_notify_breaks_nothing() {
     let mut stream = Stream::open(&console, "/api/v1/events");
     let mut anyone = cluster.connect_to("postgres", "dashboard");
     let event = json!({
-        "event": "EXECUTION_SUCCESS", "execution_id": 4711, "loader_id": 9, "status": "SUCCESS",
+        "event_type": "EXECUTION_SUCCESS", "execution_id": 4711, "loader_id": 9, "status": "SUCCESS",
         "event_time": "2026-11-23T20:52:27.123456Z", "record_count": 1, "duration_seconds": 1,
         "error_message": null, "truncated": false,
     });
@@ -271,7 +271,7 @@ fn what_others_notify_breaks_nothing() {
         with("loader_id", json!(1.5)),
         with("loader_id", json!(u64::MAX)),
         with("execution_id", json!([1])),
-        with("event", json!("EXECUTION_EXPLODED")),
+        with("event_type", json!("EXECUTION_EXPLODED")),
         with("event_time", json!("yesterday")),
         with("status", json!(null)),
     ];
@@ -556,7 +556,7 @@ fn a_client_that_takes_nothing_gives_its_place_up() {
     let console = Console::start_live(&cluster, &["--max-streams", "1"]);
     let mute = Stream::open(&console, "/api/v1/events");
     let burst = r#"SELECT count(pg_notify('loader_execution', json_build_object(
-        'event', 'EXECUTION_SUCCESS', 'execution_id', n, 'loader_id', 1, 'status', 'SUCCESS',
+        'event_type', 'EXECUTION_SUCCESS', 'execution_id', n, 'loader_id', 1, 'status', 'SUCCESS',
         'event_time', '2026-11-23T20:52:27Z', 'error_message', repeat('x', 7000))::text))
         FROM generate_series(1, 1000) AS n"#;
     let mut client = cluster.connect();

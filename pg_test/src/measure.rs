@@ -137,11 +137,11 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Has all `workers` do the work of each side, taking turns; `admin` waits between two slices until
-    /// the server is quiet, so that no side pays for what another has left to be done.
+    /// Has all `workers` do the work of each side, taking turns; `admins`, of a server each, wait between two
+    /// slices until the servers are quiet, so that no side pays for what another has left to be done.
     pub fn compare<W: Worker>(
         self,
-        admin: &mut Client,
+        admins: &mut [Client],
         workers: &mut [W],
         sides: &[W::Work],
     ) -> Vec<Measured> {
@@ -154,7 +154,7 @@ impl Turns {
                 order.reverse();
             }
             for (work, side) in order {
-                wait_for_quiet(admin);
+                admins.iter_mut().for_each(wait_for_quiet);
                 let slice = run_slice(workers, *work, self.slice);
                 if turn > 0 {
                     side.add(slice);

@@ -1,5 +1,6 @@
-//! Promise: the scripts run nothing that somebody else may have put there, find the tools of a machine where
-//! nothing was done by hand, and a newer Rust's taste does not fail what is the same.
+//! Promise: the scripts run nothing that another user may have put there, find the tools of a machine where nothing
+//! was done by hand, and do not fail over the warnings of a newer Rust. `make all` and `make install` only build and
+//! install: they say what is missing, download nothing and never become root.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -212,13 +213,89 @@ for entry in archive.infolist():
     // Without git around: what is to be built is what the checkout says.
     let checked = Command::new(unpacked.join("scripts/release-check")).output().unwrap();
     assert!(checked.status.success(), "{}", said(&checked));
-    let commands = Command::new("make")
-        .current_dir(&unpacked)
-        .args(["-n", "all", "install"])
-        .output()
-        .unwrap();
-    let commands = said(&commands);
-    for script in ["scripts/setup", "scripts/build", "scripts/install"] {
-        assert!(commands.contains(script) && unpacked.join(script).is_file(), "{commands}");
+    builds_and_installs(&folder.0, &unpacked);
+}
+
+/// Runs `make all` and `make install` in `project`, with programs in `folder` that only write down that they
+/// were run.
+fn builds_and_installs(folder: &Path, project: &Path) {
+    let [tools, server, ran] = ["tools", "server", "ran"].map(|name| folder.join(name));
+    let [libdir, extension] = [server.join("lib"), server.join("share/extension")];
+    fs::create_dir_all(&libdir).unwrap();
+    fs::create_dir_all(&extension).unwrap();
+    let pg_config = server.join("pg_config");
+    let answers = format!(
+        "#!/bin/sh
+case $1 in
+    --pkglibdir) echo {libdir} ;;
+    --sharedir) echo {share} ;;
+    *) echo PostgreSQL 15.99 ;;
+esac
+",
+        libdir = libdir.display(),
+        share = server.join("share").display()
+    );
+    program(&pg_config, &answers);
+    program(&tools.join("rustc"), "#!/bin/sh\necho 'rustc 1.95.0 (a date)'\n");
+    let writes_down = format!("#!/bin/sh\necho \"${{0##*/}} $*\" >>{}\n", ran.display());
+    for name in ["apt-get", "sudo", "pip", "curl", "wget"] {
+        program(&tools.join(name), &writes_down);
+    }
+    // As on a machine where cargo knows nothing of pgrx, and then as make setup leaves it.
+    let cargo = tools.join("cargo");
+    let lacks = format!("{writes_down}exit 1\n");
+    let builds = format!(
+        "{writes_down}case \"$*\" in
+    'pgrx --version') echo cargo-pgrx 0.19.3 ;;
+    'pgrx package '*)
+        mkdir -p target/package-release{libdir} target/package-release{extension}
+        touch target/package-release{libdir}/loader_history.so
+        touch target/package-release{extension}/loader_history.control
+        ;;
+esac
+",
+        libdir = libdir.display(),
+        extension = extension.display()
+    );
+    let make = |target: &str| {
+        let path = format!("{}:/usr/bin:/bin", tools.display());
+        let _ = fs::remove_file(&ran);
+        let mut make = Command::new("make");
+        make.current_dir(project).arg(target).env("PATH", path).env("PG_CONFIG", &pg_config);
+        let output = make.env("CARGO_HOME", folder.join("nowhere")).output().unwrap();
+        (output, fs::read_to_string(&ran).unwrap_or_default())
+    };
+
+    program(&cargo, &lacks);
+    for target in ["all", "install"] {
+        let (output, ran) = make(target);
+        let (success, said) = (output.status.success(), said(&output));
+        assert!(!success, "{target}: {said}");
+        let setup = format!("\"make setup PG_CONFIG={}\" provides it.", pg_config.display());
+        for missing in ["cargo-pgrx 0.19.3", "a crate of Cargo.lock"] {
+            let sentence = format!("error: missing: {missing}; {setup}\n");
+            assert!(said.contains(&sentence), "{target}: {said}");
+        }
+        let asked = ["cargo pgrx --version", "cargo fetch --quiet --locked --offline"];
+        assert_eq!(ran.lines().collect::<Vec<_>>(), asked, "{target}");
+    }
+
+    program(&cargo, &builds);
+    let installed = || {
+        let files = [libdir.join("loader_history.so"), extension.join("loader_history.control")];
+        files.iter().all(|file| file.is_file())
+    };
+    let has_built = |ran: &str| ran.contains("cargo pgrx package");
+    let (output, ran) = make("all");
+    assert!(output.status.success() && has_built(&ran) && !installed(), "{}", said(&output));
+    // It installs what has been built, and builds again what has changed.
+    for (changed, builds) in [(false, false), (true, true)] {
+        if changed {
+            fs::write(project.join("src/lib.rs"), "").unwrap();
+        }
+        let (output, ran) = make("install");
+        assert!(output.status.success() && installed(), "{}", said(&output));
+        assert_eq!(has_built(&ran), builds, "{ran}");
+        assert!(ran.lines().all(|line| line.starts_with("cargo ")), "{ran}");
     }
 }

@@ -1,4 +1,4 @@
-//! The history as CSV, page by page: a client that takes it slowly holds nothing in the database.
+//! The history as CSV, page by page: a client that reads slowly keeps nothing open in the database.
 
 use axum::body::{Body, Bytes};
 use axum::http::header;

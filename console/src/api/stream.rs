@@ -51,8 +51,8 @@ pub async fn events(
         };
         std::future::ready(sent)
     });
-    // What came before was told to nobody, and a client that makes a new stream, as browsers' must after any
-    // other answer than 200, does not say that it had one.
+    // Earlier events have not reached this client, and a client that opens another stream, as browsers must after any
+    // answer but 200, does not tell that it had one.
     let first = stream::iter([gap().retry(RETRY)]);
     Ok(respond(&state, permit, first.chain(events)))
 }

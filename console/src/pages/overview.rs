@@ -20,9 +20,9 @@ struct Overview {
     trend: String,
     failed: Vec<LoaderRow>,
     running_executions: String,
-    /// Those of the running ones that the server does not watch.
+    /// Running executions whose transaction the server does not watch.
     unwatched: i64,
-    /// What a DBA should see to.
+    /// What a DBA should correct.
     wrong: Vec<String>,
     running: Vec<ExecutionRow>,
     more_running: bool,
@@ -59,7 +59,7 @@ async fn make(state: &State) -> Result<Overview, Problem> {
         trend,
         failed: failed.iter().map(|loader| LoaderRow::new(loader, now)).collect(),
         running_executions: format::count(running_counts.executions),
-        unwatched: if recorder.preloaded { recorder.unbound_running } else { 0 },
+        unwatched: if recorder.preloaded { recorder.unwatched_running } else { 0 },
         wrong: what_is_wrong(&recorder, now),
         running: running
             .executions

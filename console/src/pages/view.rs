@@ -198,7 +198,7 @@ pub fn describe(points: &[ChartPoint]) -> String {
     )
 }
 
-/// What a DBA should see to, in sentences; nothing where the recorder is well.
+/// What a DBA should correct, in sentences; nothing if the recorder works.
 pub fn what_is_wrong(recorder: &Recorder, now: DateTime<Utc>) -> Vec<String> {
     let mut wrong = Vec::new();
     let has_no_worker = recorder.preloaded && recorder.worker_pid.is_none();

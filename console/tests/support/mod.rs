@@ -18,7 +18,9 @@ pub fn cluster() -> Cluster {
     let cluster = preloaded_cluster();
     cluster
         .connect()
-        .batch_execute("CREATE ROLE dashboard LOGIN; SELECT loader.grant_reader('dashboard')")
+        .batch_execute(
+            "CREATE ROLE dashboard LOGIN; SELECT loader_history.grant_reader('dashboard')",
+        )
         .unwrap();
     cluster
 }

@@ -115,6 +115,6 @@ impl Event {
 
     /// Whether it is the successful end of the execution `id`.
     pub fn is_end_of(&self, id: i64) -> bool {
-        self.data["execution_id"] == id && self.data["event"] == "EXECUTION_SUCCESS"
+        self.data["execution_id"] == id && self.data["event_type"] == "EXECUTION_SUCCESS"
     }
 }

@@ -12,6 +12,7 @@
 //! says nothing of speed. What it prints is Markdown, for `pg_test/FIGURES.md`.
 
 use std::env;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use pg_test::measure::{
@@ -156,7 +157,7 @@ impl Bench {
     /// Has `clients` sessions do each of two kinds of work, taking turns.
     fn compare(&mut self, clients: usize, sides: [Side; 2]) -> [Measured; 2] {
         let loaders = &mut self.loaders[..clients];
-        let measured = self.turns.compare(&mut self.admin, loaders, &sides);
+        let measured = self.turns.compare(slice::from_mut(&mut self.admin), loaders, &sides);
         measured.try_into().expect("as many as there are sides")
     }
 

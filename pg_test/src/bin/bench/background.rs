@@ -14,7 +14,7 @@ use crate::variant::Variant;
 /// How long a purge rests before it looks again where little was left to do.
 const PURGE_PAUSE: Duration = Duration::from_millis(100);
 
-/// Of so many executions one is rolled back, which leaves the worker something to remember.
+/// One of this number of executions is rolled back, so that the worker has outcomes to write.
 const FAILING: u64 = 50;
 
 /// Tells those who go on that they may end, also where the work has failed.
@@ -26,7 +26,7 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// Does `work` while `background` goes on, which ends soon after it is told to by the flag.
+/// Does `work` while `background` goes on, which ends soon after the flag is set.
 pub fn meanwhile<T, B: Send>(
     background: impl FnOnce(&AtomicBool) -> B + Send,
     work: impl FnOnce() -> T,
@@ -48,18 +48,18 @@ pub fn while_recording<T>(
     clients: usize,
     work: impl FnOnce() -> T,
 ) -> (T, u64) {
-    let mut recorders = Recorder::several(database, clients, &[Variant::Durable]);
+    let mut recorders = Recorder::several(database, clients, &[Variant::Autonomous]);
     let record = |over: &AtomicBool| {
         thread::scope(|scope| {
             for recorder in &mut recorders {
                 scope.spawn(|| {
-                    let work = (Variant::Durable, Calls::Separate);
+                    let work = (Variant::Autonomous, Calls::Separate);
                     recorder.prepare(work);
                     for run in 1_u64.. {
                         if over.load(Ordering::Acquire) {
                             return;
                         } else if run.is_multiple_of(FAILING) {
-                            recorder.fail(Variant::Durable);
+                            recorder.fail(Variant::Autonomous);
                         } else {
                             recorder.work(work);
                         }
@@ -67,7 +67,7 @@ pub fn while_recording<T>(
                 });
             }
         });
-        done(&recorders, Variant::Durable)
+        done(&recorders, Variant::Autonomous)
     };
     meanwhile(record, work)
 }
@@ -102,7 +102,7 @@ pub fn while_purging<T>(
     }
 }
 
-/// Changes what is set for the database. Its worker, which reads that when it comes, comes anew.
+/// Changes a setting of the database and restarts its worker, which reads it when it starts.
 fn set_retention(database: &Database, change: &str) {
     let mut client: Client = database.connect();
     client

@@ -4,12 +4,21 @@ use pg_test::{Client, Cluster, Warnings, wait_for, wait_for_worker};
 
 use crate::variant::Variant;
 
+/// The version of the extension, and what it calls the setting of autonomous starts.
+const FACTS: &str = "
+    SELECT extversion,
+           (SELECT name FROM pg_settings
+             WHERE name IN ('loader_history.autonomous_start', 'loader_history.durable'))
+      FROM pg_extension WHERE extname = 'loader_history'";
+
 /// A database of the cluster.
 pub struct Database<'a> {
     cluster: &'a Cluster,
     warnings: &'a Warnings,
     name: String,
     loaders: i64,
+    version: String,
+    autonomous_start: String,
 }
 
 impl<'a> Database<'a> {
@@ -21,7 +30,14 @@ impl<'a> Database<'a> {
         name: String,
         loaders: i64,
     ) -> Self {
-        let database = Self { cluster, warnings, name, loaders };
+        let mut database = Self {
+            cluster,
+            warnings,
+            name,
+            loaders,
+            version: String::new(),
+            autonomous_start: String::new(),
+        };
         let statement = format!("CREATE DATABASE {}", database.name);
         cluster.connect().batch_execute(&statement).expect("a database");
         let mut client = database.connect();
@@ -43,12 +59,24 @@ impl<'a> Database<'a> {
             client.batch_execute(sql).expect("the schema");
         }
         wait_for_worker(&mut client);
+        let row = client.query_one(FACTS, &[]).expect("the facts");
+        (database.version, database.autonomous_start) = (row.get(0), row.get(1));
         database
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The version of the extension.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// What a session must set for `variant`.
+    pub fn settings(&self, variant: Variant) -> Option<String> {
+        variant.settings(&self.autonomous_start)
     }
 
     /// How many loaders there are, of ids from 1.
@@ -61,7 +89,7 @@ impl<'a> Database<'a> {
         self.cluster.connect_to(&self.name, "postgres")
     }
 
-    /// A client whose warnings are counted: starts that were to be durable and were not.
+    /// A client whose warnings are counted: starts that fall back to transactional ones.
     pub fn connect_counted(&self) -> Client {
         self.warnings.connect_to(self.cluster, &self.name)
     }
@@ -76,7 +104,7 @@ impl<'a> Database<'a> {
         self.count_where(variant, "status = 'SUCCESS'")
     }
 
-    /// Rows that were deleted from the extension's table, as far as the server has been told.
+    /// Rows that were deleted from the extension's table, as far as the server has counted.
     pub fn deletions(&self) -> u64 {
         let query = "SELECT pg_stat_get_tuples_deleted('loader.execution_history'::regclass)";
         let count: i64 = self.connect().query_one(query, &[]).expect("a count").get(0);

@@ -22,7 +22,7 @@ use crate::scale::Scale;
 use crate::variant::Variant;
 
 /// Whose events there are.
-const VARIANTS: [Variant; 3] = [Variant::Notifying, Variant::Transactional, Variant::Durable];
+const VARIANTS: [Variant; 3] = [Variant::Notifying, Variant::Transactional, Variant::Autonomous];
 
 /// Sessions that record under load.
 const CLIENTS: usize = 8;

@@ -19,7 +19,7 @@ const FAILING: i64 = 11;
 /// Rows that one statement inserts: what triggers are to do with them is kept in memory until its end.
 const AT_ONCE: i64 = 250_000;
 
-/// The `number`th loader that often fails, beginning anew behind the last.
+/// The `number`th loader that often fails, beginning again after the last.
 pub fn often_failing(number: i64, loaders: i64) -> i64 {
     number % (loaders / FAILING_EVERY).max(1) * FAILING_EVERY + FAILING
 }
@@ -109,10 +109,11 @@ fn insert(loaders: i64, rows: i64, first: i64, last: i64, until: &str) -> String
 /// VACUUM ANALYZE, as autovacuum does sooner or later.
 pub fn vacuum(database: &Database, others: &[Variant]) {
     let mut client = database.connect();
+    // Its schema is another in version 1.5.0.
+    let query = "SELECT oid::regclass::text FROM pg_class WHERE relname = 'recorded_loader'";
+    let recorded: String = client.query_one(query, &[]).expect("the loaders").get(0);
     let tables = others.iter().map(|other| other.table());
-    for table in
-        ["loader.execution_history", "loader_history.recorded_loader"].into_iter().chain(tables)
-    {
+    for table in ["loader.execution_history", &recorded].into_iter().chain(tables) {
         batch(&mut client, &format!("VACUUM ANALYZE {table}"));
     }
 }

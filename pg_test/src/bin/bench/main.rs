@@ -6,13 +6,14 @@
 //!
 //! `make bench` sets `PG_TEST_BINDIR`, the server's programs, built for release, `TMPDIR`, a directory on a
 //! disk, and `BENCH_SIZE`. The full size (`BENCH_SIZE=full`) writes its table to `docs/bench.md` and its
-//! charts to `docs/charts`; `BENCH_ROWS=100000000` adds a history of so many executions. The small size,
+//! charts to `docs/charts`; `BENCH_ROWS=100000000` adds a history of that many executions. The small size,
 //! which `make test` runs, makes sure that every execution is recorded, that every event comes once, that
 //! reads say what the seed schema says, and that charts are SVG; it writes them to a temporary folder.
 //! `BENCH_ONLY=reads,purge` measures some parts alone, of either size, and writes nothing to `docs`; `scale`
-//! lists them.
+//! lists them. `make baseline` is `BENCH_ONLY=baseline`: this version beside the release before it.
 
 mod background;
+mod baseline;
 mod charts;
 mod database;
 mod delivery;
@@ -60,12 +61,12 @@ fn main() {
     let facts = document::facts(&scale, &cluster);
     let warnings = Warnings::default();
     let mut report = Report::new(!scale.small);
-    let charts = measure(&scale, &cluster, &warnings, &mut report);
+    let charts = measure(&scale, &cluster, &settings, &warnings, &mut report);
 
     document::write(&scale, &cluster, &facts, &report, &charts);
     report.print();
     println!("\n{facts}");
-    println!("\nStarts that were to be durable and were not: {}", warnings.count());
+    println!("\nStarts with the WARNING: {}", warnings.count());
     for (reason, count) in &*warnings.reasons() {
         println!("{count}: {reason}");
     }
@@ -75,9 +76,11 @@ fn main() {
 fn measure(
     scale: &Scale,
     cluster: &Cluster,
+    settings: &str,
     warnings: &Warnings,
     report: &mut Report,
 ) -> Vec<Chart> {
+    let baseline = baseline::bindir(scale);
     let wants_any = |parts: &[&str]| parts.iter().any(|part| scale.wants(part));
     let needed = if scale.wants("reads") {
         scale.histories.len()
@@ -124,6 +127,9 @@ fn measure(
     }
     if scale.wants("steady") {
         charts.push(retention::steady(scale, cluster, warnings, report));
+    }
+    if let Some(bindir) = baseline {
+        baseline::measure(scale, cluster, settings, bindir, warnings, report);
     }
     charts
 }

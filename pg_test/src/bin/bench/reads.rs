@@ -39,7 +39,7 @@ pub struct History<'a> {
 const DIFFERENT: u32 = 20;
 
 /// Reads before those that are timed: each loader once, and more than the five for which PostgreSQL
-/// plans anew.
+/// makes custom plans.
 const WARM_UP: u32 = DIFFERENT;
 
 /// What is read by two sessions of the same history, the shortest read and a page.
@@ -298,6 +298,21 @@ pub fn compare(
     (charts, (0..histories.len()).map(medians).collect())
 }
 
+/// Compares what is read of the same history in two releases.
+pub fn compare_releases(scale: &Scale, baseline: &History, current: &History, report: &mut Report) {
+    let mut readers = [baseline, current].map(Reader::new);
+    for (number_of_query, query) in current.queries.iter().enumerate() {
+        let mut turns = take_turns(scale, &mut readers, number_of_query);
+        let [[before, _], [now, p99]] =
+            [0, 1].map(|release| milliseconds(&mut turns.measured[release]));
+        report.add(
+            Row::new(query.name.clone(), format!("{} ({})", number(now), number(p99)))
+                .baseline(format!("{} {}", baseline.database.version(), number(before)))
+                .ratio(turns.ratios[0]),
+        );
+    }
+}
+
 /// Compares the history at `place` with the one before.
 fn add_pair(
     histories: &[History],
@@ -403,7 +418,8 @@ pub fn after_a_day(scale: &Scale, history: &History, medians: &[f64], report: &m
     vacuum(database, &[]);
     let first_before = history.first_reads();
     let mut client = database.connect();
-    for sql in [A_DAY, SETTINGS_OF_A_DAY] {
+    let settings = database.settings(Variant::Silent).expect("settings");
+    for sql in [A_DAY, "SET synchronous_commit = off", &settings] {
         client.batch_execute(sql).expect("a procedure");
     }
     let call = format!("CALL public.a_day({}, {})", scale.executions_a_day, database.loaders());
@@ -447,13 +463,6 @@ const A_DAY: &str = "
         END LOOP;
     END
     $$";
-
-/// What only takes time here.
-const SETTINGS_OF_A_DAY: &str = "
-    SET synchronous_commit = off;
-    SET loader_history.autonomous_start = off;
-    SET loader_history.notify = off;
-";
 
 /// Reads everything in one session: medians and 99th percentiles in ms.
 fn read_all(scale: &Scale, history: &History) -> Vec<[f64; 2]> {

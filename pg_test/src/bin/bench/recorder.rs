@@ -37,6 +37,7 @@ impl Calls {
 pub struct Recorder {
     client: Client,
     statements: BTreeMap<Variant, (Statement, Statement)>,
+    settings: BTreeMap<Variant, String>,
     loaders: i64,
     loader: i64,
     step: i64,
@@ -55,8 +56,12 @@ impl Recorder {
                 (*variant, (start, end))
             })
             .collect();
+        let settings = variants
+            .iter()
+            .filter_map(|&variant| Some((variant, database.settings(variant)?)))
+            .collect();
         let (loaders, done) = (database.loaders(), BTreeMap::new());
-        Self { client, statements, loaders, loader: number, step: sessions, done }
+        Self { client, statements, settings, loaders, loader: number, step: sessions, done }
     }
 
     /// As many sessions.
@@ -72,7 +77,7 @@ impl Recorder {
 
     /// Sets what `variant` needs.
     pub fn set(&mut self, variant: Variant) {
-        if let Some(settings) = variant.settings() {
+        if let Some(settings) = self.settings.get(&variant) {
             self.client.batch_execute(settings).expect("settings");
         }
     }

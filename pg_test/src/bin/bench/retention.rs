@@ -38,7 +38,7 @@ pub fn purge(scale: &Scale, database: &Database, report: &mut Report) {
 
     vacuum(database, &[]);
     let autovacuum = database.set("autovacuum", "on");
-    let mut recorders = Recorder::several(database, CLIENTS, &[Variant::Durable]);
+    let mut recorders = Recorder::several(database, CLIENTS, &[Variant::Autonomous]);
     let mut quiet = Measured::default();
     // The first warms up.
     for slice in 0..=scale.purge_slices {
@@ -48,7 +48,7 @@ pub fn purge(scale: &Scale, database: &Database, report: &mut Report) {
         }
     }
     for (purger, name) in [(Purger::Worker, "the worker"), (Purger::Session, "a session")] {
-        let (left, done_before) = (database.count(Variant::Durable), recorded(&recorders));
+        let (left, done_before) = (database.count(Variant::Autonomous), recorded(&recorders));
         let deletions = database.deletions();
         let (mut purging, seconds) =
             while_purging(database, purger, &age, scale.purge_batch, || {
@@ -63,7 +63,7 @@ pub fn purge(scale: &Scale, database: &Database, report: &mut Report) {
                 (purging, begun.elapsed().as_secs_f64())
             });
         let recorded = recorded(&recorders) - done_before;
-        let deleted = left + recorded - database.count(Variant::Durable);
+        let deleted = left + recorded - database.count(Variant::Autonomous);
         assert!(deleted > 0, "nothing was purged by {name}");
         let limit = match purger {
             Purger::Worker => "under loader_history.retention".to_owned(),
@@ -79,11 +79,11 @@ pub fn purge(scale: &Scale, database: &Database, report: &mut Report) {
 }
 
 fn record(scale: &Scale, recorders: &mut [Recorder]) -> Measured {
-    run_slice(recorders, (Variant::Durable, Calls::Separate), scale.purge_slice)
+    run_slice(recorders, (Variant::Autonomous, Calls::Separate), scale.purge_slice)
 }
 
 fn recorded(recorders: &[Recorder]) -> u64 {
-    done(recorders, Variant::Durable)
+    done(recorders, Variant::Autonomous)
 }
 
 fn add_rows(name: &str, quiet: &mut Measured, purging: &mut Measured, report: &mut Report) {
@@ -126,7 +126,7 @@ pub fn steady(scale: &Scale, cluster: &Cluster, warnings: &Warnings, report: &mu
     for (setting, value) in before {
         database.set(setting, &value);
     }
-    let deleted = recorded - database.count(Variant::Durable);
+    let deleted = recorded - database.count(Variant::Autonomous);
     assert!(deleted > 0, "nothing was purged");
 
     let third = points.len() / 3;
@@ -157,7 +157,8 @@ fn sizes(scale: &Scale, database: &Database) -> Vec<(f64, f64)> {
         .map(|_| {
             thread::sleep(scale.steady / scale.steady_samples);
             let query = "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class
-                          WHERE relnamespace = 'loader'::regnamespace AND relkind = 'r'";
+                          WHERE relkind = 'r' AND relnamespace IN
+                                (SELECT oid FROM pg_namespace WHERE nspname IN ('loader', 'loader_history'))";
             let bytes: i64 = client.query_one(query, &[]).expect("a size").get(0);
             (begun.elapsed().as_secs_f64(), bytes as f64 / f64::from(1 << 20))
         })

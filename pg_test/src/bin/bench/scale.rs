@@ -9,7 +9,7 @@ use pg_test::size;
 use crate::background::Purger;
 
 /// The parts of a run.
-const PARTS: [&str; 6] = ["reads", "throughput", "wal", "delivery", "purge", "steady"];
+const PARTS: [&str; 7] = ["baseline", "reads", "throughput", "wal", "delivery", "purge", "steady"];
 
 /// The sizes of everything.
 pub struct Scale {
@@ -120,7 +120,7 @@ max_wal_size = '8GB'
             steady: Duration::from_secs(300),
             steady_samples: 100,
             steady_purger: Purger::Worker,
-            // The shortest that the worker can be told. It looks for more once a minute.
+            // The shortest value of the setting. The worker looks for more once a minute.
             steady_age: "1 min",
         }
     }

@@ -4,11 +4,12 @@
 //! extension without them, which tells what the events cost, and the seed schema, with the primary key that
 //! people give it and nothing more, so that the extension also pays for its constraints and for the indexes
 //! of its reads; the table with the same indexes tells how much these are. Nobody listens
-//! meanwhile: how fast events are with a listener is told with their delivery.
+//! meanwhile: how fast events are with a listener is measured with their delivery.
 //!
 //! All of that on the disk as it is, and again where a commit takes 5 ms longer, which is `commit_delay`.
 
 use std::collections::BTreeMap;
+use std::slice;
 
 use pg_test::Client;
 use pg_test::measure::{Goal, Measured, Turns};
@@ -25,16 +26,21 @@ use crate::variant::{self, Variant};
 const PAIRS: [(Variant, Variant); 7] = [
     (Variant::Notifying, Variant::Plain),
     (Variant::Transactional, Variant::Silent),
-    (Variant::Durable, Variant::Silent),
+    (Variant::Autonomous, Variant::Silent),
     (Variant::Transactional, Variant::Plain),
-    (Variant::Durable, Variant::Plain),
+    (Variant::Autonomous, Variant::Plain),
     (Variant::Transactional, Variant::Bare),
     (Variant::Transactional, Variant::BareIndexed),
 ];
 
 /// What is compared where commits take long.
-const SLOW: [Variant; 5] =
-    [Variant::Plain, Variant::Notifying, Variant::Silent, Variant::Transactional, Variant::Durable];
+const SLOW: [Variant; 5] = [
+    Variant::Plain,
+    Variant::Notifying,
+    Variant::Silent,
+    Variant::Transactional,
+    Variant::Autonomous,
+];
 
 /// How much longer they take, in microseconds.
 const DELAY: u32 = 5_000;
@@ -45,8 +51,8 @@ fn goal(variant: Variant, baseline: Variant, calls: Calls, clients: usize) -> Op
     match (variant, calls, clients) {
         _ if !is_silent => None,
         (Variant::Transactional, _, _) => Some(Goal::AtLeast(0.95)),
-        (Variant::Durable, Calls::Separate, 8..) => Some(Goal::AtLeast(0.8)),
-        (Variant::Durable, Calls::Together, 8..) => Some(Goal::AtLeast(0.45)),
+        (Variant::Autonomous, Calls::Separate, 8..) => Some(Goal::AtLeast(0.8)),
+        (Variant::Autonomous, Calls::Together, 8..) => Some(Goal::AtLeast(0.45)),
         _ => None,
     }
 }
@@ -91,7 +97,7 @@ impl Bench {
             let mut groups = Vec::new();
             for &clients in self.clients {
                 let recorders = &mut self.recorders[..clients];
-                let measured = turns.compare(&mut self.admin, recorders, &sides);
+                let measured = turns.compare(slice::from_mut(&mut self.admin), recorders, &sides);
                 let bars = measured.iter().map(|side| Some(side.rate())).collect();
                 let measured = variants.iter().copied().zip(measured).collect();
                 add_rows(report, calls, clients, &measured);
@@ -111,34 +117,51 @@ impl Bench {
         charts.into()
     }
 
-    /// The same where a commit takes longer, as on an ordinary disk or network storage. `commit_delay`
-    /// stands for that: whoever writes the log for a commit, and for all that wait for it, sleeps before, so
-    /// that commits share that as they share a slow disk. The worker's commits do so too.
+    /// The same where a commit takes longer.
     fn compare_slow(
         &mut self,
         scale: &Scale,
         database: &Database,
         report: &mut Report,
     ) -> Vec<Chart> {
-        let quick = machine::commit_ms(&mut self.admin);
-        let settings = [("commit_siblings", "0".to_owned()), ("commit_delay", DELAY.to_string())];
-        let before = settings.map(|(setting, value)| (setting, database.set(setting, &value)));
-        let slow = machine::commit_ms(&mut self.admin);
-        let delay = f64::from(DELAY) / 1_000.0;
-        assert!(slow >= delay, "commit_delay has no effect: a commit takes {slow} ms");
-        let commits = format!(", commits take {} ms longer (commit_delay)", number(delay));
-        let charts =
-            self.compare(scale.slow_throughput, &SLOW, &commits, "throughput-slow", report);
-        for (setting, value) in before {
-            database.set(setting, &value);
-        }
-        report.add(
-            Row::new("ms for a bare insert of one row that commits", number(slow))
-                .baseline(format!("without commit_delay {}", number(quick)))
-                .ratio(slow / quick),
-        );
+        let (charts, slow) = while_commits_are_slow(&[database], || {
+            self.compare(scale.slow_throughput, &SLOW, &slow_commits(), "throughput-slow", report)
+        });
+        report.add(slow);
         charts
     }
+}
+
+/// What is said of commits that take longer.
+pub fn slow_commits() -> String {
+    let delay = f64::from(DELAY) / 1_000.0;
+    format!(", commits take {} ms longer (commit_delay)", number(delay))
+}
+
+/// Does `work` while commits take longer, as on an ordinary disk or network storage. `commit_delay` stands for
+/// that: the session that writes the log for a commit, and for all that wait for it, sleeps before, so that commits share
+/// that as they share a slow disk. The worker's commits do so too. Returns a row about it, too.
+pub fn while_commits_are_slow<T>(databases: &[&Database], work: impl FnOnce() -> T) -> (T, Row) {
+    let commit_ms = || databases.iter().map(|database| machine::commit_ms(&mut database.connect()));
+    let quick: Vec<_> = commit_ms().collect();
+    let settings = [("commit_siblings", "0".to_owned()), ("commit_delay", DELAY.to_string())];
+    let before: Vec<_> = databases
+        .iter()
+        .map(|database| settings.clone().map(|(name, value)| (name, database.set(name, &value))))
+        .collect();
+    let slow: Vec<_> = commit_ms().collect();
+    let delay = f64::from(DELAY) / 1_000.0;
+    assert!(slow.iter().all(|&slow| slow >= delay), "commit_delay has no effect: {slow:?} ms");
+    let result = work();
+    for (database, before) in databases.iter().zip(before) {
+        for (name, value) in before {
+            database.set(name, &value);
+        }
+    }
+    let row = Row::new("ms for a bare insert of one row that commits", number(slow[0]))
+        .baseline(format!("without commit_delay {}", number(quick[0])))
+        .ratio(slow[0] / quick[0]);
+    (result, row)
 }
 
 fn add_rows(
@@ -178,7 +201,8 @@ fn assert_recorded(
     }
 }
 
-fn clients_name(clients: usize) -> String {
+/// A number of clients in words.
+pub fn clients_name(clients: usize) -> String {
     match clients {
         1 => "1 client".to_owned(),
         _ => format!("{clients} clients"),

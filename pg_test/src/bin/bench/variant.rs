@@ -12,12 +12,12 @@ pub enum Variant {
     Plain,
     /// The seed schema with a trigger that calls `pg_notify`.
     Notifying,
-    /// The extension, whose starts are in the caller's transaction, without events.
+    /// The extension with transactional starts and without events.
     Silent,
     /// The same with events.
     Transactional,
-    /// The extension, whose starts are committed by the worker.
-    Durable,
+    /// The extension with autonomous starts, which the worker commits.
+    Autonomous,
 }
 
 /// All of them.
@@ -28,11 +28,11 @@ pub const ALL: [Variant; 7] = [
     Variant::Notifying,
     Variant::Silent,
     Variant::Transactional,
-    Variant::Durable,
+    Variant::Autonomous,
 ];
 
 /// Those of the extension.
-pub const OURS: [Variant; 3] = [Variant::Silent, Variant::Transactional, Variant::Durable];
+pub const OURS: [Variant; 3] = [Variant::Silent, Variant::Transactional, Variant::Autonomous];
 
 impl Variant {
     /// What people call it.
@@ -42,9 +42,9 @@ impl Variant {
             Self::BareIndexed => "INSERT + UPDATE, same indexes",
             Self::Plain => "PL/pgSQL, no events",
             Self::Notifying => "PL/pgSQL + pg_notify",
-            Self::Silent => "loader_history, durable and notify off",
-            Self::Transactional => "loader_history, durable off",
-            Self::Durable => "loader_history, durable on",
+            Self::Silent => "loader_history, transactional start, notify off",
+            Self::Transactional => "loader_history, transactional start",
+            Self::Autonomous => "loader_history, autonomous start",
         }
     }
 
@@ -55,7 +55,7 @@ impl Variant {
             Self::BareIndexed => "public.bare_indexed",
             Self::Plain => "plain.execution_history",
             Self::Notifying => "notifying.execution_history",
-            Self::Silent | Self::Transactional | Self::Durable => "loader.execution_history",
+            Self::Silent | Self::Transactional | Self::Autonomous => "loader.execution_history",
         }
     }
 
@@ -64,7 +64,7 @@ impl Variant {
         match self {
             Self::Bare | Self::BareIndexed | Self::Plain | Self::Silent => None,
             Self::Notifying => Some("notifying_execution"),
-            Self::Transactional | Self::Durable => Some("loader_execution"),
+            Self::Transactional | Self::Autonomous => Some("loader_execution"),
         }
     }
 
@@ -93,20 +93,15 @@ impl Variant {
         }
     }
 
-    /// What a session must set for it.
-    pub fn settings(self) -> Option<&'static str> {
-        match self {
-            Self::Silent => {
-                Some("SET loader_history.autonomous_start = off; SET loader_history.notify = off")
-            }
-            Self::Transactional => {
-                Some("SET loader_history.autonomous_start = off; SET loader_history.notify = on")
-            }
-            Self::Durable => {
-                Some("SET loader_history.autonomous_start = on; SET loader_history.notify = on")
-            }
-            Self::Bare | Self::BareIndexed | Self::Plain | Self::Notifying => None,
-        }
+    /// What a session must set for it, where `autonomous_start` is the name of that setting.
+    pub fn settings(self, autonomous_start: &str) -> Option<String> {
+        let [starts, events] = match self {
+            Self::Silent => ["off", "off"],
+            Self::Transactional => ["off", "on"],
+            Self::Autonomous => ["on", "on"],
+            Self::Bare | Self::BareIndexed | Self::Plain | Self::Notifying => return None,
+        };
+        Some(format!("SET {autonomous_start} = {starts}; SET loader_history.notify = {events}"))
     }
 
     fn schema(self) -> &'static str {

@@ -22,20 +22,16 @@ const WARM_UP: u64 = 20;
 
 /// What an execution costs.
 #[derive(Clone, Copy)]
-struct Cost {
-    bytes: f64,
-    buffers: f64,
+pub struct Cost {
+    /// Bytes of write-ahead log.
+    pub bytes: f64,
+    /// Pages touched in the buffers.
+    pub buffers: f64,
 }
 
 /// Measures it.
 pub fn measure(scale: &Scale, database: &Database, report: &mut Report) -> Chart {
-    let before = database.set("full_page_writes", "off");
-    let mut admin = database.connect();
-    // From here on no page is written whole.
-    admin.batch_execute("CHECKPOINT").expect("a checkpoint");
-    let costs = variant::ALL.map(|variant| cost(scale.wal_rounds, database, &mut admin, variant));
-    database.set("full_page_writes", &before);
-
+    let costs = costs(scale, database, variant::ALL);
     report.section("Bytes of write-ahead log a start and end");
     add_rows(report, &costs.map(|cost| cost.bytes), |row, variant, bytes| match variant {
         Variant::Transactional => row.goal("", Goal::AtMost(1_000.0), " (aim 850)", bytes),
@@ -54,6 +50,21 @@ pub fn measure(scale: &Scale, database: &Database, report: &mut Report) -> Chart
             .map(|(variant, cost)| (variant.name().to_owned(), vec![Some(cost.bytes)]))
             .collect(),
     })
+}
+
+/// What an execution costs in each of the `variants`.
+pub fn costs<const N: usize>(
+    scale: &Scale,
+    database: &Database,
+    variants: [Variant; N],
+) -> [Cost; N] {
+    let before = database.set("full_page_writes", "off");
+    let mut admin = database.connect();
+    // From here on no page is written whole.
+    admin.batch_execute("CHECKPOINT").expect("a checkpoint");
+    let costs = variants.map(|variant| cost(scale.wal_rounds, database, &mut admin, variant));
+    database.set("full_page_writes", &before);
+    costs
 }
 
 fn add_rows(report: &mut Report, figures: &[f64], goal: impl Fn(Row, Variant, f64) -> Row) {
@@ -80,7 +91,7 @@ fn cost(rounds: u64, database: &Database, admin: &mut Client, variant: Variant) 
     let mut state = |recorder: &mut Recorder| {
         recorder.flush_statistics();
         wait_for_quiet(admin);
-        if variant == Variant::Durable {
+        if variant == Variant::Autonomous {
             // The worker tells what it has read when it has nothing else to do; nothing shows that it has.
             thread::sleep(Duration::from_millis(500));
         }

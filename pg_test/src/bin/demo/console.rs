@@ -46,7 +46,7 @@ impl Console {
             }
             line.clear();
         }
-        // Read on, so that it never waits for somebody to read what it says.
+        // Reads on, so that the console never waits for its log to be read.
         thread::spawn(move || io::copy(&mut log, &mut io::sink()));
         Ok(console)
     }

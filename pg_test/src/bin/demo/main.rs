@@ -44,10 +44,10 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The server preloads the library: then the start of a load survives whatever happens to the load.
+/// The server preloads the library: starts are autonomous and survive the rollback of the load.
 const SERVER_SETTINGS: &str = "
 shared_preload_libraries = 'loader_history'
-# On a machine that is busy with building, too, it shows what durable starts are.
+# Starts stay autonomous on a machine that is also building.
 loader_history.worker_timeout = '20s'
 ";
 
