@@ -312,8 +312,8 @@ impl<'a> Soak<'a> {
 
     /// The tables that the recorder needs for itself, and their sizes in kB with their indexes.
     fn table_sizes(&mut self) -> Vec<(String, i64)> {
-        let query = "SELECT name, pg_total_relation_size(('loader.' || name)::regclass) / 1024 \
-                     FROM unnest('{binding,recorded_loader,derived_failure}'::text[]) AS name";
+        let query = "SELECT name, pg_total_relation_size(('loader_history.' || name)::regclass) / 1024 \
+                     FROM unnest('{watched_transaction,recorded_loader,server_outcome}'::text[]) AS name";
         let rows = self.admin.query(query, &[]).expect("the sizes");
         rows.iter().map(|row| (row.get(0), row.get(1))).collect()
     }
@@ -418,10 +418,10 @@ impl<'a> Soak<'a> {
 
     fn check_tables(&mut self) {
         for (name, kb) in self.table_sizes() {
-            println!("loader.{name}: {kb} kB with its index");
+            println!("loader_history.{name}: {kb} kB with its index");
             // Failures that no loader has reported on are part of the history.
-            if name != "derived_failure" && kb > TABLES_BOUND_KB {
-                self.problems.push(format!("loader.{name} has {kb} kB"));
+            if name != "server_outcome" && kb > TABLES_BOUND_KB {
+                self.problems.push(format!("loader_history.{name} has {kb} kB"));
             }
         }
     }
