@@ -96,15 +96,3 @@ CREATE TRIGGER drop_replicated_row BEFORE INSERT ON loader_history.prepared_chan
 COMMENT ON TRIGGER drop_replicated_row ON loader_history.prepared_change IS
     'Drops rows of another cluster';
 ALTER TABLE loader_history.prepared_change ENABLE ALWAYS TRIGGER drop_replicated_row;
-
--- TEMPORARY, until the code that uses it is gone: prepared_event.
-CREATE TABLE loader_history.prepared_event (
-    id      bigint NOT NULL,
-    payload text   NOT NULL
-)
-WITH (vacuum_truncate = off);
-ALTER TABLE loader_history.prepared_event REPLICA IDENTITY FULL;
-CREATE TRIGGER drop_replicated_row BEFORE INSERT ON loader_history.prepared_event
-    FOR EACH ROW EXECUTE FUNCTION loader_history.drop_replicated_row();
-ALTER TABLE loader_history.prepared_event ENABLE ALWAYS TRIGGER drop_replicated_row;
--- TEMPORARY: end.

@@ -72,63 +72,72 @@ $$;
 COMMENT ON FUNCTION loader_history.grant_reader(regrole) IS
     'Grants a role what a backend needs: the four views, get_execution_history and recorder_status';
 
--- Functions come with EXECUTE for PUBLIC, and default privileges may have granted more, to anybody. Then
--- the owners of the schema and of the database get what their migrations and dumps need, to grant it further.
+-- Functions come with EXECUTE for PUBLIC, and default privileges may have granted more, to anybody.
 DO $$
 DECLARE
     member record;
-    owners oid[] := ARRAY(
-        SELECT r.oid FROM pg_roles AS r
-         WHERE NOT r.rolsuper
-           AND (r.oid = (SELECT nspowner FROM pg_namespace WHERE nspname = 'loader')
-                OR r.oid = (SELECT datdba FROM pg_database WHERE datname = current_database())));
-    role oid;
-    privilege text;
 BEGIN
     FOR member IN
-        SELECT d.classid, d.objid,
-               CASE WHEN p.oid IS NOT NULL THEN 'FUNCTION ' || p.oid::regprocedure
-                    WHEN n.oid IS NOT NULL THEN 'SCHEMA ' || quote_ident(n.nspname)
+        SELECT CASE WHEN p.oid IS NOT NULL THEN 'FUNCTION ' || p.oid::regprocedure
+                    WHEN n.oid IS NOT NULL THEN 'SCHEMA ' || n.oid::regnamespace
                     WHEN c.relkind = 'S' THEN 'SEQUENCE ' || c.oid::regclass
                     ELSE 'TABLE ' || c.oid::regclass END AS object,
-               CASE WHEN n.oid IS NOT NULL THEN 'USAGE'
-                    WHEN c.oid IS NOT NULL THEN 'SELECT'
-                    WHEN p.pronamespace = 'loader'::regnamespace THEN 'EXECUTE' END AS privilege,
-               coalesce(p.proowner, n.nspowner, c.relowner) AS owner,
-               coalesce(p.proacl, n.nspacl, c.relacl, acldefault('f', p.proowner)) AS acl
+               string_agg(DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END, ', ') AS grantees
           FROM pg_depend AS d
           JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
           LEFT JOIN pg_class AS c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
-                                 AND c.relkind IN ('r', 'v', 'S')
           LEFT JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
           LEFT JOIN pg_namespace AS n ON d.classid = 'pg_namespace'::regclass AND n.oid = d.objid
+         CROSS JOIN aclexplode(coalesce(c.relacl, n.nspacl, p.proacl, acldefault('f', p.proowner))) AS a
          WHERE e.extname = 'loader_history' AND d.deptype = 'e'
-           AND (c.oid IS NOT NULL OR p.oid IS NOT NULL OR n.oid IS NOT NULL)
+           AND a.grantee <> coalesce(c.relowner, n.nspowner, p.proowner)
+         GROUP BY p.oid, n.oid, c.oid, c.relkind
     LOOP
-        FOR role IN SELECT DISTINCT grantee FROM aclexplode(member.acl) WHERE grantee <> member.owner LOOP
-            EXECUTE format('REVOKE ALL ON %s FROM %s CASCADE', member.object,
-                           CASE role WHEN 0 THEN 'PUBLIC' ELSE role::regrole::text END);
-        END LOOP;
-        IF member.privilege IS NOT NULL THEN
-            FOREACH role IN ARRAY owners LOOP
-                EXECUTE format('GRANT %s ON %s TO %s WITH GRANT OPTION', member.privilege, member.object,
-                               role::regrole);
-            END LOOP;
-            -- What a script grants counts as the extension's own, which pg_dump leaves out. Neither are these: in
-            -- another database others are the owners, and a role that is gone must not be left in it.
-            UPDATE pg_init_privs
-               SET initprivs = ARRAY(SELECT item FROM unnest(initprivs) AS item
-                                      WHERE NOT EXISTS (SELECT FROM aclexplode(ARRAY[item]) AS a
-                                                         WHERE a.grantee = ANY (owners)))
-             WHERE classoid = member.classid AND objoid = member.objid AND privtype = 'e' AND owners <> '{}';
-        END IF;
+        EXECUTE format('REVOKE ALL ON %s FROM %s CASCADE', member.object, member.grantees);
     END LOOP;
-    FOREACH role IN ARRAY owners LOOP
-        IF role <> (SELECT nspowner FROM pg_namespace WHERE nspname = 'loader') THEN
-            EXECUTE format('GRANT USAGE ON SCHEMA loader TO %s WITH GRANT OPTION', role::regrole);
-        END IF;
-    END LOOP;
-    DELETE FROM pg_init_privs
-     WHERE classoid = 'pg_namespace'::regclass AND objoid = 'loader'::regnamespace AND privtype = 'e';
 END
 $$;
+
+-- The owners of the schema and of the database get what their migrations and dumps need, to grant it further.
+DO $$
+DECLARE
+    owners text := (
+        SELECT string_agg(r.oid::regrole::text, ', ') FROM pg_roles AS r
+         WHERE NOT r.rolsuper
+           AND (r.oid = (SELECT nspowner FROM pg_namespace WHERE nspname = 'loader')
+                OR r.oid = (SELECT datdba FROM pg_database WHERE datname = current_database())));
+    grantable text;
+BEGIN
+    FOREACH grantable IN ARRAY CASE WHEN owners IS NULL THEN '{}'::text[] ELSE ARRAY[
+        'USAGE ON SCHEMA loader, loader_history',
+        'SELECT ON ALL TABLES IN SCHEMA loader_history',
+        'SELECT ON ALL SEQUENCES IN SCHEMA loader_history',
+        'SELECT ON TABLE loader.execution_history, loader.activity_feed, loader.execution_details, '
+        'loader.loader_summary, loader.failed_loader_counts',
+        'SELECT ON SEQUENCE loader.execution_history_id_seq',
+        'EXECUTE ON FUNCTION loader.record_execution_start(bigint), '
+        'loader.record_execution_end(bigint, text, bigint, text), '
+        'loader.get_execution_history(bigint, integer, text, text, timestamptz, timestamptz), '
+        'loader.recorder_status()'] END
+    LOOP
+        EXECUTE format('GRANT %s TO %s WITH GRANT OPTION', grantable, owners);
+    END LOOP;
+END
+$$;
+
+-- What a script grants counts as the extension's own, and pg_dump leaves it out. These grants it is to dump: a
+-- restore may have other owners, and a role that is dropped must not be left behind. Nor is the schema
+-- loader the extension's own.
+UPDATE pg_init_privs AS i
+   SET initprivs = ARRAY(SELECT item FROM unnest(i.initprivs) AS item, aclexplode(ARRAY[item]) AS a
+                          GROUP BY item HAVING bool_and(a.grantee = m.owner))
+  FROM (SELECT d.classid, d.objid, coalesce(c.relowner, n.nspowner, p.proowner) AS owner
+          FROM pg_depend AS d
+          JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+          LEFT JOIN pg_class AS c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
+          LEFT JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
+          LEFT JOIN pg_namespace AS n ON d.classid = 'pg_namespace'::regclass AND n.oid = d.objid
+         WHERE e.extname = 'loader_history' AND d.deptype = 'e') AS m
+ WHERE i.classoid = m.classid AND i.objoid = m.objid AND i.objsubid = 0 AND i.privtype = 'e';
+DELETE FROM pg_init_privs
+ WHERE classoid = 'pg_namespace'::regclass AND objoid = 'loader'::regnamespace AND privtype = 'e';

@@ -1,36 +1,31 @@
 //! `loader_history`: a PostgreSQL extension that records every execution of a data loader.
 //!
-//! The SQL that users see stands in `sql/*.sql`; this library holds what SQL is the wrong tool for.
+//! The SQL that users see is in `sql/*.sql`. The layers of this library import downwards only: `session` and `worker`, what
+//! runs in client sessions and in background workers; `history`, the statements of both; `shmem`, the memory that they
+//! share; `pg`, PostgreSQL; and `model`, which knows none of these.
 
-mod cursor;
-mod error;
-mod event;
-mod execution;
+mod gucs;
 mod history;
-mod local_settings;
-mod lookup;
-mod lost_ids;
-mod notify;
-mod purge;
-mod record;
-mod recorded_loader;
-mod recorder;
-mod rights;
+mod model;
+mod pg;
 mod schema;
-mod settings;
-mod statement;
-mod time;
-mod triggers;
-mod version;
+mod session;
+mod shmem;
+mod worker;
 
 pgrx::pg_module_magic!(name, version);
 
 /// Called by PostgreSQL when it loads the library.
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    let preloaded = recorder::is_preloading();
-    settings::define(preloaded);
+    // SAFETY: reads of process state, valid at any time.
+    let preloaded = unsafe {
+        pgrx::pg_sys::process_shared_preload_libraries_in_progress && !pgrx::pg_sys::IsBinaryUpgrade
+    };
+    gucs::define(preloaded);
     if preloaded {
-        recorder::install();
+        shmem::install();
+        session::install();
+        worker::launcher::register();
     }
 }

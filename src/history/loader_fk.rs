@@ -1,0 +1,164 @@
+//! The lock on a loader's row that a start takes in the caller's own transaction, as the foreign key
+//! would: the row cannot go while the worker records its execution.
+
+use pgrx::pg_sys::{self, LockTupleMode, LockWaitPolicy};
+
+use super::tables::EXECUTION_HISTORY;
+use crate::model::error::Error;
+use crate::pg::compat;
+use crate::pg::index_scan::{Key, find};
+use crate::pg::relation::{OpenRelation, require};
+use crate::pg::tuple_lock::{self, Locked};
+use crate::pg::xact;
+
+/// The column of the history that names the loader, the second by the contract.
+const LOADER_ID_COLUMN: pg_sys::AttrNumber = 2;
+
+/// How often a row that others keep changing is looked for.
+const ATTEMPTS: u32 = 100;
+
+/// The loader's row, as it was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoaderRow {
+    /// Locked, and committed.
+    Committed,
+    /// Locked, and last written by the current transaction: maybe nobody else can see it.
+    Own,
+    /// Not there.
+    Missing,
+    /// It is there, and another session holds it and was not waited for.
+    Busy,
+    /// Another session holds its table, and was not waited for.
+    TableBusy,
+    /// Not asked for: there is no foreign key, or it is not enforced.
+    Unchecked,
+    /// The foreign key is none that can be locked by.
+    Unsupported,
+}
+
+/// Locks the row of `loader_id` as the foreign key of `history` would, and waits for others if `wait`
+/// says so.
+pub fn lock(history: &OpenRelation, loader_id: i64, wait: LockWaitPolicy::Type) -> LoaderRow {
+    for _ in 0..ATTEMPTS {
+        if let Ok(row) = try_lock(history, loader_id, wait) {
+            return row;
+        }
+    }
+    LoaderRow::Busy
+}
+
+/// The row changed between being found and being locked.
+struct LookAgain;
+
+fn try_lock(
+    history: &OpenRelation,
+    loader_id: i64,
+    wait: LockWaitPolicy::Type,
+) -> Result<LoaderRow, LookAgain> {
+    let Some((target, column)) = target(history) else { return Ok(LoaderRow::Unchecked) };
+    let Some(table) = open(target, wait) else { return Ok(LoaderRow::TableBusy) };
+    // SAFETY: catalog lookups of a column of a table that is open.
+    let (name, column_type) = unsafe {
+        let column_type = pg_sys::getBaseType(pg_sys::get_atttype(target, column));
+        (pg_sys::get_attname(target, column, false), column_type)
+    };
+    let types = [pg_sys::INT8OID, pg_sys::INT4OID, pg_sys::INT2OID, pg_sys::NUMERICOID];
+    if !types.contains(&column_type) {
+        return Ok(LoaderRow::Unsupported);
+    }
+    for oid in tables(&table, target) {
+        let Some(table) = open(oid, wait) else { return Ok(LoaderRow::TableBusy) };
+        // SAFETY: a catalog lookup by a C string; partitions have the columns in orders of their own.
+        let column = unsafe { pg_sys::get_attnum(oid, name) };
+        let Some(key) = Key::number(column, column_type, loader_id) else { break };
+        let Some((tid, writer)) = find(&table, &key, |row| (row.tid(), row.writer())) else {
+            continue;
+        };
+        return match tuple_lock::lock(&table, tid, LockTupleMode::LockTupleKeyShare, wait) {
+            Locked::Yes if xact::is_current(writer) => Ok(LoaderRow::Own),
+            Locked::Yes => Ok(LoaderRow::Committed),
+            Locked::Busy => Ok(LoaderRow::Busy),
+            Locked::Changed | Locked::Gone => Err(LookAgain),
+        };
+    }
+    Ok(LoaderRow::Missing)
+}
+
+/// Opens a table as the foreign key does; `None` where another session locks it and is not to be
+/// waited for.
+fn open(oid: pg_sys::Oid, wait: LockWaitPolicy::Type) -> Option<OpenRelation> {
+    let lock = pg_sys::RowShareLock;
+    // SAFETY: in a transaction, at whose end the lock goes.
+    let free = wait == LockWaitPolicy::LockWaitBlock
+        || unsafe { pg_sys::ConditionalLockRelationOid(oid, lock.cast_signed()) };
+    free.then(|| OpenRelation::table(oid, lock))
+}
+
+/// The tables that hold the rows of a table: itself, or its partitions.
+fn tables(table: &OpenRelation, oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // SAFETY: the table is open, which keeps its partitions; the list is read before it is freed.
+    unsafe {
+        if (*(*table.as_ptr()).rd_rel).relkind as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
+            return vec![oid];
+        }
+        let none = pg_sys::NoLock.cast_signed();
+        let list = pg_sys::find_all_inheritors(oid, none, std::ptr::null_mut());
+        let count = if list.is_null() { 0 } else { (*list).length };
+        let leaves = (0..count)
+            .map(|place| pg_sys::list_nth_oid(list, place))
+            .filter(|&leaf| pg_sys::get_rel_relkind(leaf) as u8 == pg_sys::RELKIND_RELATION)
+            .collect();
+        pg_sys::list_free(list);
+        leaves
+    }
+}
+
+/// Whether the history's foreign key exists and is valid.
+///
+/// # Errors
+/// What keeps the history from being used.
+pub fn is_valid() -> Result<bool, Error> {
+    let history = require(EXECUTION_HISTORY, pg_sys::AccessShareLock)?;
+    Ok(key(&history, |key| key.conoid).is_some_and(is_constraint_valid))
+}
+
+fn is_constraint_valid(key: pg_sys::Oid) -> bool {
+    // SAFETY: a catalog lookup, in a transaction; the tuple is read before it is released.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::CONSTROID.cast_signed(),
+            pg_sys::Datum::from(key),
+        );
+        if tuple.is_null() {
+            return false;
+        }
+        let is_valid =
+            (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_constraint>()).convalidated;
+        pg_sys::ReleaseSysCache(tuple);
+        is_valid
+    }
+}
+
+/// The table and the column that the history's foreign key names, where it is enforced.
+fn target(history: &OpenRelation) -> Option<(pg_sys::Oid, pg_sys::AttrNumber)> {
+    key(history, |key| (key.confrelid, key.confkey[0]))
+}
+
+/// What `read` says of the history's foreign key, where it is enforced.
+fn key<R>(
+    history: &OpenRelation,
+    read: impl FnOnce(&pg_sys::ForeignKeyCacheInfo) -> R,
+) -> Option<R> {
+    // SAFETY: the relation is open, and its cache entry keeps the list and what is in it; it is read
+    // before anything can invalidate them.
+    unsafe {
+        let keys = pg_sys::RelationGetFKeyList(history.as_ptr());
+        let count = if keys.is_null() { 0 } else { (*keys).length };
+        let key = (0..count)
+            .map(|place| &*pg_sys::list_nth(keys, place).cast::<pg_sys::ForeignKeyCacheInfo>())
+            .find(|key| {
+                key.nkeys == 1 && key.conkey[0] == LOADER_ID_COLUMN && compat::is_enforced(key)
+            })?;
+        Some(read(key))
+    }
+}

@@ -1,0 +1,269 @@
+//! What of the history may go, and how it goes: a batch at a time, oldest first.
+//!
+//! `loader_history.purge_execution_history` and the worker under `loader_history.retention` delete by this one
+//! rule: never a RUNNING execution, nor a loader's newest, its newest SUCCESS or its newest FAILED. What
+//! is newest stays so under every purge, so purges need not know of each other.
+
+use pgrx::datum::{Interval, TimestampWithTimeZone};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::{self, BuiltinOid};
+use pgrx::{IntoDatum, Spi, direct_function_call, pg_extern};
+
+use super::tables::{self, EXECUTION_HISTORY, PURGE_POSITION, SERVER_OUTCOME};
+use crate::model::error::Error;
+use crate::model::timestamp::FIRST_TIMESTAMP;
+use crate::pg::guc_scope::{GucScope, Setting};
+use crate::pg::relation::{OpenRelation, require};
+use crate::pg::security_context::Restricted;
+use crate::pg::spi::{SavedPlan, Snapshot, timestamptz};
+use crate::pg::xact::{clock_timestamp, require_writable};
+
+/// Executions that a batch of `loader_history.purge_execution_history` looks at, at most.
+const LOOKED_AT_ONCE: i64 = 1_000;
+
+const MICROS_PER_DAY: i128 = 24 * 60 * 60 * 1_000_000;
+
+/// Settings under which the statements are planned. Each has one good plan, along the index by end,
+/// with a probe or two a row; statistics that are old or missing must not bring another.
+const PLANNER_SETTINGS: [Setting; 9] = [
+    (c"plan_cache_mode", c"force_generic_plan"),
+    (c"enable_indexscan", c"on"),
+    (c"enable_indexonlyscan", c"on"),
+    (c"enable_tidscan", c"on"),
+    (c"enable_seqscan", c"off"),
+    (c"enable_bitmapscan", c"off"),
+    (c"enable_sort", c"off"),
+    (c"enable_incremental_sort", c"off"),
+    (c"jit", c"off"),
+];
+
+thread_local! {
+    static SELECT_POSITION: SavedPlan = const { SavedPlan::new(
+        c"SELECT execution_end, id FROM loader_history.purge_position",
+        &[],
+    ) };
+    static SET_POSITION: SavedPlan = const { SavedPlan::new(
+        c"INSERT INTO loader_history.purge_position (execution_end, id) VALUES ($1, $2) \
+          ON CONFLICT (is_only) DO UPDATE SET execution_end = EXCLUDED.execution_end, id = EXCLUDED.id",
+        &[BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID],
+    ) };
+    static SELECT_NEWEST: SavedPlan = const { SavedPlan::new(
+        c"SELECT execution_start FROM ONLY loader.execution_history \
+          ORDER BY execution_start DESC, id DESC LIMIT 1",
+        &[],
+    ) };
+    static REACH: SavedPlan = const { SavedPlan::new(
+        c"SELECT execution_end, id FROM ONLY loader.execution_history \
+          WHERE execution_end < $1 AND (execution_end, id) > ($2, $3) \
+          ORDER BY execution_end, id OFFSET $4 - 1 LIMIT 1",
+        &[
+            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID,
+            BuiltinOid::INT8OID,
+        ],
+    ) };
+    // Which of a loader's executions is the newest is looked up where the newest are, in pages that are in use
+    // anyway. BETWEEN, and the same column first in the order, leave an index in that order as the only good
+    // one: with one by time alone, a loader that stopped long ago would be looked for among all
+    // executions since. What has changed meanwhile is judged again when its row is locked.
+    static DELETE: SavedPlan = const { SavedPlan::new(
+        c"WITH purged AS ( \
+              DELETE FROM ONLY loader.execution_history WHERE ctid = ANY (ARRAY( \
+                  SELECT old.ctid FROM ONLY loader.execution_history AS old \
+                  WHERE old.execution_end < $1 \
+                    AND (old.execution_end, old.id) > ($2, $3) \
+                    AND (old.execution_end, old.id) <= ($4, $5) \
+                    AND old.id <> ( \
+                        SELECT newest.id FROM ONLY loader.execution_history AS newest \
+                        WHERE newest.loader_id BETWEEN old.loader_id AND old.loader_id \
+                        ORDER BY newest.loader_id DESC, newest.execution_start DESC, newest.id DESC LIMIT 1) \
+                    AND CASE old.status \
+                        WHEN 'SUCCESS' THEN old.id <> ( \
+                            SELECT newest.id FROM ONLY loader.execution_history AS newest \
+                            WHERE newest.loader_id = old.loader_id \
+                              AND newest.status BETWEEN 'SUCCESS' AND 'SUCCESS' \
+                            ORDER BY newest.status DESC, newest.execution_start DESC, newest.id DESC LIMIT 1) \
+                        WHEN 'FAILED' THEN old.id <> ( \
+                            SELECT newest.id FROM ONLY loader.execution_history AS newest \
+                            WHERE newest.loader_id = old.loader_id \
+                              AND newest.status BETWEEN 'FAILED' AND 'FAILED' \
+                            ORDER BY newest.status DESC, newest.execution_start DESC, newest.id DESC LIMIT 1) \
+                        ELSE false END \
+                  ORDER BY old.execution_end, old.id \
+                  LIMIT $6 FOR UPDATE SKIP LOCKED)) \
+              RETURNING id), \
+          unmarked AS ( \
+              DELETE FROM loader_history.server_outcome \
+              WHERE execution_id = ANY (ARRAY(SELECT id FROM purged))) \
+          SELECT count(*) FROM purged",
+        &[
+            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID,
+            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID, BuiltinOid::INT8OID,
+        ],
+    ) };
+}
+
+/// A position in the order in which executions are purged: that of their ends and, if these are equal, of their ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    end: i64,
+    id: i64,
+}
+
+impl Position {
+    /// Before all executions: -infinity.
+    pub const FIRST: Self = Self { end: i64::MIN, id: i64::MIN };
+    /// Behind all executions: infinity.
+    const LAST: Self = Self { end: i64::MAX, id: i64::MAX };
+
+    /// Before all executions that ended at `end`, in PostgreSQL's microseconds, or later.
+    pub const fn before(end: i64) -> Self {
+        Self { end, id: i64::MIN }
+    }
+}
+
+/// Locks the tables that the worker's purge writes, if no other session has them, and opens those that it deletes from.
+///
+/// # Errors
+/// [`Error::TableLocked`], or what keeps the tables from being used.
+pub fn lock_tables() -> Result<[OpenRelation; 2], Error> {
+    let tables = [EXECUTION_HISTORY, SERVER_OUTCOME, PURGE_POSITION];
+    tables::try_lock_all(&tables, pg_sys::RowExclusiveLock)?;
+    let open = |table| require(table, pg_sys::RowExclusiveLock);
+    Ok([open(EXECUTION_HISTORY)?, open(SERVER_OUTCOME)?])
+}
+
+/// How far the worker has purged.
+///
+/// # Errors
+/// What SPI reports.
+pub fn position() -> Result<Position, Error> {
+    Spi::connect(|client| {
+        let rows = SELECT_POSITION.with(|plan| plan.run(client, Snapshot::Transaction, &[]))?;
+        let end = rows.get::<TimestampWithTimeZone>(0, 1).map(TimestampWithTimeZone::into_inner);
+        let position = end.zip(rows.get(0, 2)).map(|(end, id)| Position { end, id });
+        Ok(position.unwrap_or(Position::FIRST))
+    })
+}
+
+/// Notes how far the worker has purged.
+///
+/// # Errors
+/// What SPI reports.
+pub fn set_position(position: Position) -> Result<(), Error> {
+    Spi::connect(|client| {
+        let arguments = [timestamptz(position.end), position.id.into()];
+        SET_POSITION.with(|plan| plan.run(client, Snapshot::Transaction, &arguments))?;
+        Ok(())
+    })
+}
+
+/// The newest start in the history.
+///
+/// # Errors
+/// What SPI reports.
+pub fn newest_start() -> Result<Option<i64>, Error> {
+    let _pinned = GucScope::set(&PLANNER_SETTINGS);
+    Spi::connect(|client| {
+        let rows = SELECT_NEWEST.with(|plan| plan.run(client, Snapshot::Transaction, &[]))?;
+        Ok(rows.get::<TimestampWithTimeZone>(0, 1).map(TimestampWithTimeZone::into_inner))
+    })
+}
+
+/// The position of the last one of the next `looked` executions behind `after` that ended before `cutoff`;
+/// `None` where there are fewer.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn reach(cutoff: i64, after: Position, looked: i64) -> Result<Option<Position>, Error> {
+    let _pinned = GucScope::set(&PLANNER_SETTINGS);
+    Spi::connect(|client| {
+        let arguments =
+            [timestamptz(cutoff), timestamptz(after.end), after.id.into(), looked.into()];
+        let rows = REACH.with(|reach| reach.run(client, Snapshot::Transaction, &arguments))?;
+        let end = rows.get::<TimestampWithTimeZone>(0, 1).map(TimestampWithTimeZone::into_inner);
+        Ok(end.zip(rows.get(0, 2)).map(|(end, id)| Position { end, id }))
+    })
+}
+
+/// Deletes what may go of the executions behind `after` that ended before `cutoff`, up to `last`, or
+/// all of them where that is `None`, but no more than `max_rows`; and what was noted of them. Rows that
+/// others lock stay. Returns how many went.
+///
+/// # Errors
+/// What SPI says of a call.
+pub fn delete(
+    cutoff: i64,
+    after: Position,
+    last: Option<Position>,
+    max_rows: i64,
+) -> Result<i64, Error> {
+    let _pinned = GucScope::set(&PLANNER_SETTINGS);
+    let last = last.unwrap_or(Position::LAST);
+    Spi::connect(|client| {
+        let arguments = [
+            timestamptz(cutoff),
+            timestamptz(after.end),
+            after.id.into(),
+            timestamptz(last.end),
+            last.id.into(),
+            max_rows.into(),
+        ];
+        let rows = DELETE.with(|delete| delete.run(client, Snapshot::Transaction, &arguments))?;
+        Ok(rows.get(0, 1).unwrap_or_default())
+    })
+}
+
+/// Deletes at most `max_rows` executions that ended longer ago than `older_than`, oldest first, with the
+/// caller's rights; returns how many. What it looks at and keeps does not count.
+#[pg_extern(sql = false)]
+fn purge_execution_history(
+    older_than: Option<Interval>,
+    max_rows: Option<i64>,
+) -> Result<i64, ErrorReport> {
+    let older_than = older_than.ok_or(Error::MissingArgument("older_than"))?;
+    let max_rows = max_rows.ok_or(Error::MissingArgument("max_rows"))?;
+    if approximate_micros(&older_than) < 0 {
+        return Err(Error::NegativeAge.into());
+    } else if max_rows < 0 {
+        return Err(Error::NegativeMaxRows(max_rows).into());
+    }
+    require_writable()?;
+    let Some(cutoff) = cutoff(older_than) else { return Ok(0) };
+    let history = require(EXECUTION_HISTORY, pg_sys::RowExclusiveLock)?;
+    let outcomes = require(SERVER_OUTCOME, pg_sys::RowExclusiveLock)?;
+    let _restricted = Restricted::for_deleting(&[&history, &outcomes])?;
+    let mut deleted = 0;
+    let mut after = Position::FIRST;
+    while deleted < max_rows {
+        let last = reach(cutoff, after, LOOKED_AT_ONCE)?;
+        deleted += delete(cutoff, after, last, max_rows - deleted)?;
+        let Some(last) = last else { break };
+        after = last;
+        pgrx::check_for_interrupts!();
+    }
+    Ok(deleted)
+}
+
+/// An interval in microseconds, by which PostgreSQL compares intervals: months of 30 days of 24 hours.
+fn approximate_micros(interval: &Interval) -> i128 {
+    let days = i128::from(interval.months()) * 30 + i128::from(interval.days());
+    days * MICROS_PER_DAY + i128::from(interval.micros())
+}
+
+/// What ended before that is older than `age`; `None` where nothing can be, since there are no such times.
+fn cutoff(age: Interval) -> Option<i64> {
+    let now = clock_timestamp();
+    // A year of slack, since months are not of 30 days.
+    let oldest = i128::from(now) - i128::from(FIRST_TIMESTAMP) - 366 * MICROS_PER_DAY;
+    // The real months of the longest age are 1.5 % longer. Negative days don't help: months go first.
+    let months = i128::from(age.months()) * 30 * MICROS_PER_DAY;
+    if approximate_micros(&age).max(months) >= oldest / 1_000 * 985 {
+        return None;
+    }
+    // SAFETY: the function takes a timestamptz and an interval; the result is one, since it is in range.
+    let cutoff: Option<i64> = unsafe {
+        direct_function_call(pg_sys::timestamptz_mi_interval, &[Some(now.into()), age.into_datum()])
+    };
+    // Days of a negative interval that is positive as a whole may be longer than its months.
+    cutoff.map(|cutoff| cutoff.min(now))
+}

@@ -1,0 +1,54 @@
+//! Settings that hold for a piece of our own work, whatever the session has set.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+/// A setting's name, and the value that it gets.
+pub type Setting = (&'static CStr, &'static CStr);
+
+/// Settings that are set back when this is dropped, with all that was set meanwhile.
+pub struct GucScope(i32);
+
+impl GucScope {
+    /// Sets each of `settings`, which anybody may set.
+    pub fn set(settings: &[Setting]) -> Self {
+        Self::set_as(pg_sys::GucContext::PGC_USERSET, settings)
+    }
+
+    /// Sets each of `settings`, which a superuser may set, in a function with the rights of one.
+    pub fn set_as_superuser(settings: &[Setting]) -> Self {
+        Self::set_as(pg_sys::GucContext::PGC_SUSET, settings)
+    }
+
+    fn set_as(context: pg_sys::GucContext::Type, settings: &[Setting]) -> Self {
+        // SAFETY: in a transaction; names and values are static C strings that PostgreSQL copies. An
+        // abort sets all back too.
+        unsafe {
+            let level = pg_sys::NewGUCNestLevel();
+            for (name, value) in settings {
+                pg_sys::set_config_option(
+                    name.as_ptr(),
+                    value.as_ptr(),
+                    context,
+                    pg_sys::GucSource::PGC_S_SESSION,
+                    pg_sys::GucAction::GUC_ACTION_SAVE,
+                    true,
+                    0,
+                    false,
+                );
+            }
+            Self(level)
+        }
+    }
+}
+
+impl Drop for GucScope {
+    fn drop(&mut self) {
+        // While an error unwinds, the abort that follows sets them back.
+        if !std::thread::panicking() {
+            // SAFETY: what set() began, in the same (sub)transaction.
+            unsafe { pg_sys::AtEOXact_GUC(false, self.0) };
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Relations of the extension: found by name, verified, opened and locked.
+
+use std::cell::RefCell;
+use std::ffi::CStr;
+use std::fmt;
+
+use pgrx::pg_sys;
+
+use crate::model::EXTENSION;
+use crate::model::error::Error;
+
+/// Members that are remembered, at most.
+const REMEMBERED: usize = 16;
+
+thread_local! {
+    /// Members of the extension that this session has found. None ceases to be one but by DROP, or by a
+    /// superuser's ALTER EXTENSION.
+    static MEMBERS: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The name of a relation of the extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    schema: &'static CStr,
+    name: &'static CStr,
+}
+
+impl Name {
+    /// Relation `name` in schema `schema`.
+    pub const fn new(schema: &'static CStr, name: &'static CStr) -> Self {
+        Self { schema, name }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema.to_string_lossy(), self.name.to_string_lossy())
+    }
+}
+
+/// The OID of a table or sequence of the extension's; `None` if there is none of the name.
+///
+/// Others may own the schema `loader`, and create what they like where the extension is not. So a
+/// relation is the extension's only if it is a member, and functions with a superuser's rights write it
+/// only if a superuser owns it.
+///
+/// # Errors
+/// [`Error::Untrusted`].
+pub fn trusted(name: Name) -> Result<Option<pg_sys::Oid>, Error> {
+    let Some(oid) = named(name) else { return Ok(None) };
+    let is_member = is_member(oid);
+    if is_member && is_a_superusers(oid, &[pg_sys::RELKIND_RELATION, pg_sys::RELKIND_SEQUENCE]) {
+        return Ok(Some(oid));
+    }
+    let owner = is_member.then(|| class_of(oid)).flatten().map(|class| name_of(class.relowner));
+    Err(Error::Untrusted { relation: name.to_string(), owner })
+}
+
+/// The OID of the relation of that name, whosever it is.
+fn named(name: Name) -> Option<pg_sys::Oid> {
+    // SAFETY: catalog lookups by C strings, in a transaction.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(name.schema.as_ptr(), true);
+        pg_sys::get_relname_relid(name.name.as_ptr(), schema)
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// Whether `oid` is a member of the extension.
+fn is_member(oid: pg_sys::Oid) -> bool {
+    if MEMBERS.with_borrow(|members| members.contains(&oid)) {
+        return true;
+    }
+    // SAFETY: catalog lookups, in a transaction.
+    let is_member = unsafe {
+        let of = pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, oid);
+        of != pg_sys::InvalidOid && of == pg_sys::get_extension_oid(EXTENSION.as_ptr(), true)
+    };
+    if is_member {
+        MEMBERS.with_borrow_mut(|members| {
+            members.truncate(REMEMBERED - 1);
+            members.insert(0, oid);
+        });
+    }
+    is_member
+}
+
+/// The row of `pg_class` of a relation; `None` where there is none.
+fn class_of(oid: pg_sys::Oid) -> Option<pg_sys::FormData_pg_class> {
+    // SAFETY: a catalog lookup, in a transaction; the fixed part of the tuple is copied before it is released.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::RELOID.cast_signed(),
+            pg_sys::Datum::from(oid),
+        );
+        if tuple.is_null() {
+            return None;
+        }
+        let class = *pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+        pg_sys::ReleaseSysCache(tuple);
+        Some(class)
+    }
+}
+
+/// Whether `oid` is a relation of one of `kinds` that a superuser owns.
+fn is_a_superusers(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
+    class_of(oid).is_some_and(|class| {
+        // SAFETY: a catalog lookup, in a transaction.
+        kinds.contains(&(class.relkind as u8)) && unsafe { pg_sys::superuser_arg(class.relowner) }
+    })
+}
+
+/// A role's name.
+fn name_of(role: pg_sys::Oid) -> String {
+    // SAFETY: a catalog lookup, in a transaction; it returns a C string, or NULL.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        let name = (!name.is_null()).then(|| CStr::from_ptr(name));
+        name.map_or_else(|| role.to_u32().to_string(), |name| name.to_string_lossy().into_owned())
+    }
+}
+
+/// Opens and locks a table or sequence of the extension's; `None` if there is none of the name.
+///
+/// While it is locked it can be neither dropped nor moved, and an event trigger keeps its schema from being
+/// renamed: SQL that names it means it, until the transaction ends.
+///
+/// # Errors
+/// [`Error::Untrusted`].
+pub fn open(name: Name, lock: u32) -> Result<Option<OpenRelation>, Error> {
+    loop {
+        let Some(oid) = trusted(name)? else { return Ok(None) };
+        // SAFETY: in a transaction; an OID can be locked whether or not its relation is still there.
+        unsafe { pg_sys::LockRelationOid(oid, lock.cast_signed()) };
+        if trusted(name)? == Some(oid) {
+            return Ok(Some(OpenRelation::table(oid, pg_sys::NoLock)));
+        }
+        // SAFETY: the lock that was just taken.
+        unsafe { pg_sys::UnlockRelationOid(oid, lock.cast_signed()) };
+    }
+}
+
+/// The same for one that functions cannot do without.
+///
+/// # Errors
+/// [`Error::Untrusted`], or [`Error::MissingRelation`].
+pub fn require(name: Name, lock: u32) -> Result<OpenRelation, Error> {
+    open(name, lock)?.ok_or_else(|| Error::MissingRelation(name.to_string()))
+}
+
+/// Locks a table of the extension's, if there is one of the name, and if nobody else has it.
+///
+/// # Errors
+/// [`Error::Untrusted`], or [`Error::TableLocked`].
+pub fn try_lock(name: Name, lock: u32) -> Result<(), Error> {
+    let Some(oid) = trusted(name)? else { return Ok(()) };
+    // SAFETY: in a transaction, at whose end the lock goes.
+    let locked = unsafe { pg_sys::ConditionalLockRelationOid(oid, lock.cast_signed()) };
+    if locked && trusted(name)? == Some(oid) { Ok(()) } else { Err(Error::TableLocked) }
+}
+
+/// A relation, open until this is dropped. Its lock is kept until the transaction ends.
+pub struct OpenRelation(pg_sys::Relation);
+
+impl OpenRelation {
+    /// Opens the table or sequence `oid`.
+    pub fn table(oid: pg_sys::Oid, lock: u32) -> Self {
+        // SAFETY: in a transaction; raises PostgreSQL's own error where there is no such relation.
+        Self(unsafe { pg_sys::table_open(oid, lock.cast_signed()) })
+    }
+
+    /// Whether the current transaction has created it.
+    pub fn is_new(&self) -> bool {
+        // SAFETY: the relation is open. 0 is InvalidSubTransactionId.
+        unsafe { (*self.0).rd_createSubid != 0 }
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> pg_sys::Oid {
+        // SAFETY: the relation is open, and so has its row of pg_class.
+        unsafe { (*(*self.0).rd_rel).relowner }
+    }
+
+    /// Its triggers, those of constraints included.
+    fn triggers(&self) -> &[pg_sys::Trigger] {
+        // SAFETY: the relation is open; where it has a list of triggers it has as many as that says, and at
+        // least one. The list goes when PostgreSQL hears that the relation may have changed, which it does
+        // where a catalog is looked into or a lock taken: those who call this do neither before they have
+        // read what they need.
+        unsafe {
+            let triggers = (*self.0).trigdesc;
+            if triggers.is_null() {
+                return &[];
+            }
+            let count = usize::try_from((*triggers).numtriggers).unwrap_or_default();
+            std::slice::from_raw_parts((*triggers).triggers, count)
+        }
+    }
+
+    /// Whether it has a trigger that is neither `known` nor a constraint's, or one that may wait for the
+    /// end of the transaction.
+    pub fn has_other_triggers(&self, known: &[&CStr]) -> bool {
+        self.triggers().iter().any(|trigger| {
+            // SAFETY: a trigger's name is a C string.
+            let name = || unsafe { CStr::from_ptr(trigger.tgname) };
+            trigger.tgdeferrable || !trigger.tgisinternal && !known.contains(&name())
+        })
+    }
+
+    /// The trigger of that name where it does not fire for what replication brings.
+    pub fn trigger_skipped_in_replica_role(&self, name: &CStr) -> Option<pg_sys::Oid> {
+        self.triggers()
+            .iter()
+            // SAFETY: a trigger's name is a C string.
+            .find(|trigger| unsafe { CStr::from_ptr(trigger.tgname) } == name)
+            .filter(|trigger| {
+                let fires = [pg_sys::TRIGGER_FIRES_ALWAYS, pg_sys::TRIGGER_FIRES_ON_REPLICA];
+                !fires.contains(&trigger.tgenabled.cast_unsigned())
+            })
+            .map(|trigger| trigger.tgoid)
+    }
+
+    /// Its triggers that deleting fires, those of foreign keys that refer to it included.
+    fn triggers_on_delete(&self) -> impl Iterator<Item = &pg_sys::Trigger> {
+        let delete = |trigger: &&pg_sys::Trigger| {
+            u32::from(trigger.tgtype.cast_unsigned()) & pg_sys::TRIGGER_TYPE_DELETE != 0
+        };
+        self.triggers().iter().filter(delete)
+    }
+
+    /// Whether deleting from it fires a trigger.
+    pub fn fires_on_delete(&self) -> bool {
+        self.triggers_on_delete().next().is_some()
+    }
+
+    /// A table whose foreign key refers to this one and that is no superuser's: deleting here runs what
+    /// its owner has made of it.
+    pub fn untrusted_referencing_table(&self) -> Option<String> {
+        self.untrusted_referencing_table_by(|_| true)
+    }
+
+    /// The same where deleting here changes that table, or may wait for the end of the transaction: its
+    /// triggers then run with the rights of whoever deletes.
+    pub fn untrusted_cascading_table(&self) -> Option<String> {
+        let actions = [
+            pg_sys::F_RI_FKEY_CASCADE_DEL,
+            pg_sys::F_RI_FKEY_SETNULL_DEL,
+            pg_sys::F_RI_FKEY_SETDEFAULT_DEL,
+        ];
+        self.untrusted_referencing_table_by(|trigger| {
+            trigger.tgdeferrable || actions.contains(&trigger.tgfoid.to_u32())
+        })
+    }
+
+    fn untrusted_referencing_table_by(
+        &self,
+        counts: impl Fn(&pg_sys::Trigger) -> bool,
+    ) -> Option<String> {
+        let kinds = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE];
+        // Copied before anything is looked up: that may rebuild the relation's cache entry.
+        let referrers: Vec<_> =
+            self.triggers_on_delete().filter(|t| counts(t)).map(|t| t.tgconstrrelid).collect();
+        let foreign = referrers
+            .into_iter()
+            .find(|&oid| oid != pg_sys::InvalidOid && !is_a_superusers(oid, &kinds))?;
+        // SAFETY: catalog lookups; what they return are C strings, or NULL where the table is gone.
+        unsafe {
+            let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(foreign));
+            let name = pg_sys::get_rel_name(foreign);
+            if schema.is_null() || name.is_null() {
+                return None;
+            }
+            let name = pg_sys::quote_qualified_identifier(schema, name);
+            Some(CStr::from_ptr(name).to_string_lossy().into_owned())
+        }
+    }
+
+    /// The relation's cache entry, valid while this is.
+    pub const fn as_ptr(&self) -> pg_sys::Relation {
+        self.0
+    }
+}
+
+impl Drop for OpenRelation {
+    fn drop(&mut self) {
+        // While an error unwinds, PostgreSQL closes it itself, and the resource owner may be gone.
+        if !std::thread::panicking() {
+            // SAFETY: opened by table().
+            unsafe { pg_sys::table_close(self.0, pg_sys::NoLock.cast_signed()) };
+        }
+    }
+}

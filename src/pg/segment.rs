@@ -1,0 +1,132 @@
+//! A structure in shared memory that one LWLock protects.
+
+use std::ffi::CStr;
+use std::marker::PhantomData;
+use std::mem::size_of;
+use std::ops::{Deref, DerefMut};
+use std::ptr;
+use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use pgrx::pg_sys;
+
+/// Where the entries begin: at a multiple of a cache line.
+const ALIGNMENT: usize = 64;
+
+/// A header and an array of entries in shared memory, with an LWLock of their own.
+///
+/// The postmaster requests and initializes it; all other processes inherit the pointer.
+pub struct Segment<H: 'static, E: 'static> {
+    name: &'static CStr,
+    memory: AtomicPtr<Memory<H>>,
+    entries: PhantomData<fn() -> E>,
+}
+
+/// What a segment begins with; the entries follow.
+#[repr(C)]
+struct Memory<H> {
+    lock: *mut pg_sys::LWLock,
+    count: usize,
+    header: H,
+}
+
+/// The header and the entries.
+pub struct Contents<'a, H, E> {
+    /// The header.
+    pub header: &'a mut H,
+    /// The entries.
+    pub entries: &'a mut [E],
+}
+
+/// The contents of a segment, locked until this is dropped. Nothing that can raise an error is called meanwhile.
+pub struct Locked<'a, H, E> {
+    lock: *mut pg_sys::LWLock,
+    contents: Contents<'a, H, E>,
+}
+
+impl<H, E> Segment<H, E> {
+    /// A segment, which does not exist yet. The name is that of the memory and of the lock.
+    pub const fn new(name: &'static CStr) -> Self {
+        Self { name, memory: AtomicPtr::new(ptr::null_mut()), entries: PhantomData }
+    }
+
+    const fn entries_offset() -> usize {
+        size_of::<Memory<H>>().next_multiple_of(ALIGNMENT)
+    }
+
+    const fn size(count: usize) -> usize {
+        Self::entries_offset() + count * size_of::<E>()
+    }
+
+    /// Requests the memory and the lock. Called in `shmem_request_hook`.
+    pub fn request(&self, count: usize) {
+        // SAFETY: called by the postmaster while memory may be requested; the name is a static C string.
+        unsafe {
+            pg_sys::RequestAddinShmemSpace(Self::size(count));
+            pg_sys::RequestNamedLWLockTranche(self.name.as_ptr(), 1);
+        }
+    }
+
+    /// Initializes the memory. Called in `shmem_startup_hook`: at server start, and again after a crash.
+    pub fn initialize(&self, count: usize, header: H, entry: impl Fn(usize) -> E) {
+        // SAFETY: called by the postmaster when shared memory is new and no other process is attached to it. The
+        // memory is as large as was requested, and begins at a cache line, which is enough for every type here.
+        unsafe {
+            let mut found = false;
+            let memory: *mut Memory<H> =
+                pg_sys::ShmemInitStruct(self.name.as_ptr(), Self::size(count), &raw mut found)
+                    .cast();
+            let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(self.name.as_ptr())).lock;
+            memory.write(Memory { lock, count, header });
+            let entries = memory.byte_add(Self::entries_offset()).cast::<E>();
+            (0..count).for_each(|place| entries.add(place).write(entry(place)));
+            self.memory.store(memory, Release);
+        }
+    }
+
+    /// Whether the segment exists: the library was preloaded.
+    pub fn exists(&self) -> bool {
+        !self.memory.load(Acquire).is_null()
+    }
+
+    /// Locks the segment; `None` if it does not exist. LWLocks may be taken in commit and abort callbacks.
+    pub fn lock(&self) -> Option<Locked<'_, H, E>> {
+        let memory = self.memory.load(Acquire);
+        if memory.is_null() {
+            return None;
+        }
+        // SAFETY: the postmaster has initialized the memory, which outlives every process that inherits the pointer.
+        // Under the exclusive lock nobody else refers to the contents.
+        unsafe {
+            let lock = (*memory).lock;
+            pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
+            let entries = memory.byte_add(Self::entries_offset()).cast::<E>();
+            let entries = std::slice::from_raw_parts_mut(entries, (*memory).count);
+            Some(Locked { lock, contents: Contents { header: &mut (*memory).header, entries } })
+        }
+    }
+}
+
+impl<'a, H, E> Deref for Locked<'a, H, E> {
+    type Target = Contents<'a, H, E>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.contents
+    }
+}
+
+impl<H, E> DerefMut for Locked<'_, H, E> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.contents
+    }
+}
+
+impl<H, E> Drop for Locked<'_, H, E> {
+    fn drop(&mut self) {
+        // While an error unwinds, the abort that follows releases all LWLocks.
+        if !std::thread::panicking() {
+            // SAFETY: taken by Segment::lock().
+            unsafe { pg_sys::LWLockRelease(self.lock) };
+        }
+    }
+}

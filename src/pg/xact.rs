@@ -1,0 +1,141 @@
+//! The current transaction, and the status of others.
+
+use pgrx::pg_sys;
+
+use crate::model::error::Error;
+
+/// The status of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XactStatus {
+    /// It is open, prepared, or waits for a standby before it counts as committed.
+    InProgress,
+    /// It has committed.
+    Committed,
+    /// It was rolled back, or ended with the server.
+    Aborted,
+    /// The server does not know: it is too long ago, or the id is not of this cluster.
+    Unknown,
+}
+
+/// The status of the transaction `xid`, or of a subtransaction of a transaction that has ended.
+pub fn status(xid: u64) -> XactStatus {
+    // SAFETY: in a transaction. pg_xact_status() takes the 64-bit id by value and returns a text or NULL; an id of the
+    // future, at which it raises an error, is not passed to it.
+    let status: Option<&str> = unsafe {
+        if xid >= pg_sys::ReadNextFullTransactionId().value {
+            return XactStatus::Unknown;
+        }
+        pgrx::direct_function_call(pg_sys::pg_xact_status, &[Some(pg_sys::Datum::from(xid))])
+    };
+    match status {
+        Some("in progress") => XactStatus::InProgress,
+        Some("committed") => XactStatus::Committed,
+        Some("aborted") => XactStatus::Aborted,
+        _ => XactStatus::Unknown,
+    }
+}
+
+/// Whether `xid` is running, or prepared.
+pub fn is_in_progress(xid: pg_sys::TransactionId) -> bool {
+    // SAFETY: asks shared memory, in a process attached to it.
+    unsafe { pg_sys::TransactionIdIsInProgress(xid) }
+}
+
+/// Whether `xid` is the current transaction, or a subtransaction of it.
+pub fn is_current(xid: pg_sys::TransactionId) -> bool {
+    // SAFETY: reads the state of the current transaction.
+    unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid) }
+}
+
+/// The id of the current transaction; 0 if it has none.
+pub fn current_xid() -> u64 {
+    // SAFETY: reads the state of the current transaction.
+    unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value
+}
+
+/// Assigns ids to the current transaction and subtransaction, and returns them; 0 for no subtransaction. The transaction
+/// can write.
+pub fn assign_xids() -> (u64, u64) {
+    // SAFETY: in a transaction that can write, as the caller says.
+    unsafe {
+        let xid = pg_sys::GetTopFullTransactionId().value;
+        let subxid = match pg_sys::GetCurrentTransactionNestLevel() {
+            ..=1 => 0,
+            _ => pg_sys::GetCurrentFullTransactionId().value,
+        };
+        (xid, subxid)
+    }
+}
+
+/// The current subtransaction of this process.
+pub fn current_subtransaction() -> pg_sys::SubTransactionId {
+    // SAFETY: in a transaction.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
+/// Whether the transaction keeps one snapshot: REPEATABLE READ or SERIALIZABLE.
+pub fn is_isolated() -> bool {
+    // SAFETY: reads the state of the current transaction.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() }
+}
+
+/// Verifies that the current transaction can write.
+///
+/// # Errors
+/// [`Error::Standby`] or [`Error::ReadOnlyTransaction`].
+pub fn require_writable() -> Result<(), Error> {
+    // SAFETY: reads of process state, valid at any time on the backend's main thread.
+    unsafe {
+        if pg_sys::RecoveryInProgress() {
+            return Err(Error::Standby);
+        }
+        if pg_sys::XactReadOnly {
+            return Err(Error::ReadOnlyTransaction);
+        }
+    }
+    Ok(())
+}
+
+/// The clock, in PostgreSQL's microseconds: what `clock_timestamp()` returns, while `now()` stands still within a
+/// transaction.
+pub fn clock_timestamp() -> i64 {
+    // SAFETY: reads the clock; no precondition.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// The database that the current process is connected to.
+pub fn my_database() -> pg_sys::Oid {
+    // SAFETY: a read of the process's own global.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// Waits until the WAL is flushed up to `lsn`.
+pub fn flush_wal(lsn: u64) {
+    // SAFETY: in a server that is not in recovery; the WAL goes that far.
+    unsafe { pg_sys::XLogFlush(lsn) };
+}
+
+/// Has the commit of the current transaction wait for the disk and for standbys as the session's settings say, as if it
+/// had written the WAL up to `lsn`. PostgreSQL does so only if a transaction has written WAL itself.
+pub fn wait_at_commit(lsn: u64) {
+    // SAFETY: in a transaction with an id. The record of its commit, which is what is waited for, is newer.
+    unsafe {
+        if pg_sys::XactLastRecEnd == 0 {
+            pg_sys::XactLastRecEnd = lsn;
+        }
+    }
+}
+
+/// Takes the next value of a sequence, and has it survive a crash of the server though the transaction that took it
+/// rolls back: a sequence logs 32 values at once, and the one that logs them flushes that.
+pub fn next_value(sequence: pg_sys::Oid) -> i64 {
+    // SAFETY: in a transaction that can write; XactLastRecEnd is a variable of the process's own, and the WAL goes that far.
+    unsafe {
+        let before = pg_sys::XactLastRecEnd;
+        let value = pg_sys::nextval_internal(sequence, false);
+        if pg_sys::XactLastRecEnd != before {
+            pg_sys::XLogFlush(pg_sys::XactLastRecEnd);
+        }
+        value
+    }
+}

@@ -1,0 +1,153 @@
+//! The error that rolls a transaction back, kept until the end of the transaction is reported to the worker.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::CStr;
+
+use pgrx::{PgLogLevel, pg_guard, pg_sys};
+
+use crate::shmem::TEXT_BYTES;
+
+/// "23505: duplicate key value …", or its beginning.
+struct Text {
+    length: usize,
+    bytes: [u8; TEXT_BYTES],
+}
+
+thread_local! {
+    static TEXT: RefCell<Text> = const { RefCell::new(Text { length: 0, bytes: [0; TEXT_BYTES] }) };
+    /// Whether the current transaction has started executions, so that its errors are kept.
+    static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
+}
+
+static mut NEXT_HOOK: pg_sys::emit_log_hook_type = None;
+
+/// Installs the hook. Called once, by the postmaster.
+pub fn install() {
+    // SAFETY: runs in the postmaster, which has one thread, while it preloads libraries.
+    unsafe {
+        NEXT_HOOK = pg_sys::emit_log_hook;
+        pg_sys::emit_log_hook = Some(on_log);
+    }
+}
+
+/// Keeps the errors of the current transaction, which has started executions.
+pub fn begin() {
+    IS_WATCHED.set(true);
+}
+
+/// Keeps no errors any more: the transaction has ended.
+pub fn end() {
+    IS_WATCHED.set(false);
+    clear();
+}
+
+/// Removes the error.
+pub fn clear() {
+    TEXT.with(|text| {
+        if let Ok(mut text) = text.try_borrow_mut() {
+            text.length = 0;
+        }
+    });
+}
+
+/// Calls `use_text` with the error; with nothing if there was none, or it was not logged.
+pub fn with<R>(use_text: impl FnOnce(&[u8]) -> R) -> R {
+    TEXT.with(|text| match text.try_borrow() {
+        Ok(text) => use_text(&text.bytes[..text.length]),
+        Err(_) => use_text(&[]),
+    })
+}
+
+/// Called by PostgreSQL for each message that goes to the server log. Errors that are caught do not go there.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_log(error: *mut pg_sys::ErrorData) {
+    // SAFETY: PostgreSQL passes a message that is valid during the call, whose text is a C string or NULL;
+    // the state of the transaction is that of the process, read at any time; NEXT_HOOK was set by the
+    // postmaster, before any other process was there.
+    unsafe {
+        if let Some(message) = error.as_ref()
+            && IS_WATCHED.get()
+            && (message.elevel >= PgLogLevel::ERROR as i32 || is_lost_connection(message))
+            && !message.message.is_null()
+            // The errors after the one that has aborted the block follow from it.
+            && !pg_sys::IsAbortedTransactionBlockState()
+        {
+            keep(message.sqlerrcode, CStr::from_ptr(message.message));
+        }
+        if let Some(next) = NEXT_HOOK {
+            pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next(error));
+        }
+    }
+}
+
+/// Whether the message is of class 08, connection exception: the client is gone, which the server does not log as an
+/// error.
+const fn is_lost_connection(message: &pg_sys::ErrorData) -> bool {
+    let class = message.sqlerrcode & 0xfff;
+    // MAKE_SQLSTATE() of PostgreSQL's elog.h: six bits a character, the first lowest, '0' being 0.
+    class == 8 << 6
+}
+
+fn keep(sqlstate: i32, message: &CStr) {
+    TEXT.with(|text| {
+        let Ok(mut text) = text.try_borrow_mut() else { return };
+        let mut length = 0;
+        let Text { bytes, length: kept } = &mut *text;
+        let mut put = |byte: u8| {
+            if let Some(place) = bytes.get_mut(length) {
+                *place = byte;
+                length += 1;
+            }
+        };
+        for place in 0..5 {
+            put(b'0' + u8::try_from((sqlstate >> (6 * place)) & 0x3f).unwrap_or_default());
+        }
+        b": ".iter().chain(message.to_bytes()).for_each(|&byte| put(byte));
+        // Cut between characters: a character's first byte is none that continues one.
+        if length == TEXT_BYTES {
+            let last = bytes.iter().rposition(|byte| byte & 0xc0 != 0x80).unwrap_or_default();
+            if str::from_utf8(&bytes[last..]).is_err() {
+                length = last;
+            }
+        }
+        *kept = length;
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use super::*;
+
+    /// "22012", as MAKE_SQLSTATE() packs it.
+    const DIVISION_BY_ZERO: i32 = 2 | 2 << 6 | 1 << 18 | 2 << 24;
+
+    fn kept(message: &str) -> String {
+        keep(DIVISION_BY_ZERO, &CString::new(message).expect("no NUL"));
+        with(|text| str::from_utf8(text).expect("whole characters").to_owned())
+    }
+
+    #[test]
+    fn an_error_is_kept_until_it_is_cleared() {
+        assert_eq!(kept("division by zero"), "22012: division by zero");
+        assert_eq!(kept("x"), "22012: x");
+        clear();
+        assert!(with(<[u8]>::is_empty));
+    }
+
+    #[test]
+    fn a_long_error_is_cut_between_characters() {
+        let room = TEXT_BYTES - "22012: ".len();
+        assert_eq!(kept(&"x".repeat(room)).len(), TEXT_BYTES);
+        assert_eq!(kept(&"x".repeat(room + 1)).len(), TEXT_BYTES);
+        for character in ['é', '€', '😀'] {
+            for before in 0..4 {
+                let message = "x".repeat(before) + &character.to_string().repeat(TEXT_BYTES);
+                let text = kept(&message);
+                assert!(text.len() > TEXT_BYTES - 4, "{} bytes", text.len());
+                assert!(message.starts_with(&text["22012: ".len()..]));
+            }
+        }
+    }
+}

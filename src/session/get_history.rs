@@ -1,0 +1,269 @@
+//! `loader.get_execution_history`: the history as pages of JSON.
+
+use std::ffi::CString;
+
+use chrono::{DateTime, Utc};
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::{self, BuiltinOid};
+use pgrx::{AnyElement, FromDatum, Spi, direct_function_call_as_datum, pg_extern};
+use serde::Serialize;
+
+use crate::model::cursor::Cursor;
+use crate::model::error::Error;
+use crate::model::execution::{MAX_PAGE_SIZE, Status};
+use crate::model::timestamp::from_postgres;
+use crate::pg::guc_scope::{GucScope, Setting};
+use crate::pg::spi::{Rows, SavedPlanCell, Snapshot, timestamptz};
+
+/// Characters of an error message that a page carries.
+const MAX_ERROR_CHARACTERS: usize = 8192;
+
+/// A page of the history, newest first.
+#[derive(Serialize)]
+struct Page {
+    executions: Vec<Execution>,
+    next_cursor: Option<String>,
+}
+
+/// An execution as a page shows it. The fields are in jsonb's own order, which saves sorting them: by
+/// length, then by name.
+#[derive(Serialize)]
+struct Execution {
+    id: i64,
+    status: String,
+    loader_id: i64,
+    duration_ms: Option<Milliseconds>,
+    record_count: Option<i32>,
+    error_message: Option<String>,
+    execution_end: Option<DateTime<Utc>>,
+    error_truncated: bool,
+    execution_start: DateTime<Utc>,
+    duration_seconds: Option<i32>,
+}
+
+/// A number of milliseconds, to the microsecond.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Milliseconds {
+    Whole(i64),
+    Fraction(f64),
+}
+
+impl Milliseconds {
+    /// The time between two others, in PostgreSQL's microseconds.
+    #[allow(clippy::cast_precision_loss)] // from 285 years on
+    fn between(start: i64, end: i64) -> Self {
+        match end.saturating_sub(start) {
+            micros if micros % 1_000 == 0 => Self::Whole(micros / 1_000),
+            micros => Self::Fraction(micros as f64 / 1_000.0),
+        }
+    }
+}
+
+/// Settings under which a page is planned: along an index in the order of the page or, of the executions that
+/// run, by a bitmap of all of them, which are sorted. Statistics that are old or missing must not bring
+/// another plan.
+const PLANNER_SETTINGS: [Setting; 6] = [
+    (c"plan_cache_mode", c"force_generic_plan"),
+    (c"enable_indexscan", c"on"),
+    (c"enable_seqscan", c"off"),
+    (c"enable_bitmapscan", c"on"),
+    (c"max_parallel_workers_per_gather", c"0"),
+    (c"jit", c"off"),
+];
+
+/// Types of the arguments of every page's statement, whether it uses them or not: the loader, the
+/// earliest start, the latest one, the id where that is taken, and the most rows.
+const ARGUMENTS: [BuiltinOid; 5] = [
+    BuiltinOid::INT8OID,
+    BuiltinOid::TIMESTAMPTZOID,
+    BuiltinOid::TIMESTAMPTZOID,
+    BuiltinOid::INT8OID,
+    BuiltinOid::INT8OID,
+];
+
+/// How a page is limited to what is older.
+#[derive(Clone, Copy)]
+enum Before {
+    /// Not at all: it begins with the newest.
+    Nothing,
+    /// By the start of its executions.
+    Start,
+    /// By start and id: it continues another page.
+    Row,
+}
+
+/// Which conditions a page has. Each combination is a statement of its own, so that each gets the
+/// plan, and the index, that is its own.
+#[derive(Clone, Copy)]
+struct Conditions {
+    loader: bool,
+    status: Option<Status>,
+    from: bool,
+    before: Before,
+}
+
+/// How many combinations there are.
+const COMBINATIONS: usize = 2 * (Status::ALL.len() + 1) * 2 * 3;
+
+thread_local! {
+    static PLANS: [SavedPlanCell; COMBINATIONS] = const { [const { SavedPlanCell::new() }; COMBINATIONS] };
+}
+
+impl Conditions {
+    /// A number for each combination, below [`COMBINATIONS`].
+    fn number(self) -> usize {
+        let status = Status::ALL.iter().position(|&status| Some(status) == self.status);
+        let status = status.map_or(0, |position| position + 1);
+        let flags = usize::from(self.loader) * 2 + usize::from(self.from);
+        (self.before as usize * (Status::ALL.len() + 1) + status) * 4 + flags
+    }
+
+    /// The statement. Statuses are written out: an index may be limited to one.
+    fn sql(self) -> String {
+        let mut sql = format!(
+            "SELECT id, loader_id, execution_start, execution_end, status::pg_catalog.text, record_count, \
+                    pg_catalog.left(error_message, {}), duration_seconds \
+             FROM loader.execution_details WHERE true",
+            MAX_ERROR_CHARACTERS + 1,
+        );
+        if self.loader {
+            sql += " AND loader_id OPERATOR(pg_catalog.=) $1";
+        }
+        // Of a loader's outcomes of one kind there is an index by status and start. A range of statuses, and an
+        // order that begins with them, leave no other: with an equality the planner could choose the index
+        // of all of the loader's executions, among which these may be far apart.
+        let outcome = self.status.filter(|&status| self.loader && status != Status::Running);
+        let (row, order) = match outcome {
+            Some(_) => ("status, execution_start", "status DESC, execution_start DESC, id DESC"),
+            None => ("execution_start", "execution_start DESC, id DESC"),
+        };
+        let value = |time: &str| {
+            outcome
+                .map_or_else(|| time.to_owned(), |status| format!("'{}', {time}", status.as_str()))
+        };
+        if let Some(status) = self.status.map(Status::as_str) {
+            sql += &match outcome {
+                Some(_) => format!(
+                    " AND status OPERATOR(pg_catalog.>=) '{status}' AND status OPERATOR(pg_catalog.<=) '{status}'"
+                ),
+                None => format!(" AND status OPERATOR(pg_catalog.=) '{status}'"),
+            };
+        }
+        if self.from {
+            sql += &format!(" AND ({row}) OPERATOR(pg_catalog.>=) ({})", value("$2"));
+        }
+        sql += &match self.before {
+            Before::Nothing => String::new(),
+            Before::Start => format!(" AND ({row}) OPERATOR(pg_catalog.<) ({})", value("$3")),
+            Before::Row => format!(" AND ({row}, id) OPERATOR(pg_catalog.<) ({}, $4)", value("$3")),
+        };
+        if self.status == Some(Status::Running) && !self.loader {
+            // The index of all that run is by loader. OFFSET has PostgreSQL find them before it sorts them.
+            sql = format!("SELECT * FROM ({sql} OFFSET 0) AS running");
+        }
+        format!("{sql} ORDER BY {order} LIMIT $5")
+    }
+}
+
+/// One page of the history of one loader or of all.
+#[pg_extern(sql = false)]
+fn get_execution_history(
+    loader_id: Option<i64>,
+    page_size: Option<i32>,
+    cursor: Option<&str>,
+    status: Option<&str>,
+    started_from: Option<TimestampWithTimeZone>,
+    started_before: Option<TimestampWithTimeZone>,
+) -> Result<Option<AnyElement>, ErrorReport> {
+    let page_size = page_size.ok_or(Error::MissingArgument("page_size"))?;
+    if !(1..=MAX_PAGE_SIZE).contains(&page_size) {
+        return Err(Error::PageSizeOutOfRange(page_size).into());
+    }
+    let cursor = cursor
+        .map(|text| text.parse::<Cursor>().map_err(|_| Error::MalformedCursor(text.to_owned())))
+        .transpose()?;
+    let status = status
+        .map(|text| {
+            Status::parse(text, &Status::ALL)
+                .ok_or_else(|| Error::UnknownStatusFilter(text.to_owned()))
+        })
+        .transpose()?;
+
+    // One bound from above, the tighter one: with two PostgreSQL may begin its search at the other.
+    let started_before = started_before.map(TimestampWithTimeZone::into_inner);
+    let (before, latest) = match (cursor, started_before) {
+        (None, None) => (Before::Nothing, None),
+        (Some(cursor), limit) if limit.is_none_or(|limit| cursor.start < limit) => {
+            (Before::Row, Some(cursor.start))
+        }
+        (_, limit) => (Before::Start, limit),
+    };
+    let conditions =
+        Conditions { loader: loader_id.is_some(), status, from: started_from.is_some(), before };
+    let arguments = [
+        loader_id.into(),
+        started_from.into(),
+        latest.map_or_else(DatumWithOid::null::<TimestampWithTimeZone>, timestamptz),
+        cursor.map(|cursor| cursor.id).into(),
+        // One more than the page holds tells whether another follows.
+        (i64::from(page_size) + 1).into(),
+    ];
+    let mut rows = Spi::connect(|client| {
+        let _planned_so = GucScope::set(&PLANNER_SETTINGS);
+        let found = PLANS.with(|plans| {
+            let sql = || CString::new(conditions.sql()).unwrap_or_default().into();
+            plans[conditions.number()].run(client, sql, &ARGUMENTS, Snapshot::Active, &arguments)
+        })?;
+        Ok((0..found.len()).map(|row| read_row(&found, row)).collect::<Vec<_>>())
+    })
+    .map_err(Error::Spi)?;
+
+    let size = usize::try_from(page_size).unwrap_or_default();
+    let more = rows.len() > size;
+    rows.truncate(size);
+    let next_cursor = rows.last().filter(|_| more).map(|(position, _)| position.to_string());
+    let page = Page { executions: rows.into_iter().map(|(_, row)| row).collect(), next_cursor };
+    let json = serde_json::to_string(&page).map_err(Error::Json)?;
+    Ok(jsonb(CString::new(json).unwrap_or_default()))
+}
+
+/// The jsonb that is written as `json`. (pgrx's own type for it would make a tree of values first.)
+fn jsonb(json: CString) -> Option<AnyElement> {
+    // SAFETY: jsonb_in() takes a C string and returns a jsonb, in the current memory context.
+    unsafe {
+        let datum = direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(json.as_ptr().into())])?;
+        AnyElement::from_polymorphic_datum(datum, false, pg_sys::JSONBOID)
+    }
+}
+
+/// A row of a page's statement, and where it stands in the history.
+fn read_row(rows: &Rows<'_>, row: u64) -> (Cursor, Execution) {
+    let time = |column| {
+        rows.get::<TimestampWithTimeZone>(row, column).map(TimestampWithTimeZone::into_inner)
+    };
+    let id = rows.get(row, 1).unwrap_or_default();
+    let start = time(3).unwrap_or_default();
+    let mut error_message = rows.get::<String>(row, 7);
+    let cut = error_message
+        .as_deref()
+        .and_then(|message| message.char_indices().nth(MAX_ERROR_CHARACTERS))
+        .map(|(end, _)| end);
+    if let (Some(message), Some(end)) = (&mut error_message, cut) {
+        message.truncate(end);
+    }
+    let execution = Execution {
+        id,
+        loader_id: rows.get(row, 2).unwrap_or_default(),
+        duration_ms: time(4).map(|end| Milliseconds::between(start, end)),
+        execution_start: from_postgres(start),
+        execution_end: time(4).map(from_postgres),
+        status: rows.get(row, 5).unwrap_or_default(),
+        record_count: rows.get(row, 6),
+        error_message,
+        error_truncated: cut.is_some(),
+        duration_seconds: rows.get(row, 8),
+    };
+    (Cursor { start, id }, execution)
+}

@@ -1,0 +1,359 @@
+//! The ProcessUtility hook: statements that need a database without a worker, or that change whether it has the
+//! extension.
+
+use std::ffi::{CStr, CString, c_char};
+use std::time::Duration;
+
+use pgrx::pg_sys::{self, NodeTag};
+use pgrx::{is_a, pg_guard};
+
+use super::xact_callbacks;
+use crate::pg::latch::wait_in_session;
+use crate::pg::xact::my_database;
+use crate::shmem::workers;
+
+static mut NEXT_HOOK: pg_sys::ProcessUtility_hook_type = None;
+
+/// How often a statement that needs a database looks whether the worker has left it, and how many times at most.
+/// PostgreSQL itself then waits another five seconds for other sessions to leave.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+const POLLS: u32 = 500;
+
+/// Installs the hook. Called once, by the postmaster.
+pub fn install() {
+    // SAFETY: runs in the postmaster, which has one thread, while it preloads libraries.
+    unsafe {
+        NEXT_HOOK = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+    }
+}
+
+/// What PostgreSQL passes to the hook.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Call {
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+}
+
+unsafe extern "C-unwind" {
+    // PostgreSQL's tcop/utility.h. pgrx's own is guarded, and an error must not pass through Rust frames here.
+    #[link_name = "standard_ProcessUtility"]
+    fn standard_process_utility(
+        statement: *mut pg_sys::PlannedStmt,
+        query: *const c_char,
+        read_only_tree: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        parameters: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        destination: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+/// Called by PostgreSQL for each utility statement. Unguarded: for a statement that does not concern the extension this
+/// is a call of the next hook, with nothing to unwind.
+#[allow(clippy::too_many_arguments)] // PostgreSQL's
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    let call = Call {
+        statement,
+        query,
+        read_only_tree,
+        context,
+        parameters,
+        environment,
+        destination,
+        completion,
+    };
+    // SAFETY: PostgreSQL passes a utility statement that is valid during the call.
+    unsafe {
+        if concerns_extension((*statement).utilityStmt) {
+            process_guarded(call);
+        } else {
+            call.next();
+        }
+    }
+}
+
+impl Call {
+    /// Calls the next hook, or PostgreSQL's own function.
+    ///
+    /// # Safety
+    /// The call is PostgreSQL's. No frame that must be unwound is between an error and a guard.
+    unsafe fn next(self) {
+        // SAFETY: what is passed on is what came; NEXT_HOOK was set by the postmaster, before any other process existed.
+        unsafe {
+            match NEXT_HOOK {
+                Some(next) => next(
+                    self.statement,
+                    self.query,
+                    self.read_only_tree,
+                    self.context,
+                    self.parameters,
+                    self.environment,
+                    self.destination,
+                    self.completion,
+                ),
+                None => standard_process_utility(
+                    self.statement,
+                    self.query,
+                    self.read_only_tree,
+                    self.context,
+                    self.parameters,
+                    self.environment,
+                    self.destination,
+                    self.completion,
+                ),
+            }
+        }
+    }
+}
+
+/// Whether a statement may be one of [`Command`]. Looks at tags only.
+///
+/// # Safety
+/// `node` is a utility statement.
+unsafe fn concerns_extension(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: a node's tag says which struct it is.
+    unsafe {
+        match (*node).type_ {
+            NodeTag::T_TransactionStmt => {
+                use pg_sys::TransactionStmtKind::{
+                    TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED,
+                };
+                let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
+                [TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED].contains(&kind)
+            }
+            NodeTag::T_RenameStmt => {
+                let kind = (*node.cast::<pg_sys::RenameStmt>()).renameType;
+                kind == pg_sys::ObjectType::OBJECT_DATABASE
+            }
+            NodeTag::T_DropStmt => {
+                use pg_sys::ObjectType::{OBJECT_EXTENSION, OBJECT_SCHEMA};
+                let kind = (*node.cast::<pg_sys::DropStmt>()).removeType;
+                [OBJECT_EXTENSION, OBJECT_SCHEMA].contains(&kind)
+            }
+            tag => matches!(
+                tag,
+                NodeTag::T_DropdbStmt
+                    | NodeTag::T_CreatedbStmt
+                    | NodeTag::T_AlterDatabaseStmt
+                    | NodeTag::T_AlterDatabaseSetStmt
+                    | NodeTag::T_CreateExtensionStmt
+                    | NodeTag::T_AlterExtensionStmt
+                    | NodeTag::T_DropOwnedStmt
+            ),
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn process_guarded(call: Call) {
+    // SAFETY: the statement is valid during the call. It may be freed by the command (COMMIT does), so it is read before.
+    unsafe {
+        let command = Command::of((*call.statement).utilityStmt);
+        if let Some(command) = &command {
+            command.before();
+        }
+        pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| call.next());
+        if let Some(command) = command {
+            command.after();
+        }
+    }
+}
+
+/// A statement that workers must know of.
+enum Command {
+    /// It needs a database without other sessions.
+    NeedsDatabase(CString),
+    /// It creates a database as a copy of another one, which it needs without other sessions.
+    CopiesDatabase { template: CString, copy: CString },
+    /// It commits a prepared transaction.
+    CommitsPrepared,
+    /// It rolls back a prepared transaction.
+    RollsBackPrepared,
+    /// It may create, alter or drop the extension, or change a setting of the database.
+    ChangesExtension,
+}
+
+impl Command {
+    /// # Safety
+    /// `node` is a valid utility statement.
+    unsafe fn of(node: *mut pg_sys::Node) -> Option<Self> {
+        // SAFETY: a node's tag says which struct it is; strings of the parser are C strings or NULL.
+        unsafe {
+            match (*node).type_ {
+                NodeTag::T_DropdbStmt => {
+                    let statement = node.cast::<pg_sys::DropdbStmt>();
+                    Some(Self::NeedsDatabase(owned((*statement).dbname)?))
+                }
+                NodeTag::T_AlterDatabaseStmt => {
+                    let statement = node.cast::<pg_sys::AlterDatabaseStmt>();
+                    Some(Self::NeedsDatabase(owned((*statement).dbname)?))
+                }
+                NodeTag::T_RenameStmt => {
+                    let statement = node.cast::<pg_sys::RenameStmt>();
+                    ((*statement).renameType == pg_sys::ObjectType::OBJECT_DATABASE)
+                        .then(|| owned((*statement).subname))
+                        .flatten()
+                        .map(Self::NeedsDatabase)
+                }
+                NodeTag::T_CreatedbStmt => {
+                    let statement = node.cast::<pg_sys::CreatedbStmt>();
+                    Some(Self::CopiesDatabase {
+                        template: template((*statement).options)
+                            .unwrap_or_else(|| c"template1".to_owned()),
+                        copy: owned((*statement).dbname)?,
+                    })
+                }
+                NodeTag::T_TransactionStmt => {
+                    use pg_sys::TransactionStmtKind::{
+                        TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED,
+                    };
+                    match (*node.cast::<pg_sys::TransactionStmt>()).kind {
+                        TRANS_STMT_COMMIT_PREPARED => Some(Self::CommitsPrepared),
+                        TRANS_STMT_ROLLBACK_PREPARED => Some(Self::RollsBackPrepared),
+                        _ => None,
+                    }
+                }
+                NodeTag::T_CreateExtensionStmt => {
+                    let statement = node.cast::<pg_sys::CreateExtensionStmt>();
+                    is_ours((*statement).extname)
+                }
+                NodeTag::T_AlterExtensionStmt => {
+                    let statement = node.cast::<pg_sys::AlterExtensionStmt>();
+                    is_ours((*statement).extname)
+                }
+                // Where it is another database's, its worker finds out by itself.
+                NodeTag::T_AlterDatabaseSetStmt => {
+                    let statement = node.cast::<pg_sys::AlterDatabaseSetStmt>();
+                    let name = owned((*(*statement).setstmt).name);
+                    let ours = |name: CString| {
+                        name.to_bytes().to_ascii_lowercase().starts_with(b"loader_history.")
+                    };
+                    // RESET ALL names none.
+                    name.is_none_or(ours).then_some(Self::ChangesExtension)
+                }
+                // What else they drop, and whether it takes the extension along, is not worth finding
+                // out: the worker looks, and comes back.
+                NodeTag::T_DropStmt => {
+                    use pg_sys::ObjectType::{OBJECT_EXTENSION, OBJECT_SCHEMA};
+                    let kind = (*node.cast::<pg_sys::DropStmt>()).removeType;
+                    [OBJECT_EXTENSION, OBJECT_SCHEMA]
+                        .contains(&kind)
+                        .then_some(Self::ChangesExtension)
+                }
+                NodeTag::T_DropOwnedStmt => Some(Self::ChangesExtension),
+                _ => None,
+            }
+        }
+    }
+
+    /// Has the worker leave a database that the command needs.
+    fn before(&self) {
+        if matches!(self, Self::RollsBackPrepared) {
+            workers::set_rolled_back_prepared();
+        }
+        let (Self::NeedsDatabase(name) | Self::CopiesDatabase { template: name, .. }) = self else {
+            return;
+        };
+        let Some(database) = database_to_close(name) else { return };
+        if !workers::close(database) {
+            return;
+        }
+        xact_callbacks::reopen_databases_at_end();
+        for _ in 0..POLLS {
+            if !workers::is_served(database) {
+                break;
+            }
+            workers::wake(database);
+            wait_in_session(POLL_INTERVAL);
+        }
+    }
+
+    /// Has the launcher look again when the command has committed.
+    fn after(&self) {
+        match self {
+            Self::ChangesExtension => xact_callbacks::check_extension_at_commit(),
+            Self::CommitsPrepared => workers::prepared_committed(my_database()),
+            Self::RollsBackPrepared => {}
+            Self::NeedsDatabase(name) | Self::CopiesDatabase { copy: name, .. } => {
+                // SAFETY: in the command's transaction, which is to see what it did.
+                let oid = unsafe {
+                    pg_sys::CommandCounterIncrement();
+                    pg_sys::get_database_oid(name.as_ptr(), true)
+                };
+                xact_callbacks::announce_at_commit(oid);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `name` is NULL or a C string.
+unsafe fn owned(name: *const c_char) -> Option<CString> {
+    // SAFETY: as the caller says.
+    (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_owned())
+}
+
+/// # Safety
+/// `name` is NULL or a C string.
+unsafe fn is_ours(name: *const c_char) -> Option<Command> {
+    // SAFETY: as the caller says.
+    unsafe { owned(name) }
+        .filter(|name| name.as_c_str() == c"loader_history")
+        .map(|_| Command::ChangesExtension)
+}
+
+/// The option TEMPLATE of CREATE DATABASE.
+///
+/// # Safety
+/// `options` is a list of `DefElem` as the parser makes it.
+unsafe fn template(options: *mut pg_sys::List) -> Option<CString> {
+    // SAFETY: as the caller says; places are below the list's length.
+    unsafe {
+        let count = if options.is_null() { 0 } else { (*options).length };
+        (0..count).find_map(|place| {
+            let option = pg_sys::list_nth(options, place).cast::<pg_sys::DefElem>();
+            let is_template = CStr::from_ptr((*option).defname) == c"template";
+            (is_template && is_a((*option).arg, NodeTag::T_String))
+                .then(|| owned(pg_sys::defGetString(option)))
+                .flatten()
+        })
+    }
+}
+
+/// The database of that name, if the current user owns it: another role must not make a worker leave.
+fn database_to_close(name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: catalog lookups in the command's transaction; the tuple is read before it is released.
+    unsafe {
+        let oid = pg_sys::get_database_oid(name.as_ptr(), true);
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::DATABASEOID.cast_signed(),
+            pg_sys::Datum::from(oid),
+        );
+        if tuple.is_null() {
+            return None;
+        }
+        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+        let allowed =
+            pg_sys::superuser() || pg_sys::has_privs_of_role(pg_sys::GetUserId(), (*form).datdba);
+        pg_sys::ReleaseSysCache(tuple);
+        allowed.then_some(oid)
+    }
+}

@@ -1,0 +1,157 @@
+//! Reports of backends to the worker of their database: a transaction, or a subtransaction, that has started
+//! executions was rolled back, and by which error.
+//!
+//! A report makes it quick and carries the error's text. The truth is the transaction's status, so a report that finds no
+//! place may be lost.
+
+use pgrx::pg_sys;
+
+use super::text::Text;
+use crate::pg::segment::{Contents, Segment};
+
+static REPORTS: Segment<Header, Report> = Segment::new(c"loader_history xact reports");
+
+/// How many places are taken.
+struct Header {
+    used: usize,
+}
+
+/// A place: free where the database is invalid.
+struct Report {
+    database: pg_sys::Oid,
+    xid: u64,
+    subxid: u64,
+    error: Text,
+}
+
+type Reports<'a> = Contents<'a, Header, Report>;
+
+/// That a transaction or subtransaction was rolled back.
+#[derive(Debug, PartialEq, Eq)]
+pub struct XactReport {
+    /// The transaction.
+    pub xid: u64,
+    /// The subtransaction; 0 for the whole transaction.
+    pub subxid: u64,
+    /// The error that did it; empty if there was none, or the server does not log errors.
+    pub error: String,
+}
+
+/// Requests `count` places.
+pub fn request(count: usize) {
+    REPORTS.request(count);
+}
+
+/// Initializes `count` places.
+pub fn initialize(count: usize) {
+    REPORTS.initialize(count, Header { used: 0 }, |_| Report::FREE);
+}
+
+/// Leaves a report for the worker of `database`. Cannot fail; the report is lost if there is no place.
+pub fn post(database: pg_sys::Oid, xid: u64, subxid: u64, error: &[u8]) {
+    if let Some(mut reports) = REPORTS.lock() {
+        reports.post(database, xid, subxid, error);
+    }
+}
+
+/// Takes the reports to the worker of `database`.
+pub fn take(database: pg_sys::Oid) -> Vec<XactReport> {
+    REPORTS.lock().map_or_else(Vec::new, |mut reports| reports.take(|oid| oid == database))
+}
+
+/// Whether there are reports to the worker of `database`.
+pub fn is_any(database: pg_sys::Oid) -> bool {
+    REPORTS.lock().is_some_and(|reports| reports.count(database) > 0)
+}
+
+/// Drops the reports to databases other than `existing`.
+pub fn drop_others(existing: &[pg_sys::Oid]) {
+    if let Some(mut reports) = REPORTS.lock() {
+        reports.take(|oid| !existing.contains(&oid));
+    }
+}
+
+impl Report {
+    const FREE: Self = Self { database: pg_sys::InvalidOid, xid: 0, subxid: 0, error: Text::EMPTY };
+
+    fn is_free(&self) -> bool {
+        self.database == pg_sys::InvalidOid
+    }
+}
+
+impl Reports<'_> {
+    fn post(&mut self, database: pg_sys::Oid, xid: u64, subxid: u64, error: &[u8]) {
+        // A database whose worker reads none leaves a quarter to others.
+        let limit = self.entries.len() / 4 * 3;
+        if self.header.used >= limit && self.count(database) >= limit {
+            return;
+        }
+        if let Some(free) = self.entries.iter_mut().find(|report| report.is_free()) {
+            free.database = database;
+            free.xid = xid;
+            free.subxid = subxid;
+            free.error.set(error);
+            self.header.used += 1;
+        }
+    }
+
+    /// The used places. They lie in front, since the first free one is taken.
+    fn used(&self) -> impl Iterator<Item = &Report> {
+        self.entries.iter().filter(|report| !report.is_free()).take(self.header.used)
+    }
+
+    fn count(&self, database: pg_sys::Oid) -> usize {
+        self.used().filter(|report| report.database == database).count()
+    }
+
+    fn take(&mut self, is_wanted: impl Fn(pg_sys::Oid) -> bool) -> Vec<XactReport> {
+        let used = self.entries.iter_mut().filter(|report| !report.is_free());
+        let mut taken = Vec::new();
+        for report in used.take(self.header.used) {
+            if is_wanted(report.database) {
+                let error = report.error.get();
+                taken.push(XactReport { xid: report.xid, subxid: report.subxid, error });
+                report.database = pg_sys::InvalidOid;
+            }
+        }
+        self.header.used -= taken.len();
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_taken_once_by_its_worker() {
+        let mut entries = [const { Report::FREE }; 8];
+        let mut header = Header { used: 0 };
+        let mut reports = Reports { header: &mut header, entries: &mut entries };
+        let (mine, other) = (pg_sys::Oid::from(5), pg_sys::Oid::from(6));
+        reports.post(mine, 1, 0, b"22012: division by zero");
+        reports.post(other, 2, 3, b"");
+        let expected =
+            XactReport { xid: 1, subxid: 0, error: "22012: division by zero".to_owned() };
+        assert_eq!(reports.take(|oid| oid == mine), [expected]);
+        assert_eq!(reports.take(|oid| oid == mine), []);
+        assert_eq!(reports.count(other), 1);
+        assert_eq!(reports.take(|oid| oid != mine).len(), 1);
+        assert_eq!(reports.header.used, 0);
+    }
+
+    #[test]
+    fn a_database_leaves_a_quarter_to_others() {
+        let mut entries = [const { Report::FREE }; 8];
+        let mut header = Header { used: 0 };
+        let mut reports = Reports { header: &mut header, entries: &mut entries };
+        for xid in 0..10 {
+            reports.post(pg_sys::Oid::from(5), xid, 0, b"");
+        }
+        reports.post(pg_sys::Oid::from(6), 10, 0, b"");
+        assert_eq!(
+            (reports.count(pg_sys::Oid::from(5)), reports.count(pg_sys::Oid::from(6))),
+            (6, 1)
+        );
+    }
+}

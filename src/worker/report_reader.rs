@@ -1,0 +1,22 @@
+//! Reads what backends report about transactions that were rolled back.
+
+use std::time::Instant;
+
+use super::{Context, Part};
+use crate::shmem::xact_reports;
+
+/// The reader.
+pub struct ReportReader;
+
+impl Part for ReportReader {
+    fn due(&self, _context: &Context) -> Option<Instant> {
+        None
+    }
+
+    fn run(&mut self, context: &mut Context) -> bool {
+        let reports = xact_reports::take(context.database);
+        let any = !reports.is_empty();
+        reports.into_iter().for_each(|report| context.watched.add_report(report));
+        any
+    }
+}

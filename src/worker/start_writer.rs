@@ -1,0 +1,162 @@
+//! Commits the starts that backends hand over.
+//!
+//! The worker never waits for what a caller may hold: it locks tables only if no other session has them, rows only if no
+//! other session does, and `lock_timeout` ends what is left. What it can't do at once it declines, for the caller to do.
+
+use std::collections::HashMap;
+use std::slice;
+use std::time::{Duration, Instant};
+
+use super::orphaned_starts::OrphanedStart;
+use super::{Context, Part};
+use crate::history::loader_fk::LoaderRow;
+use crate::history::starts;
+use crate::model::error::Error;
+use crate::model::fallback::Reason;
+use crate::pg::bgworker::{XactError, last_commit_lsn, report_activity, set_local, transaction};
+use crate::shmem::start_queue::{self, Recorded, RequestId, Start};
+
+/// How long starts are retried while a table is locked, and the pause between.
+const LOCK_PATIENCE: Duration = Duration::from_millis(20);
+const LOCK_PAUSE: Duration = Duration::from_millis(4);
+
+/// The writer.
+pub struct StartWriter;
+
+impl Part for StartWriter {
+    fn due(&self, _context: &Context) -> Option<Instant> {
+        None
+    }
+
+    fn run(&mut self, context: &mut Context) -> bool {
+        let mut taken = start_queue::take(context.database);
+        if taken.is_empty() {
+            return false;
+        }
+        report_activity(Some("recording starts"));
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        let mut result = record(context, &taken);
+        // Vacuum locks a table against all others for a moment, to truncate it.
+        while let Err(error) = &result
+            && (error.is_lock() && Instant::now() < deadline || error.is_abandoned())
+        {
+            if error.is_lock() {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            taken.retain(|(request, _)| !start_queue::free_abandoned(*request));
+            result = record(context, &taken);
+        }
+        let Err(error) = result else { return true };
+        if error.is_lock() || taken.len() == 1 {
+            taken.iter().for_each(|(request, _)| decline(context, *request, &error));
+            return true;
+        }
+        // One of them is bad: which one shows when each is alone.
+        for one in &taken {
+            if let Err(error) = record(context, slice::from_ref(one))
+                && !start_queue::free_abandoned(one.0)
+            {
+                decline(context, one.0, &error);
+            }
+        }
+        true
+    }
+}
+
+impl StartWriter {
+    /// Answers the requests that a worker before this one was committing.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub fn take_over(&self, context: &mut Context) -> Result<(), XactError> {
+        let committing = start_queue::take_over(context.database);
+        if committing.is_empty() {
+            return Ok(());
+        }
+        // Where that worker's commits end is unknown, but a commit of this one comes after them.
+        transaction(|| {
+            crate::pg::xact::assign_xids();
+            Ok(())
+        })?;
+        for (request, loader_id, execution_id) in committing {
+            if !context.watched.contains(execution_id) {
+                start_queue::decline(request, Reason::Late);
+            } else if !start_queue::answer(
+                request,
+                Recorded { execution_id, commit_lsn: last_commit_lsn() },
+            ) {
+                context.orphans.push_back(OrphanedStart {
+                    execution_id,
+                    loader_id,
+                    is_certain: true,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn decline(context: &mut Context, request: RequestId, error: &XactError) {
+    context.report_unless_locked(error);
+    let reason = if error.is_lock() { Reason::TableLocked } else { Reason::Failed };
+    start_queue::decline(request, reason);
+}
+
+/// Records starts in one transaction, and answers their callers.
+fn record(context: &mut Context, taken: &[(RequestId, Start)]) -> Result<(), XactError> {
+    let (recorded, declined) = transaction(|| {
+        // Callers wait for the disk, and share that; more starts come meanwhile.
+        set_local(c"synchronous_commit", c"off");
+        starts::lock_tables()?;
+        let declined = unavailable_loaders(taken)?;
+        let mut recorded = Vec::with_capacity(taken.len());
+        for (request, start) in taken.iter().filter(|(one, _)| !declined.contains_key(one)) {
+            recorded.push((*request, *start, starts::next_id()?));
+        }
+        let rows: Vec<_> = recorded.iter().map(|(_, start, id)| (*id, *start)).collect();
+        starts::insert(&rows)?;
+        // From here on no caller gives up, and records its start itself.
+        let committing: Vec<_> = recorded.iter().map(|(request, _, id)| (*request, *id)).collect();
+        if start_queue::begin_commit(&committing) {
+            Ok((recorded, declined))
+        } else {
+            Err(Error::Abandoned)
+        }
+    })
+    .inspect_err(|_| start_queue::undo_commit(taken.iter().map(|(request, _)| *request)))?;
+    let commit_lsn = last_commit_lsn();
+    for (request, start, execution_id) in recorded {
+        let Start { loader_id, xid, subxid, notify, .. } = start;
+        context.watched.insert(execution_id, xid, subxid, notify);
+        if !start_queue::answer(request, Recorded { execution_id, commit_lsn }) {
+            context.orphans.push_back(OrphanedStart { execution_id, loader_id, is_certain: true });
+        }
+        if notify && let Ok(event) = starts::event(execution_id, &start) {
+            context.events.push_back(event);
+        }
+    }
+    for (request, _) in taken {
+        if let Some(reason) = declined.get(request) {
+            start_queue::decline(*request, *reason);
+        }
+    }
+    Ok(())
+}
+
+/// The requests whose loaders' rows are not committed, or can't be looked at.
+fn unavailable_loaders(taken: &[(RequestId, Start)]) -> Result<HashMap<RequestId, Reason>, Error> {
+    let mut declined = HashMap::new();
+    for (request, start) in taken.iter().filter(|(_, start)| start.check_loader) {
+        // The caller, which holds the row, may have written it.
+        match starts::lock_loader(start.loader_id)? {
+            LoaderRow::Missing | LoaderRow::Unsupported => {
+                declined.insert(*request, Reason::LoaderUncommitted);
+            }
+            LoaderRow::TableBusy => {
+                declined.insert(*request, Reason::TableLocked);
+            }
+            LoaderRow::Committed | LoaderRow::Own | LoaderRow::Busy | LoaderRow::Unchecked => {}
+        }
+    }
+    Ok(declined)
+}
