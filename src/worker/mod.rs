@@ -234,6 +234,8 @@ impl Worker {
         transaction(id_sequence::skip_lost_ids)?;
         self.monitor.load(&mut self.context)?;
         self.starts.take_over(&mut self.context)?;
+        // Some may have been prepared before there was a worker.
+        workers::set_prepared_changes(self.context.database);
         workers::set_running(self.context.database);
         Ok(())
     }
@@ -264,6 +266,8 @@ impl Worker {
             }
             if self.extension == pg_sys::InvalidOid {
                 xact_reports::take(database);
+                // Their table does not exist.
+                workers::take_prepared_changes(database);
                 self.emitter.finish(&mut self.context);
                 return Ok(Leaving::ForGood);
             }
