@@ -130,8 +130,8 @@ fn message_start(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Option<(String, bool
     Some((start.to_owned(), bytes.len() < whole_size))
 }
 
-/// Drops rows that replication brings: they hold another cluster's transaction ids. The worker has the same
-/// session_replication_role as an apply worker.
+/// Drops rows that replication brings: they tell of another cluster. The worker has the same session_replication_role as an
+/// apply worker.
 #[pg_trigger(sql = false)]
 fn drop_replicated_row<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
     Ok(trigger.new().filter(|_| bgworker::is_worker() || !is_replica()))
