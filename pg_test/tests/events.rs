@@ -19,59 +19,60 @@ fn events(listener: &mut Client, sender: &mut Client) -> Vec<Value> {
         if notification.payload() == "sentinel" {
             return received;
         }
-        assert!(notification.payload().len() < 8000);
+        assert!(notification.payload().len() < 8000 && notification.payload().is_ascii());
         received.push(serde_json::from_str(notification.payload()).expect("valid JSON"));
     }
 }
 
 #[test]
-fn starts_and_outcomes_are_events() {
+fn an_event_is_the_row_of_the_feed_and_has_an_error_text_only_if_it_is_to() {
     let cluster = cluster_with_extension();
     let (mut client, mut listener) = (cluster.connect(), cluster.connect());
     listener.batch_execute("LISTEN loader_execution").unwrap();
-
-    client
-        .batch_execute(
-            "SET timezone = 'Asia/Kolkata';
-             SELECT loader.record_execution_start(4);
-             SELECT loader.record_execution_end(1, 'SUCCESS', 1245);
-             SELECT loader.record_execution_start(4);
-             SELECT loader.record_execution_end(2, 'FAILED', 7, 'no \"such\" table');",
-        )
-        .unwrap();
-    let mut received = events(&mut listener, &mut client);
-    let feed = client
-        .query(
-            "SELECT event_type, execution_id, to_char(event_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') \
-             FROM loader.activity_feed ORDER BY event_time, execution_id",
-            &[],
-        )
-        .unwrap();
-    assert_eq!(received.len(), 4);
-    for (event, row) in received.iter_mut().zip(&feed) {
-        assert_eq!(event["event_type"], json!(row.get::<_, &str>(0)));
-        assert_eq!(event["execution_id"], json!(row.get::<_, i64>(1)));
-        // RFC 3339 may leave trailing zeros of the second out.
-        let time = event["event_time"].take();
-        let time = time.as_str().unwrap().strip_suffix('Z').expect("UTC");
-        let expected = row.get::<_, String>(2);
-        assert!(
-            expected.starts_with(time) && expected[time.len()..].bytes().all(|digit| digit == b'0'),
-            "{time} {expected}"
-        );
+    let mut first = 1;
+    for with_errors in [false, true] {
+        client
+            .batch_execute(&format!(
+                "SET timezone = 'Asia/Kolkata';
+                 SET loader_history.notify_error_message = {with_errors};
+                 SELECT loader.record_execution_start(4);
+                 SELECT loader.record_execution_end({first}, 'SUCCESS', 1245);
+                 SELECT loader.record_execution_start(4);
+                 SELECT loader.record_execution_end({}, 'FAILED', 7, E'no \"größe\"\nat all');",
+                first + 1
+            ))
+            .unwrap();
+        let mut received = events(&mut listener, &mut client);
+        let feed = client
+            .query(
+                "SELECT to_jsonb(f) - 'event_time', to_char(event_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')
+                   FROM loader.activity_feed AS f WHERE execution_id >= $1 ORDER BY event_time, execution_id",
+                &[&i64::from(first)],
+            )
+            .unwrap();
+        assert_eq!(received.len(), 4);
+        for (event, row) in received.iter_mut().zip(&feed) {
+            let event = event.as_object_mut().unwrap();
+            assert_eq!(event.remove("truncated"), Some(json!(false)));
+            // RFC 3339 may leave trailing zeros of the second out.
+            let time = event.remove("event_time").unwrap();
+            let time = time.as_str().unwrap().strip_suffix('Z').expect("UTC");
+            let in_feed = row.get::<_, String>(1);
+            assert!(
+                in_feed.starts_with(time)
+                    && in_feed[time.len()..].bytes().all(|digit| digit == b'0'),
+                "{time} {in_feed}"
+            );
+            let mut expected = row.get::<_, Value>(0);
+            if expected["status"] == "FAILED" && !with_errors {
+                assert_eq!(expected["error_message"].take(), "no \"größe\"\nat all");
+                expected["message"] =
+                    json!(format!("Execution {} of loader 4 failed after 0 s", first + 1));
+            }
+            assert_eq!(json!(event), expected);
+        }
+        first += 2;
     }
-    assert_eq!(
-        received[1],
-        json!({"event": "EXECUTION_SUCCESS", "execution_id": 1, "loader_id": 4, "status": "SUCCESS",
-               "event_time": null, "record_count": 1245, "duration_seconds": 0,
-               "error_message": null, "truncated": false})
-    );
-    assert_eq!(
-        received[3],
-        json!({"event": "EXECUTION_FAILED", "execution_id": 2, "loader_id": 4, "status": "FAILED",
-               "event_time": null, "record_count": 7, "duration_seconds": 0,
-               "error_message": "no \"such\" table", "truncated": false})
-    );
 }
 
 #[test]
@@ -114,6 +115,7 @@ fn whatever_the_error_text_holds_the_payload_is_short_and_valid() {
     let cluster = cluster_with_extension();
     let (mut client, mut listener) = (cluster.connect(), cluster.connect());
     listener.batch_execute("LISTEN loader_execution").unwrap();
+    client.batch_execute("SET loader_history.notify_error_message = on").unwrap();
 
     let texts: Vec<String> =
         ["\"", "\\", "\u{1}", "\n", "\u{7f}", "é", "€", "😀", "x", "\u{2028}</script>'"]
