@@ -428,7 +428,7 @@ impl<'a> Scene<'a> {
              WHERE (history.status, history.execution_end)
                    IS DISTINCT FROM ('FAILED', derived.execution_end)";
         let stale: Vec<i64> = column(&mut self.observer, query);
-        assert!(stale.is_empty(), "derived_failure names {stale:?}");
+        assert!(stale.is_empty(), "server_outcome names {stale:?}");
     }
 }
 
