@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use pg_test::{
-    APPLICATION_SQL, Cluster, PRELOADED, Session, application, assert_durable, column,
+    APPLICATION_SQL, Cluster, PRELOADED, Session, application, assert_autonomous, column,
     current_version, freeze_worker, install_extension, new_bindir, preloaded_cluster,
     released_versions, run, state, status_of, wait_for, wait_for_equal, wait_for_served,
 };
@@ -160,8 +160,8 @@ fn what_ended_with_the_old_server_is_failed_in_the_new() {
     client
         .batch_execute(&format!("SELECT loader.record_execution_end({open}, 'FAILED', 0, 'mine')"))
         .unwrap();
-    assert_durable(&new, "postgres");
-    assert_durable(&new, "second");
+    assert_autonomous(&new, "postgres");
+    assert_autonomous(&new, "second");
     assert_eq!(complaints(&new), [] as [&str; 0]);
     let detail: Vec<Option<String>> = column(
         &mut client,
@@ -236,7 +236,7 @@ fn transactions_that_no_worker_has_looked_at_are_judged_in_the_new_cluster() {
     wait_for_equal("nothing is open", &vec![0], || column::<i64>(&mut client, none));
     let data = "SELECT execution_id FROM loaded ORDER BY 1";
     assert_eq!(column::<i64>(&mut client, data), ids[..2]);
-    assert_durable(&new, "postgres");
+    assert_autonomous(&new, "postgres");
     assert_eq!(complaints(&new), [] as [&str; 0]);
 }
 
@@ -284,7 +284,7 @@ fn from_a_version_of_old_what_the_old_server_knew_is_kept_and_updated_in_the_new
             assert!(column::<i64>(&mut recorder, start)[0] > open, "{version}");
             let key = "SELECT foreign_key FROM loader.recorder_status()";
             assert_eq!(column::<bool>(&mut client, key), [true], "{version}");
-            assert_durable(&new, "postgres");
+            assert_autonomous(&new, "postgres");
         }
         // The loader's word still outranks what the old server found.
         for id in [failed, committed] {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use pg_test::{
-    APPLICATION_SQL, Client, Cluster, Listener, PRELOADED, Session, Signal, assert_durable,
+    APPLICATION_SQL, Client, Cluster, Listener, PRELOADED, Session, Signal, assert_autonomous,
     catch_up, column, current_version, released_versions, send_signal, status_of, wait_for,
     wait_for_equal, wait_for_served, worker_of,
 };
@@ -335,7 +335,7 @@ fn preloaded_a_version_with_a_worker_keeps_it_before_the_update() {
         let mut observer = cluster.connect();
         wait_for_served(&mut observer, &["postgres"]);
         let mut listener = Listener::new(&cluster);
-        assert_durable(&cluster, "postgres");
+        assert_autonomous(&cluster, "postgres");
         let id = session.start();
         session.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 3)"));
         listener.receive_until("the end", |event| {
@@ -351,7 +351,7 @@ fn preloaded_a_version_with_a_worker_keeps_it_before_the_update() {
         listener.receive_until("the end of a prepared load", |event| {
             event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
         });
-        assert_durable(&cluster, "postgres");
+        assert_autonomous(&cluster, "postgres");
         let log = cluster.log();
         assert!(!log.contains("loader_history worker:"), "{log}");
     }
@@ -366,7 +366,7 @@ fn worked_by(version: &str, settings: &str) -> Cluster {
     session.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
     wait_for_served(&mut session.client, &["postgres"]);
     drop(session);
-    assert_durable(&cluster, "postgres");
+    assert_autonomous(&cluster, "postgres");
     cluster
 }
 
@@ -472,7 +472,7 @@ fn loads_that_run_while_the_extension_is_updated_are_recorded_right() {
                 found => assert_eq!(found.as_deref(), Some(status), "{version}: execution {id}"),
             }
         }
-        assert_durable(&cluster, "postgres");
+        assert_autonomous(&cluster, "postgres");
         // The worker does not wait long for the tables that are being changed, and tries again.
         let log = cluster.log();
         let complaints: Vec<_> = log
@@ -524,7 +524,7 @@ fn preloaded_an_old_version_outlives_what_kills_servers_before_the_update() {
             let id = failed[failed.len() - 1];
             wait_for_equal(&format!("{version}: {kill}"), &text, || outcome(&mut observer, id));
             assert_eq!(outcome(&mut observer, committed), "SUCCESS");
-            assert_durable(&cluster, "postgres");
+            assert_autonomous(&cluster, "postgres");
         }
         // Two-phase loads, without events: there is not yet a table for those in the first of these versions.
         let mut observer = cluster.connect();
@@ -561,12 +561,12 @@ fn preloaded_an_old_version_outlives_what_kills_servers_before_the_update() {
         assert_eq!(outcome(&mut client, prepared), "RUNNING");
         client.batch_execute("COMMIT PREPARED 'load'").unwrap();
         assert_eq!(outcome(&mut client, prepared), "SUCCESS");
-        assert_durable(&standby, "postgres");
+        assert_autonomous(&standby, "postgres");
         let log = standby.log();
         assert!(!log.contains("loader_history worker:"), "{log}");
         // And there it is updated.
         client.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
-        assert_durable(&standby, "postgres");
+        assert_autonomous(&standby, "postgres");
         assert_eq!(outcome(&mut client, open), text);
     }
 }
