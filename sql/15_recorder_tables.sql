@@ -80,7 +80,7 @@ CREATE SEQUENCE loader_history.last_timeline MINVALUE 0 START 0;
 COMMENT ON SEQUENCE loader_history.last_timeline IS
     'Internal: the last timeline of the server for which ids were skipped that may have been given on the one before';
 
--- A publication FOR ALL TABLES would bring another cluster's transaction ids.
+-- A publication FOR ALL TABLES would bring another cluster's transaction ids and position.
 CREATE FUNCTION loader_history.drop_replicated_row() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'drop_replicated_row_wrapper';
@@ -96,3 +96,8 @@ CREATE TRIGGER drop_replicated_row BEFORE INSERT ON loader_history.prepared_chan
 COMMENT ON TRIGGER drop_replicated_row ON loader_history.prepared_change IS
     'Drops rows of another cluster';
 ALTER TABLE loader_history.prepared_change ENABLE ALWAYS TRIGGER drop_replicated_row;
+CREATE TRIGGER drop_replicated_row BEFORE INSERT OR UPDATE ON loader_history.purge_position
+    FOR EACH ROW EXECUTE FUNCTION loader_history.drop_replicated_row();
+COMMENT ON TRIGGER drop_replicated_row ON loader_history.purge_position IS
+    'Drops rows of another cluster';
+ALTER TABLE loader_history.purge_position ENABLE ALWAYS TRIGGER drop_replicated_row;

@@ -702,7 +702,7 @@ fn check_events(listener: &mut Client) -> usize {
         let payload = event.payload();
         assert!(payload.len() < EVENT_BYTES, "an event of {} bytes", payload.len());
         let json: Json = serde_json::from_str(payload).expect("an event is JSON");
-        assert!(json["execution_id"].is_i64() && json["event"].is_string(), "{json}");
+        assert!(json["execution_id"].is_i64() && json["event_type"].is_string(), "{json}");
         count += 1;
     }
     count

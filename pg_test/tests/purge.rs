@@ -60,7 +60,7 @@ fn what_runs_and_a_loaders_newest_are_kept_however_old() {
             (1, 86, Some(85), "SUCCESS"),
             (1, 84, Some(83), "SUCCESS"),
             (2, 99, Some(98), "FAILED"),
-            // Started last, and ended before the one that is the newest success.
+            // Started last, and is the newest success although it ended first.
             (3, 90, Some(50), "SUCCESS"),
             (3, 80, Some(70), "SUCCESS"),
             (4, 90, Some(60), "SUCCESS"),
@@ -68,19 +68,10 @@ fn what_runs_and_a_loaders_newest_are_kept_however_old() {
         ],
     );
     let before: Vec<String> = summary(&mut client);
-    assert_eq!(purge(&mut client, "'1 day'"), 2);
+    assert_eq!(purge(&mut client, "'1 day'"), 3);
     assert_eq!(
         left(&mut client),
-        [
-            "1 RUNNING",
-            "3 FAILED",
-            "5 SUCCESS",
-            "6 FAILED",
-            "7 SUCCESS",
-            "8 SUCCESS",
-            "9 SUCCESS",
-            "10 FAILED"
-        ]
+        ["1 RUNNING", "3 FAILED", "5 SUCCESS", "6 FAILED", "8 SUCCESS", "9 SUCCESS", "10 FAILED"]
     );
     assert_eq!(summary(&mut client), before);
     assert_eq!(purge(&mut client, "'0'"), 0);

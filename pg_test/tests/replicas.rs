@@ -195,7 +195,7 @@ fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
     assert_eq!(heard.by_execution()[&prepared], ["STARTED", "SUCCESS"]);
     wait_for("its end", || status_of(&mut there, prepared).as_deref() == Some("SUCCESS"));
     assert_eq!(
-        column::<i64>(&mut there, "SELECT count(*) FROM loader_history.prepared_event"),
+        column::<i64>(&mut there, "SELECT count(*) FROM loader_history.prepared_change"),
         [0]
     );
 
