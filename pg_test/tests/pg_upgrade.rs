@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use pg_test::{
-    APPLICATION_SQL, Cluster, PRELOADED, Session, application, assert_durable, column,
+    APPLICATION_SQL, Cluster, PRELOADED, Session, application, assert_autonomous, column,
     current_version, freeze_worker, install_extension, new_bindir, preloaded_cluster,
     released_versions, run, state, status_of, wait_for, wait_for_equal, wait_for_served,
 };
@@ -160,8 +160,8 @@ fn what_ended_with_the_old_server_is_failed_in_the_new() {
     client
         .batch_execute(&format!("SELECT loader.record_execution_end({open}, 'FAILED', 0, 'mine')"))
         .unwrap();
-    assert_durable(&new, "postgres");
-    assert_durable(&new, "second");
+    assert_autonomous(&new, "postgres");
+    assert_autonomous(&new, "second");
     assert_eq!(complaints(&new), [] as [&str; 0]);
     let detail: Vec<Option<String>> = column(
         &mut client,
@@ -236,7 +236,7 @@ fn transactions_that_no_worker_has_looked_at_are_judged_in_the_new_cluster() {
     wait_for_equal("nothing is open", &vec![0], || column::<i64>(&mut client, none));
     let data = "SELECT execution_id FROM loaded ORDER BY 1";
     assert_eq!(column::<i64>(&mut client, data), ids[..2]);
-    assert_durable(&new, "postgres");
+    assert_autonomous(&new, "postgres");
     assert_eq!(complaints(&new), [] as [&str; 0]);
 }
 
@@ -260,7 +260,7 @@ fn a_database_with_the_sql_of_an_old_version_is_upgraded_and_then_updated() {
             if updated {
                 client.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
                 wait_for_served(&mut client, &["postgres"]);
-                assert_durable(&new, "postgres");
+                assert_autonomous(&new, "postgres");
             }
             let expected = if updated { current_version() } else { version.clone() };
             let query = "SELECT extversion FROM pg_extension WHERE extname = 'loader_history'";

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use pg_test::{
-    APPLICATION_SQL, Client, Cluster, HasError, Listener, PRELOADED, Session, assert_durable,
+    APPLICATION_SQL, Client, Cluster, HasError, Listener, PRELOADED, Session, assert_autonomous,
     column, current_version, released_versions, status_of, wait_for, wait_for_equal,
     wait_for_served,
 };
@@ -371,7 +371,7 @@ fn preloaded_the_old_sql_records_in_the_callers_transaction_until_the_update_bri
         assert_eq!(session.warnings(), Vec::<String>::new());
         assert_eq!(status_of(&mut observer, id).as_deref(), Some("RUNNING"), "at once");
         session.run("ROLLBACK");
-        assert_durable(&cluster, "postgres");
+        assert_autonomous(&cluster, "postgres");
         // Loaders that the old SQL did not note are known.
         let known: Vec<i64> = column(&mut observer, "SELECT count(*) FROM loader.loader_summary");
         assert!(known[0] > 0);
@@ -438,7 +438,7 @@ fn what_the_old_worker_knew_is_recorded_right_by_the_new_one() {
         });
         listener.receive_all(&mut cluster.connect());
         assert!(!listener.by_execution().contains_key(&quiet));
-        assert_durable(&cluster, "postgres");
+        assert_autonomous(&cluster, "postgres");
     }
 }
 
@@ -508,7 +508,7 @@ fn loads_that_run_while_the_extension_is_updated_are_recorded_right() {
                 found => assert_eq!(found.as_deref(), Some(status), "{version}: execution {id}"),
             }
         }
-        assert_durable(&cluster, "postgres");
+        assert_autonomous(&cluster, "postgres");
         let log = cluster.log();
         let complaints: Vec<_> = log
             .lines()
