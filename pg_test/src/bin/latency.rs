@@ -1,5 +1,5 @@
-//! What a durable start costs: its latency against a bare INSERT, and the throughput of starts and ends
-//! against starts that are not durable.
+//! What an autonomous start costs: its latency against a bare INSERT, and the throughput of starts and ends against
+//! transactional starts.
 //!
 //! `make latency` sets `PG_TEST_BINDIR`, the server's programs, built for release, and `TMPDIR`, a
 //! directory on a disk. The machine and its disk decide about every figure but the ratios: what is
@@ -73,7 +73,7 @@ enum Work {
 #[derive(Clone, Copy)]
 struct Side {
     work: Work,
-    durable: bool,
+    autonomous: bool,
     notify: bool,
 }
 
@@ -106,9 +106,9 @@ impl Loader {
 impl Worker for Loader {
     type Work = Side;
 
-    fn prepare(&mut self, Side { durable, notify, .. }: Side) {
+    fn prepare(&mut self, Side { autonomous, notify, .. }: Side) {
         let settings = format!(
-            "SET loader_history.autonomous_start = {durable}; SET loader_history.notify = {notify}"
+            "SET loader_history.autonomous_start = {autonomous}; SET loader_history.notify = {notify}"
         );
         self.client.batch_execute(&settings).expect("the settings");
     }
@@ -163,7 +163,7 @@ impl Bench {
 
     /// A row of the table of latencies.
     fn latency(&mut self, clients: usize, notify: bool, goal: Option<Goal>) -> Vec<String> {
-        let sides = [Work::Insert, Work::Start].map(|work| Side { work, durable: true, notify });
+        let sides = [Work::Insert, Work::Start].map(|work| Side { work, autonomous: true, notify });
         let [mut insert, mut start] = self.compare(clients, sides);
         let (median, p99) = (0.5, 0.99);
         let ratio = start.quantile(median) / insert.quantile(median);
@@ -181,13 +181,13 @@ impl Bench {
 
     /// A row of the table of throughput.
     fn throughput(&mut self, clients: usize, what: &str, work: Work, goal: Goal) -> Vec<String> {
-        let sides = [false, true].map(|durable| Side { work, durable, notify: false });
-        let [plain, durable] = self.compare(clients, sides);
-        let ratio = durable.ratio_to(&plain);
+        let sides = [false, true].map(|autonomous| Side { work, autonomous, notify: false });
+        let [transactional, autonomous] = self.compare(clients, sides);
+        let ratio = autonomous.ratio_to(&transactional);
         vec![
             format!("{what}, clients: {clients}"),
-            format!("{:.0}", plain.rate()),
-            format!("{:.0}", durable.rate()),
+            format!("{:.0}", transactional.rate()),
+            format!("{:.0}", autonomous.rate()),
             format!("{ratio:.2}"),
             self.verdict(goal, ratio),
         ]
@@ -239,7 +239,7 @@ fn main() {
     };
     let mut bench = Bench { admin, loaders, turns, judged: !small };
 
-    println!("Latency in ms of a durable start, against an INSERT that commits:");
+    println!("Latency in ms of an autonomous start, against an INSERT that commits:");
     let mut listener = cluster.connect();
     listener.batch_execute("LISTEN loader_execution").expect("a listener");
     let mut rows = Vec::new();
@@ -260,17 +260,17 @@ fn main() {
             rows.push(bench.throughput(clients, what, work, Goal::AtLeast(goal)));
         }
     }
-    print_markdown(&["", "not durable", "durable", "ratio", "goal"], &rows);
+    print_markdown(&["", "transactional", "autonomous", "ratio", "goal"], &rows);
 
     let [inserted, ended] =
         [0, 1].map(|kind| bench.loaders.iter().map(|loader| loader.done[kind]).sum::<i64>());
     assert!(inserted > 0 && ended > 0, "nothing was done");
     let expected = [before[0] + inserted, before[1] + ended, before[2] + ended];
-    // The worker takes back a start that its caller has recorded otherwise.
+    // The worker may be late with what it rolls back.
     wait_for_equal("what was recorded", &expected, || counts(&mut bench.admin));
 
-    // They were measured as if they were.
-    println!("\nStarts that were to be durable and were not: {}", warnings.count());
+    // They are among those that were measured.
+    println!("\nAutonomous starts that fell back to transactional ones: {}", warnings.count());
     for (reason, count) in &*warnings.reasons() {
         println!("{count}: {reason}");
     }
