@@ -1264,7 +1264,7 @@ DELETE FROM pg_init_privs
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/history/purge.rs:218
+-- src/history/purge.rs:222
 -- loader_history::history::purge::purge_execution_history
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
