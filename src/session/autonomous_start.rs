@@ -11,7 +11,7 @@ use crate::history::tables::{EXECUTION_HISTORY, WATCHED_TRANSACTION};
 use crate::model::error::Error;
 use crate::model::fallback::{Fallback, Reason};
 use crate::pg::bgworker;
-use crate::pg::latch::wait_in_session;
+use crate::pg::latch::{ProcLatch, wait_in_session};
 use crate::pg::relation::{OpenRelation, open, require};
 use crate::pg::xact::{self, my_database};
 use crate::shmem::start_queue::{self, Answer, Recorded, RequestId, Start};
@@ -81,7 +81,9 @@ fn hand_over(start: Start) -> Result<Recorded, Fallback> {
         Availability::NoSlot => return Err(Reason::NoSlot.into()),
         Availability::Late => return Err(Reason::Late.into()),
     }
-    let Some(request) = start_queue::enqueue(database, start) else {
+    let Some(request) =
+        start_queue::with(|queue| queue.enqueue(database, ProcLatch::mine(), start))
+    else {
         workers::wake(database);
         return Err(Reason::QueueFull.into());
     };
@@ -111,7 +113,7 @@ fn wait(request: RequestId, timeout: Duration) -> Answer {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match start_queue::poll(request, left.is_zero()) {
+        match start_queue::with(|queue| queue.poll(request, left.is_zero())) {
             // A start that is being committed can't be given up.
             Answer::Wait if left.is_zero() => wait_in_session(COMMIT_WAIT),
             Answer::Wait => wait_in_session(left),

@@ -278,7 +278,7 @@ impl Command {
         }
         xact_callbacks::reopen_databases_at_end();
         for _ in 0..POLLS {
-            if !workers::is_served(database) {
+            if !workers::block(database, |worker| worker.is_served()) {
                 break;
             }
             workers::wake(database);

@@ -146,7 +146,7 @@ impl Current {
     /// Gives up the start that an error has ended the wait for.
     fn stop_waiting(&self) {
         if let Some(request) = self.waits_for.take() {
-            start_queue::give_up(request);
+            start_queue::with(|queue| queue.give_up(request));
         }
     }
 
@@ -161,8 +161,8 @@ impl Current {
         let database = my_database();
         // SAFETY: in a transaction.
         let xid = unsafe { pg_sys::GetTopTransactionIdIfAny() };
-        let batch = workers::is_running(database)
-            .then(|| event_queue::reserve(database, xid, events.payloads()))
+        let batch = workers::block(database, |worker| worker.is_running())
+            .then(|| event_queue::with(|queue| queue.reserve(database, xid, events.payloads())))
             .flatten();
         match batch {
             Some(batch) => self.batch.set(Some(batch)),
@@ -188,16 +188,16 @@ impl Current {
         let database = my_database();
         if let Some(batch) = self.batch.take() {
             if end == End::Committed {
-                event_queue::publish(batch);
+                event_queue::with(|queue| queue.publish(batch));
                 if !workers::events_published(database) {
-                    event_queue::drop_all(database);
+                    event_queue::with(|queue| queue.drop_all(database));
                 }
             } else {
-                event_queue::free(batch);
+                event_queue::with(|queue| queue.free(batch));
             }
         }
         if self.has_prepared_changes.take() {
-            workers::set_prepared_changes(database);
+            workers::block(database, |worker| worker.prepared_changes = true);
         }
         if let Ok(mut events) = self.events.try_borrow_mut() {
             events.clear();
@@ -258,7 +258,7 @@ impl Current {
 
 /// Reports to the worker that a transaction, or its subtransaction `subxid`, was rolled back.
 fn report(xid: u64, subxid: u64, error: &[u8]) {
-    xact_reports::post(my_database(), xid, subxid, error);
+    xact_reports::with(|reports| reports.post(my_database(), xid, subxid, error));
     workers::wake(my_database());
 }
 

@@ -23,7 +23,7 @@ const FIRST_NUMBER: u64 = 1 << 63;
 static QUEUE: Segment<Header, Slot> = Segment::new(c"loader_history event queue");
 
 /// What the slots of all databases have in common.
-struct Header {
+pub struct Header {
     /// The first free slot.
     free: u32,
     /// How many slots are free.
@@ -37,7 +37,7 @@ struct Header {
 }
 
 /// A part of a batch. All but `next` and `bytes` is that of the batch, in its first slot.
-struct Slot {
+pub struct Slot {
     state: State,
     /// The next free slot, or the next of the batch.
     next: u32,
@@ -67,7 +67,8 @@ enum State {
     Taken,
 }
 
-type Queue<'a> = Contents<'a, Header, Slot>;
+/// The queue, locked.
+pub type Queue<'a> = Contents<'a, Header, Slot>;
 
 /// The events of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,77 +97,16 @@ pub fn initialize(count: usize) {
     QUEUE.initialize(count, Header::all_free(count), |place| Slot::free(place, count));
 }
 
-/// Reserves a batch for the payloads of transaction `xid` in `database`; `None` if there is no room for it.
-pub fn reserve(
-    database: pg_sys::Oid,
-    xid: pg_sys::TransactionId,
-    payloads: &[u8],
-) -> Option<Batch> {
-    QUEUE.lock()?.reserve(database, xid, payloads)
-}
-
-/// Leaves a worker's own events to the next worker of `database`; false if there is no room for them.
-pub fn leave(database: pg_sys::Oid, payloads: &[u8]) -> bool {
-    let batch = reserve(database, pg_sys::InvalidTransactionId, payloads);
-    batch.map(publish).is_some()
-}
-
-/// Publishes a batch, for the worker to take. Cannot fail.
-pub fn publish(batch: Batch) {
-    if let Some(mut queue) = QUEUE.lock() {
-        queue.slot(batch).state = State::Published;
-    }
-}
-
-/// Frees a batch. Cannot fail.
-pub fn free(batch: Batch) {
-    if let Some(mut queue) = QUEUE.lock() {
-        queue.free(batch);
-    }
-}
-
-/// Takes the batches that `database` has published, in their order. With `also_taken` those too that a worker
-/// before this one had taken and not emitted.
-pub fn take(database: pg_sys::Oid, also_taken: bool) -> Vec<Batch> {
-    QUEUE.lock().map_or_else(Vec::new, |mut queue| queue.take(database, also_taken))
-}
-
-/// The numbers and transactions of the batches of `database` that are not published.
-pub fn unpublished(database: pg_sys::Oid) -> Vec<(u64, pg_sys::TransactionId)> {
-    QUEUE.lock().map_or_else(Vec::new, |queue| {
-        let batches =
-            queue.batches(|slot| slot.state == State::Reserved && slot.database == database);
-        batches.into_iter().map(|(batch, xid)| (batch.sequence_number, xid)).collect()
-    })
-}
-
-/// The payloads of a batch, and how many of them have been emitted.
-pub fn payloads(batch: Batch) -> (Vec<u8>, usize) {
-    QUEUE.lock().map_or_else(Default::default, |mut queue| queue.payloads(batch))
-}
-
-/// Notes how many events of a batch have been emitted: another worker goes on behind them.
-pub fn set_emitted(batch: Batch, count: usize) {
-    if let Some(mut queue) = QUEUE.lock() {
-        queue.slot(batch).emitted = count;
-    }
-}
-
-/// Frees what `database` has published and its worker has taken: nobody will emit it.
-pub fn drop_all(database: pg_sys::Oid) {
-    take(database, true).into_iter().for_each(free);
+/// Calls `work` with the queue, under the lock. Nothing of it can fail.
+pub fn with<R: Default>(work: impl FnOnce(&mut Queue<'_>) -> R) -> R {
+    QUEUE.lock().map(|mut queue| work(&mut queue)).unwrap_or_default()
 }
 
 impl Header {
     fn all_free(slots: usize) -> Self {
         let free_count = u32::try_from(slots).unwrap_or_default();
-        Self {
-            free: 0,
-            free_count,
-            batches: 0,
-            next_sequence_number: FIRST_NUMBER,
-            next_left: 0,
-        }
+        let next_sequence_number = FIRST_NUMBER;
+        Self { free: 0, free_count, batches: 0, next_sequence_number, next_left: 0 }
     }
 }
 
@@ -192,7 +132,8 @@ impl Queue<'_> {
         &mut self.entries[batch.slot as usize]
     }
 
-    fn reserve(
+    /// Reserves a batch for the payloads of transaction `xid` in `database`; `None` if there is no room for it.
+    pub fn reserve(
         &mut self,
         database: pg_sys::Oid,
         xid: pg_sys::TransactionId,
@@ -258,7 +199,27 @@ impl Queue<'_> {
         batches
     }
 
-    fn take(&mut self, database: pg_sys::Oid, also_taken: bool) -> Vec<Batch> {
+    /// Leaves a worker's own events to the next worker of `database`; false if there is no room for them.
+    pub fn leave(&mut self, database: pg_sys::Oid, payloads: &[u8]) -> bool {
+        let batch = self.reserve(database, pg_sys::InvalidTransactionId, payloads);
+        batch.map(|batch| self.publish(batch)).is_some()
+    }
+
+    /// Publishes a batch, for the worker to take.
+    pub fn publish(&mut self, batch: Batch) {
+        self.slot(batch).state = State::Published;
+    }
+
+    /// The numbers and transactions of the batches of `database` that are not published.
+    pub fn unpublished(&self, database: pg_sys::Oid) -> Vec<(u64, pg_sys::TransactionId)> {
+        let is_wanted = |slot: &Slot| slot.state == State::Reserved && slot.database == database;
+        let batches = self.batches(is_wanted).into_iter();
+        batches.map(|(batch, xid)| (batch.sequence_number, xid)).collect()
+    }
+
+    /// Takes the batches that `database` has published, in their order. With `also_taken` those too that a worker before
+    /// this one had taken and not emitted.
+    pub fn take(&mut self, database: pg_sys::Oid, also_taken: bool) -> Vec<Batch> {
         let is_wanted = |slot: &Slot| {
             slot.database == database
                 && (slot.state == State::Published || also_taken && slot.state == State::Taken)
@@ -270,7 +231,8 @@ impl Queue<'_> {
         batches
     }
 
-    fn payloads(&mut self, batch: Batch) -> (Vec<u8>, usize) {
+    /// The payloads of a batch, and how many of them have been emitted.
+    pub fn payloads(&mut self, batch: Batch) -> (Vec<u8>, usize) {
         let (length, emitted) = (self.slot(batch).length, self.slot(batch).emitted);
         let mut payloads = Vec::with_capacity(length);
         let mut place = batch.slot;
@@ -282,7 +244,18 @@ impl Queue<'_> {
         (payloads, emitted)
     }
 
-    fn free(&mut self, batch: Batch) {
+    /// Notes how many events of a batch have been emitted: another worker goes on behind them.
+    pub fn set_emitted(&mut self, batch: Batch, count: usize) {
+        self.slot(batch).emitted = count;
+    }
+
+    /// Frees what `database` has published and its worker has taken: nobody will emit it.
+    pub fn drop_all(&mut self, database: pg_sys::Oid) {
+        self.take(database, true).into_iter().for_each(|batch| self.free(batch));
+    }
+
+    /// Frees a batch.
+    pub fn free(&mut self, batch: Batch) {
         let count = self.slot(batch).count;
         self.slot(batch).state = State::Part;
         let mut last = batch.slot;
@@ -352,16 +325,12 @@ mod tests {
     fn what_a_worker_leaves_comes_first() {
         with_queue(8, |queue| {
             let session = reserve(queue, MINE, b"a").expect("room");
-            let mut leave = |payloads: &[u8]| {
-                let none = pg_sys::InvalidTransactionId;
-                queue.reserve(MINE, none, payloads).expect("room")
-            };
-            let (first, second) = (leave(b"b"), leave(b"c"));
-            assert!(first.is_left_by_worker() && !session.is_left_by_worker());
-            for batch in [session, first, second] {
-                queue.slot(batch).state = State::Published;
-            }
-            assert_eq!(queue.take(MINE, false), [first, second, session]);
+            queue.publish(session);
+            assert!(queue.leave(MINE, b"b") && queue.leave(MINE, b"c"));
+            let taken = queue.take(MINE, false);
+            let payloads: Vec<_> = taken.iter().map(|&batch| queue.payloads(batch).0).collect();
+            assert_eq!(payloads, [b"b", b"c", b"a"]);
+            assert!(taken[1].is_left_by_worker() && !taken[2].is_left_by_worker());
         });
     }
 

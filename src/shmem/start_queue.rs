@@ -9,19 +9,20 @@ use crate::pg::segment::{Contents, Segment};
 static QUEUE: Segment<Header, Request> = Segment::new(c"loader_history start queue");
 
 /// How many requests are not free.
-struct Header {
+pub struct Header {
     used: usize,
 }
 
 /// A start that a backend hands over.
-struct Request {
+pub struct Request {
     state: State,
     database: pg_sys::Oid,
     caller: Option<ProcLatch>,
     start: Start,
 }
 
-type Queue<'a> = Contents<'a, Header, Request>;
+/// The queue, locked.
+pub type Queue<'a> = Contents<'a, Header, Request>;
 
 /// The state of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +76,7 @@ pub struct Recorded {
 pub struct RequestId(usize);
 
 /// What a caller learns of its request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Answer {
     /// Nothing yet.
     Wait,
@@ -84,6 +85,7 @@ pub enum Answer {
     /// It is not recorded.
     Declined(Reason),
     /// It was still queued when the time was up.
+    #[default]
     NotTaken,
     /// The worker had taken it when the time was up, and will not commit it.
     Abandoned,
@@ -99,97 +101,26 @@ pub fn initialize(count: usize) {
     QUEUE.initialize(count, Header { used: 0 }, |_| Request::FREE);
 }
 
-// What callers do
-
-/// Queues a start for the worker of `database`; `None` if the queue is full.
-pub fn enqueue(database: pg_sys::Oid, start: Start) -> Option<RequestId> {
-    QUEUE.lock()?.enqueue(database, ProcLatch::mine(), start)
-}
-
-/// The answer to a request, whose place is free once there is one. `time_is_up` gives it up unless it is being committed.
-pub fn poll(id: RequestId, time_is_up: bool) -> Answer {
-    QUEUE.lock().map_or(Answer::NotTaken, |mut queue| queue.poll(id, time_is_up))
-}
-
-/// Gives a request up, since an error has ended the wait for it. Cannot fail.
-pub fn give_up(id: RequestId) {
-    if let Some(mut queue) = QUEUE.lock() {
-        queue.give_up(id);
-    }
-}
-
-// What the worker does
-
-/// Takes the requests to the worker of `database`.
-pub fn take(database: pg_sys::Oid) -> Vec<(RequestId, Start)> {
-    QUEUE.lock().map_or_else(Vec::new, |mut queue| queue.take(database))
-}
-
-/// Whether a request waits for the worker of `database`.
-pub fn is_any(database: pg_sys::Oid) -> bool {
-    QUEUE
-        .lock()
-        .is_some_and(|queue| queue.used().any(|(_, request)| request.is_queued_for(database)))
-}
-
-/// The requests that a worker of `database` was committing when it exited, with their loaders and execution ids.
-/// Those that it had only taken are declined.
-pub fn take_over(database: pg_sys::Oid) -> Vec<(RequestId, i64, i64)> {
-    let taken_over = QUEUE.lock().map(|mut queue| queue.take_over(database));
-    let (taken, committing) = taken_over.unwrap_or_default();
-    taken.into_iter().for_each(|id| decline(id, Reason::Late));
-    committing
-}
-
-/// The worker is about to commit these starts under these execution ids; false if a caller has given one of them up.
-pub fn begin_commit(ids: &[(RequestId, i64)]) -> bool {
-    QUEUE.lock().is_some_and(|mut queue| queue.begin_commit(ids))
-}
-
-/// The commit of these starts has failed: they are taken, as before.
-pub fn undo_commit(ids: impl Iterator<Item = RequestId>) {
-    if let Some(mut queue) = QUEUE.lock() {
-        ids.for_each(|id| queue.undo_commit(id));
-    }
-}
-
-/// Frees a request that its caller has given up; whether it has.
-pub fn free_abandoned(id: RequestId) -> bool {
-    QUEUE.lock().is_some_and(|mut queue| queue.free_if(id, State::Abandoned))
+/// Calls `work` with the queue, under the lock.
+pub fn with<R: Default>(work: impl FnOnce(&mut Queue<'_>) -> R) -> R {
+    QUEUE.lock().map(|mut queue| work(&mut queue)).unwrap_or_default()
 }
 
 /// Answers a request that the worker has committed; false if no caller waits any more.
 pub fn answer(id: RequestId, recorded: Recorded) -> bool {
-    let caller = QUEUE.lock().and_then(|mut queue| queue.answer(id, recorded));
-    caller.inspect(|caller| caller.set()).is_some()
+    with(|queue| queue.answer(id, recorded)).inspect(|caller| caller.set()).is_some()
 }
 
-/// Declines a request that the worker has taken.
+/// Declines a request.
 pub fn decline(id: RequestId, reason: Reason) {
-    if let Some(caller) = QUEUE.lock().and_then(|mut queue| queue.decline(id, reason)) {
+    if let Some(caller) = with(|queue| queue.decline(id, reason)) {
         caller.set();
     }
 }
 
 /// Declines the requests that wait for a worker of `database`.
 pub fn decline_queued(database: pg_sys::Oid, reason: Reason) {
-    take(database).into_iter().for_each(|(id, _)| decline(id, reason));
-}
-
-/// The databases that requests wait in.
-pub fn waiting_databases() -> Vec<pg_sys::Oid> {
-    QUEUE.lock().map_or_else(Vec::new, |queue| {
-        let queued = queue.used().filter(|(_, request)| request.state == State::Queued);
-        queued.map(|(_, request)| request.database).collect()
-    })
-}
-
-/// How many requests wait for the worker of `database`, or for its commit.
-pub fn depth(database: pg_sys::Oid) -> usize {
-    QUEUE.lock().map_or(0, |queue| {
-        let waits = |state| matches!(state, State::Queued | State::Taken | State::Committing(_));
-        queue.used().filter(|(_, one)| one.database == database && waits(one.state)).count()
-    })
+    with(|queue| queue.take(database)).into_iter().for_each(|(id, _)| decline(id, reason));
 }
 
 impl Request {
@@ -206,10 +137,6 @@ impl Request {
             notify: false,
         },
     };
-
-    fn is_queued_for(&self, database: pg_sys::Oid) -> bool {
-        self.state == State::Queued && self.database == database
-    }
 }
 
 impl Queue<'_> {
@@ -229,7 +156,8 @@ impl Queue<'_> {
             .collect()
     }
 
-    fn enqueue(
+    /// Queues a start for the worker of `database`; `None` if the queue is full.
+    pub fn enqueue(
         &mut self,
         database: pg_sys::Oid,
         caller: Option<ProcLatch>,
@@ -241,11 +169,34 @@ impl Queue<'_> {
         Some(RequestId(place))
     }
 
+    /// Whether a request waits for the worker of `database`.
+    pub fn is_any(&self, database: pg_sys::Oid) -> bool {
+        !self.used_by(database, State::Queued).is_empty()
+    }
+
+    /// The databases that requests wait in.
+    pub fn waiting_databases(&self) -> Vec<pg_sys::Oid> {
+        let queued = self.used().filter(|(_, request)| request.state == State::Queued);
+        queued.map(|(_, request)| request.database).collect()
+    }
+
+    /// How many requests wait for the worker of `database`, or for its commit.
+    pub fn depth(&self, database: pg_sys::Oid) -> usize {
+        let waits = |state| matches!(state, State::Queued | State::Taken | State::Committing(_));
+        self.used().filter(|(_, one)| one.database == database && waits(one.state)).count()
+    }
+
+    /// Frees a request that its caller has given up; whether it has.
+    pub fn free_abandoned(&mut self, id: RequestId) -> bool {
+        self.free_if(id, State::Abandoned)
+    }
+
     fn free(&mut self, id: RequestId) {
         self.entries[id.0].state = State::Free;
         self.header.used -= 1;
     }
 
+    /// Frees a request that is in this state; whether it is.
     fn free_if(&mut self, id: RequestId, state: State) -> bool {
         let is = self.entries[id.0].state == state;
         if is {
@@ -254,7 +205,8 @@ impl Queue<'_> {
         is
     }
 
-    fn undo_commit(&mut self, id: RequestId) {
+    /// The commit of a start has failed: it is taken, as before.
+    pub fn undo_commit(&mut self, id: RequestId) {
         let state = &mut self.entries[id.0].state;
         *state = match *state {
             State::Committing(_) => State::Taken,
@@ -263,7 +215,9 @@ impl Queue<'_> {
         };
     }
 
-    fn poll(&mut self, id: RequestId, time_is_up: bool) -> Answer {
+    /// The answer to a request, whose place is free once there is one. `time_is_up` gives it up unless it is being
+    /// committed.
+    pub fn poll(&mut self, id: RequestId, time_is_up: bool) -> Answer {
         let answer = match self.entries[id.0].state {
             State::Done(recorded) => Answer::Recorded(recorded),
             State::Declined(reason) => Answer::Declined(reason),
@@ -278,7 +232,8 @@ impl Queue<'_> {
         answer
     }
 
-    fn give_up(&mut self, id: RequestId) {
+    /// Gives a request up, since an error has ended the wait for it.
+    pub fn give_up(&mut self, id: RequestId) {
         match self.entries[id.0].state {
             State::Taken => self.entries[id.0].state = State::Abandoned,
             State::Committing(execution_id) => {
@@ -289,7 +244,8 @@ impl Queue<'_> {
         }
     }
 
-    fn take(&mut self, database: pg_sys::Oid) -> Vec<(RequestId, Start)> {
+    /// The worker takes the requests to `database`.
+    pub fn take(&mut self, database: pg_sys::Oid) -> Vec<(RequestId, Start)> {
         let ids = self.used_by(database, State::Queued);
         for id in &ids {
             self.entries[id.0].state = State::Taken;
@@ -297,8 +253,12 @@ impl Queue<'_> {
         ids.into_iter().map(|id| (id, self.entries[id.0].start)).collect()
     }
 
-    /// The requests that a worker had only taken, and those that it was committing.
-    fn take_over(&mut self, database: pg_sys::Oid) -> (Vec<RequestId>, Vec<(RequestId, i64, i64)>) {
+    /// The requests that a worker of `database` that has exited had only taken, and those that it was committing, with
+    /// their loaders and execution ids.
+    pub fn take_over(
+        &mut self,
+        database: pg_sys::Oid,
+    ) -> (Vec<RequestId>, Vec<(RequestId, i64, i64)>) {
         for id in self.used_by(database, State::Abandoned) {
             self.free(id);
         }
@@ -314,7 +274,8 @@ impl Queue<'_> {
         (self.used_by(database, State::Taken), committing)
     }
 
-    fn begin_commit(&mut self, ids: &[(RequestId, i64)]) -> bool {
+    /// The worker is about to commit these starts under these execution ids; false if a caller has given one up.
+    pub fn begin_commit(&mut self, ids: &[(RequestId, i64)]) -> bool {
         let all = ids.iter().all(|(id, _)| self.entries[id.0].state == State::Taken);
         if all {
             for &(id, execution_id) in ids {

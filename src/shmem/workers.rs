@@ -28,20 +28,21 @@ struct Header {
 }
 
 /// The worker of a database. The block is free where the database is invalid.
-struct WorkerBlock {
+pub struct WorkerBlock {
     database: pg_sys::Oid,
-    state: WorkerState,
+    /// Its state.
+    pub state: WorkerState,
     latch: Option<ProcLatch>,
     /// Its process id; 0 if there is no process.
     pid: i32,
     /// A start found that the worker is late: further ones don't wait for it.
-    is_late: bool,
+    pub is_late: bool,
     /// The extension may have changed: the worker is to check.
-    check_extension: bool,
+    pub check_extension: bool,
     /// Events were published that the worker has not taken.
-    has_events: bool,
+    pub has_events: bool,
     /// There may be rows in `loader_history.prepared_change`.
-    prepared_changes: bool,
+    pub prepared_changes: bool,
     last_error: Text,
     /// When, in PostgreSQL's microseconds; 0 for never.
     last_error_at: i64,
@@ -121,8 +122,9 @@ fn with<R>(work: impl FnOnce(&mut Workers<'_>) -> R) -> Option<R> {
     WORKERS.lock().map(|mut workers| work(&mut workers))
 }
 
-fn with_block<R>(database: pg_sys::Oid, work: impl FnOnce(&mut WorkerBlock) -> R) -> Option<R> {
-    with(|workers| workers.block(database).map(work)).flatten()
+/// Calls `work` with the block of `database`, if there is one, under the lock.
+pub fn block<R: Default>(database: pg_sys::Oid, work: impl FnOnce(&mut WorkerBlock) -> R) -> R {
+    with(|workers| workers.block(database).map(work)).flatten().unwrap_or_default()
 }
 
 fn my_pid() -> i32 {
@@ -171,23 +173,18 @@ pub fn set_late(database: pg_sys::Oid) {
 
 /// Wakes the worker of `database`, since events were published; false if there is none to take them. Cannot fail.
 pub fn events_published(database: pg_sys::Oid) -> bool {
-    with_block(database, |block| {
+    block(database, |block| {
         if !block.has_events {
             block.has_events = true;
             block.wake();
         }
+        true
     })
-    .is_some()
-}
-
-/// Notes that there may be rows in `loader_history.prepared_change` of `database`. Cannot fail.
-pub fn set_prepared_changes(database: pg_sys::Oid) {
-    with_block(database, |block| block.prepared_changes = true);
 }
 
 /// Wakes the worker of `database`, since a transaction that was prepared is committed.
 pub fn prepared_committed(database: pg_sys::Oid) {
-    with_block(database, |block| {
+    block(database, |block| {
         if block.prepared_changes {
             block.has_events = true;
             block.wake();
@@ -242,22 +239,16 @@ pub fn reopen_all() {
     });
 }
 
-/// Whether a worker runs in `database`, or is about to.
-pub fn is_served(database: pg_sys::Oid) -> bool {
-    with_block(database, |block| {
-        matches!(block.state, WorkerState::Starting | WorkerState::Running)
-    })
-    .unwrap_or_default()
-}
-
 /// The worker of `database`; `None` if there is no block for it.
 pub fn status(database: pg_sys::Oid) -> Option<WorkerStatus> {
-    with_block(database, |block| WorkerStatus {
-        state: block.state,
-        pid: block.pid,
-        is_late: block.is_late,
-        last_error: block.last_error.get(),
-        last_error_at: block.last_error_at,
+    block(database, |block| {
+        Some(WorkerStatus {
+            state: block.state,
+            pid: block.pid,
+            is_late: block.is_late,
+            last_error: block.last_error.get(),
+            last_error_at: block.last_error_at,
+        })
     })
 }
 
@@ -265,7 +256,7 @@ pub fn status(database: pg_sys::Oid) -> Option<WorkerStatus> {
 
 /// Makes the current process the worker of `database`; false if the launcher has not asked for one, or another has come.
 pub fn enter(database: pg_sys::Oid) -> bool {
-    with_block(database, |block| {
+    block(database, |block| {
         let free = block.state == WorkerState::Starting && block.pid == 0;
         if free {
             block.pid = my_pid();
@@ -274,12 +265,11 @@ pub fn enter(database: pg_sys::Oid) -> bool {
         }
         free
     })
-    .unwrap_or_default()
 }
 
 /// The worker of `database`, the current process, ends. Cannot fail.
 pub fn exit(database: pg_sys::Oid, state: WorkerState) {
-    with_block(database, |block| {
+    block(database, |block| {
         if block.pid == my_pid() {
             block.latch = None;
             block.state = state;
@@ -291,54 +281,18 @@ pub fn exit(database: pg_sys::Oid, state: WorkerState) {
 
 /// The worker of `database` takes starts.
 pub fn set_running(database: pg_sys::Oid) {
-    with_block(database, |block| {
+    block(database, |block| {
         block.state = WorkerState::Running;
         block.is_late = false;
     });
     wake_launcher();
 }
 
-/// Whether the worker of `database` has taken up its work.
-pub fn is_running(database: pg_sys::Oid) -> bool {
-    with_block(database, |block| block.state == WorkerState::Running).unwrap_or_default()
-}
-
-/// The worker of `database` is not late.
-pub fn set_in_time(database: pg_sys::Oid) {
-    with_block(database, |block| block.is_late = false);
-}
-
-/// Whether the worker of `database` was asked to check the extension. Says so once.
-pub fn take_check_extension(database: pg_sys::Oid) -> bool {
-    with_block(database, |block| std::mem::take(&mut block.check_extension)).unwrap_or_default()
-}
-
-/// Whether events were published in `database` since this was asked last.
-pub fn take_has_events(database: pg_sys::Oid) -> bool {
-    with_block(database, |block| std::mem::take(&mut block.has_events)).unwrap_or_default()
-}
-
-/// Whether events were published in `database` that the worker has not taken.
-pub fn has_events(database: pg_sys::Oid) -> bool {
-    with_block(database, |block| block.has_events).unwrap_or_default()
-}
-
-/// Whether there may be rows in `loader_history.prepared_change` of `database`. Afterwards there are none, unless a
-/// session says so.
-pub fn take_prepared_changes(database: pg_sys::Oid) -> bool {
-    with_block(database, |block| std::mem::take(&mut block.prepared_changes)).unwrap_or_default()
-}
-
-/// Whether there may be rows in `loader_history.prepared_change` of `database`.
-pub fn has_prepared_changes(database: pg_sys::Oid) -> bool {
-    with_block(database, |block| block.prepared_changes).unwrap_or_default()
-}
-
 /// Keeps an error of the worker of `database`, for `recorder_status`.
 pub fn set_last_error(database: pg_sys::Oid, error: &str) {
     // SAFETY: reads the clock.
     let now = unsafe { pg_sys::GetCurrentTimestamp() };
-    with_block(database, |block| {
+    block(database, |block| {
         block.last_error.set(error.as_bytes());
         block.last_error_at = now;
     });
@@ -435,18 +389,9 @@ pub fn start(database: pg_sys::Oid) -> bool {
     .unwrap_or_default()
 }
 
-/// Sets the state of the worker of `database`.
-pub fn set_state(database: pg_sys::Oid, state: WorkerState) {
-    with_block(database, |block| block.state = state);
-}
-
-/// Frees the block of `database`.
-pub fn remove(database: pg_sys::Oid) {
-    with_block(database, |block| *block = WorkerBlock::UNUSED);
-}
-
 impl WorkerBlock {
-    const UNUSED: Self = Self {
+    /// Free.
+    pub const UNUSED: Self = Self {
         database: pg_sys::InvalidOid,
         state: WorkerState::Unused,
         latch: None,
@@ -458,6 +403,16 @@ impl WorkerBlock {
         last_error: Text::EMPTY,
         last_error_at: 0,
     };
+
+    /// Whether the worker has taken up its work.
+    pub fn is_running(&self) -> bool {
+        self.state == WorkerState::Running
+    }
+
+    /// Whether a worker runs, or is about to.
+    pub fn is_served(&self) -> bool {
+        matches!(self.state, WorkerState::Starting | WorkerState::Running)
+    }
 
     fn wake(&self) {
         if let Some(latch) = self.latch {

@@ -12,19 +12,20 @@ use crate::pg::segment::{Contents, Segment};
 static REPORTS: Segment<Header, Report> = Segment::new(c"loader_history xact reports");
 
 /// How many places are taken.
-struct Header {
+pub struct Header {
     used: usize,
 }
 
 /// A place: free where the database is invalid.
-struct Report {
+pub struct Report {
     database: pg_sys::Oid,
     xid: u64,
     subxid: u64,
     error: Text,
 }
 
-type Reports<'a> = Contents<'a, Header, Report>;
+/// The reports, locked.
+pub type Reports<'a> = Contents<'a, Header, Report>;
 
 /// That a transaction or subtransaction was rolled back.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,28 +48,9 @@ pub fn initialize(count: usize) {
     REPORTS.initialize(count, Header { used: 0 }, |_| Report::FREE);
 }
 
-/// Leaves a report for the worker of `database`. Cannot fail; the report is lost if there is no place.
-pub fn post(database: pg_sys::Oid, xid: u64, subxid: u64, error: &[u8]) {
-    if let Some(mut reports) = REPORTS.lock() {
-        reports.post(database, xid, subxid, error);
-    }
-}
-
-/// Takes the reports to the worker of `database`.
-pub fn take(database: pg_sys::Oid) -> Vec<XactReport> {
-    REPORTS.lock().map_or_else(Vec::new, |mut reports| reports.take(|oid| oid == database))
-}
-
-/// Whether there are reports to the worker of `database`.
-pub fn is_any(database: pg_sys::Oid) -> bool {
-    REPORTS.lock().is_some_and(|reports| reports.count(database) > 0)
-}
-
-/// Drops the reports to databases other than `existing`.
-pub fn drop_others(existing: &[pg_sys::Oid]) {
-    if let Some(mut reports) = REPORTS.lock() {
-        reports.take(|oid| !existing.contains(&oid));
-    }
+/// Calls `work` with the reports, under the lock. Nothing of it can fail.
+pub fn with<R: Default>(work: impl FnOnce(&mut Reports<'_>) -> R) -> R {
+    REPORTS.lock().map(|mut reports| work(&mut reports)).unwrap_or_default()
 }
 
 impl Report {
@@ -80,7 +62,8 @@ impl Report {
 }
 
 impl Reports<'_> {
-    fn post(&mut self, database: pg_sys::Oid, xid: u64, subxid: u64, error: &[u8]) {
+    /// Leaves a report for the worker of `database`; it is lost if there is no place.
+    pub fn post(&mut self, database: pg_sys::Oid, xid: u64, subxid: u64, error: &[u8]) {
         // A database whose worker reads none leaves a quarter to others.
         let limit = self.entries.len() / 4 * 3;
         if self.header.used >= limit && self.count(database) >= limit {
@@ -104,7 +87,13 @@ impl Reports<'_> {
         self.used().filter(|report| report.database == database).count()
     }
 
-    fn take(&mut self, is_wanted: impl Fn(pg_sys::Oid) -> bool) -> Vec<XactReport> {
+    /// Whether there are reports to the worker of `database`.
+    pub fn is_any(&self, database: pg_sys::Oid) -> bool {
+        self.count(database) > 0
+    }
+
+    /// Takes the reports to the workers of these databases.
+    pub fn take(&mut self, is_wanted: impl Fn(pg_sys::Oid) -> bool) -> Vec<XactReport> {
         let used = self.entries.iter_mut().filter(|report| !report.is_free());
         let mut taken = Vec::new();
         for report in used.take(self.header.used) {

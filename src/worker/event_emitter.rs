@@ -7,6 +7,7 @@
 //! yet published its events, which is a matter of microseconds.
 
 use std::ffi::CString;
+use std::mem::take;
 use std::time::{Duration, Instant};
 
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -79,7 +80,7 @@ impl EventEmitter {
     pub fn new(database: pg_sys::Oid) -> Self {
         let now = Instant::now();
         Self {
-            batches: event_queue::take(database, true),
+            batches: event_queue::with(|queue| queue.take(database, true)),
             next: now,
             next_prepared: now,
             patience: PATIENCE,
@@ -91,14 +92,14 @@ impl EventEmitter {
     /// Emits some of the events that there are; whether there were any.
     fn emit(&mut self, context: &mut Context) -> Result<bool, XactError> {
         let (now, database) = (Instant::now(), context.database);
-        if workers::take_has_events(database) {
+        if workers::block(database, |worker| take(&mut worker.has_events)) {
             // A prepared transaction may have been committed.
             self.next_prepared = self.next_prepared.min(now);
         }
-        self.batches.extend(event_queue::take(database, false));
+        self.batches.extend(event_queue::with(|queue| queue.take(database, false)));
         self.batches.sort_unstable();
         // Before the batches: a session that changes an execution after a prepared transaction sees its commit.
-        let has_prepared = workers::has_prepared_changes(database)
+        let has_prepared = workers::block(database, |worker| worker.prepared_changes)
             && (now >= self.next_prepared || !self.batches.is_empty());
         if context.events.is_empty() && self.batches.is_empty() && !has_prepared {
             return Ok(false);
@@ -112,9 +113,10 @@ impl EventEmitter {
             self.at_once = (self.at_once * 2).min(EMITTED_AT_ONCE);
         }
         context.events.drain(..emitted.own);
-        self.batches.drain(..emitted.batches).for_each(event_queue::free);
+        let emitted_batches = self.batches.drain(..emitted.batches);
+        event_queue::with(|queue| emitted_batches.for_each(|batch| queue.free(batch)));
         if let (Some(count), Some(batch)) = (emitted.of_next, self.batches.first()) {
-            event_queue::set_emitted(*batch, count);
+            event_queue::with(|queue| queue.set_emitted(*batch, count));
         }
         Ok(emitted.count > 0)
     }
@@ -122,7 +124,7 @@ impl EventEmitter {
     /// How many of the batches need not wait for one with a lower number.
     fn ready_batches(&mut self, database: pg_sys::Oid, now: Instant) -> usize {
         let Some(last) = self.batches.last() else { return 0 };
-        let awaited = event_queue::unpublished(database)
+        let awaited = event_queue::with(|queue| queue.unpublished(database))
             .into_iter()
             .filter(|(number, xid)| *number < last.sequence_number && !xact::is_in_progress(*xid))
             .map(|(number, _)| number)
@@ -174,7 +176,7 @@ impl EventEmitter {
     /// Emits batches; false if there are more events in them than may be emitted at once.
     fn emit_batches(&self, batches: &[Batch], emitted: &mut Emitted) -> bool {
         for batch in batches {
-            let (payloads, before) = event_queue::payloads(*batch);
+            let (payloads, before) = event_queue::with(|queue| queue.payloads(*batch));
             for (number, payload) in event::split(&payloads).enumerate().skip(before) {
                 if emitted.count == self.at_once {
                     emitted.of_next = Some(number);
@@ -191,13 +193,13 @@ impl EventEmitter {
     /// Emits at most `count` events of prepared transactions that were committed; how many.
     fn emit_prepared(&mut self, database: pg_sys::Oid, count: usize) -> Result<usize, Error> {
         // A transaction that is prepared from now on says so again.
-        workers::take_prepared_changes(database);
+        workers::block(database, |worker| worker.prepared_changes = false);
         let taken = prepared_changes::take(count).inspect_err(|_| {
-            workers::set_prepared_changes(database);
+            workers::block(database, |worker| worker.prepared_changes = true);
         })?;
         taken.payloads.iter().for_each(|payload| notify::emit(payload.as_bytes()));
         if taken.has_more {
-            workers::set_prepared_changes(database);
+            workers::block(database, |worker| worker.prepared_changes = true);
         }
         if taken.payloads.len() < count {
             self.next_prepared = Instant::now() + PREPARED_INTERVAL;
@@ -208,7 +210,7 @@ impl EventEmitter {
     fn retry_after(&mut self, context: &mut Context, error: &XactError) {
         let now = Instant::now();
         // What was taken may have been undone.
-        workers::set_prepared_changes(context.database);
+        workers::block(context.database, |worker| worker.prepared_changes = true);
         self.next_prepared = now + RETRY;
         if error.is_lock() {
             // As long for the starts.
@@ -241,7 +243,9 @@ impl EventEmitter {
             }
         }
         let payloads = event::join(context.events.drain(..));
-        if !payloads.is_empty() && !event_queue::leave(context.database, &payloads) {
+        let left = payloads.is_empty()
+            || event_queue::with(|queue| queue.leave(context.database, &payloads));
+        if !left {
             context.report(&events_dropped(format!(
                 "{} events are dropped with the worker's end",
                 event::split(&payloads).count()
@@ -254,8 +258,8 @@ impl Part for EventEmitter {
     fn due(&self, context: &Context) -> Option<Instant> {
         let any = !context.events.is_empty()
             || !self.batches.is_empty()
-            || workers::has_events(context.database);
-        let prepared = workers::has_prepared_changes(context.database);
+            || workers::block(context.database, |worker| worker.has_events);
+        let prepared = workers::block(context.database, |worker| worker.prepared_changes);
         let prepared = prepared.then_some(self.next_prepared.max(self.next));
         any.then_some(self.next).into_iter().chain(prepared).min()
     }

@@ -4,6 +4,7 @@
 //! few at a time, and the worker exits if there is nothing for it to do.
 
 use std::collections::HashMap;
+use std::mem::take;
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{
@@ -109,7 +110,7 @@ impl Launcher {
             return false;
         }
         if let Some(existing) = databases() {
-            xact_reports::drop_others(&existing);
+            xact_reports::with(|reports| reports.take(|database| !existing.contains(&database)));
         }
         announced.into_iter().for_each(|database| self.add_pending(database));
         true
@@ -133,7 +134,7 @@ impl Launcher {
                     self.started.remove(&database);
                     self.failures.remove(&database);
                     // The extension may have been created just when the worker exited.
-                    if workers::take_check_extension(database) {
+                    if workers::block(database, |worker| take(&mut worker.check_extension)) {
                         self.add_pending(database);
                     }
                     drop_queued(database);
@@ -149,7 +150,7 @@ impl Launcher {
         if self.pending.contains(&database) {
             return;
         }
-        workers::set_state(database, WorkerState::Crashed);
+        workers::block(database, |worker| worker.state = WorkerState::Crashed);
         self.started.remove(&database);
         let now = Instant::now();
         let failure = self.failures.entry(database).or_default();
@@ -183,9 +184,9 @@ impl Launcher {
                 drop_queued(database);
             } else if workers::is_closed(database) || existing.is_none() {
                 // The command that closed it announces it again. Its events wait.
-                workers::set_state(database, WorkerState::Crashed);
+                workers::block(database, |worker| worker.state = WorkerState::Crashed);
             } else if self.slot_retry.is_some() {
-                workers::set_state(database, WorkerState::NoSlot);
+                workers::block(database, |worker| worker.state = WorkerState::NoSlot);
                 self.pending.push(database);
             } else {
                 self.start_worker(database, now);
@@ -196,8 +197,8 @@ impl Launcher {
     /// Takes some of the pending databases, and sets the state of their workers.
     fn take_candidates(&mut self, now: Instant) -> Vec<pg_sys::Oid> {
         let mut candidates = Vec::new();
-        for database in std::mem::take(&mut self.pending) {
-            if workers::is_served(database) {
+        for database in take(&mut self.pending) {
+            if workers::block(database, |worker| worker.is_served()) {
                 continue;
             }
             if starting() >= STARTING_AT_ONCE {
@@ -232,14 +233,14 @@ impl Launcher {
             database,
             "no slot for another background worker: raise max_worker_processes",
         );
-        workers::set_state(database, WorkerState::NoSlot);
+        workers::block(database, |worker| worker.state = WorkerState::NoSlot);
         self.slot_retry = Some(now + SLOT_RETRY);
         self.pending.push(database);
     }
 
     /// Declines starts in databases that no worker is to come to, so that no session waits for one.
     fn decline_unserved(&self) {
-        for database in start_queue::waiting_databases() {
+        for database in start_queue::with(|queue| queue.waiting_databases()) {
             let is_pending = self.pending.contains(&database);
             let reason = match workers::status(database).map(|status| status.state) {
                 Some(WorkerState::Starting | WorkerState::Running) => continue,

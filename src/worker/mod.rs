@@ -12,6 +12,7 @@ mod xact_monitor;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ffi::CStr;
+use std::mem::take;
 use std::time::{Duration, Instant};
 
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
@@ -29,7 +30,7 @@ use crate::model::fallback::Reason;
 use crate::pg::bgworker::{self, XactError, transaction};
 use crate::pg::latch::{check_for_interrupts, wait_in_worker};
 use crate::pg::relation::trusted;
-use crate::shmem::workers::{self, WorkerState};
+use crate::shmem::workers::{self, WorkerBlock, WorkerState};
 use crate::shmem::{event_queue, start_queue, xact_reports};
 
 /// How often the worker checks whether the extension exists, besides when a command drops it; and after an error.
@@ -235,7 +236,7 @@ impl Worker {
         self.monitor.load(&mut self.context)?;
         self.starts.take_over(&mut self.context)?;
         // Some may have been prepared before there was a worker.
-        workers::set_prepared_changes(self.context.database);
+        workers::block(self.context.database, |worker| worker.prepared_changes = true);
         workers::set_running(self.context.database);
         Ok(())
     }
@@ -261,13 +262,15 @@ impl Worker {
                 return Ok(Leaving::ForNow);
             }
             bgworker::reload_settings();
-            if workers::take_check_extension(database) || self.next_check <= Instant::now() {
+            if workers::block(database, |worker| take(&mut worker.check_extension))
+                || self.next_check <= Instant::now()
+            {
                 self.check_extension();
             }
             if self.extension == pg_sys::InvalidOid {
-                xact_reports::take(database);
+                xact_reports::with(|reports| reports.take(|oid| oid == database));
                 // Their table does not exist.
-                workers::take_prepared_changes(database);
+                workers::block(database, |worker| worker.prepared_changes = false);
                 self.emitter.finish(&mut self.context);
                 return Ok(Leaving::ForGood);
             }
@@ -275,11 +278,14 @@ impl Worker {
                 self.emitter.finish(&mut self.context);
                 return Ok(Leaving::ForNow);
             }
-            workers::set_in_time(database);
+            workers::block(database, |worker| worker.is_late = false);
             let (parts, context) = self.parts();
             let busy = parts.into_iter().fold(false, |busy, part| part.run(context) | busy);
             check_for_interrupts();
-            if busy || start_queue::is_any(database) || xact_reports::is_any(database) {
+            if busy
+                || start_queue::with(|queue| queue.is_any(database))
+                || xact_reports::with(|reports| reports.is_any(database))
+            {
                 continue;
             }
             // Autovacuum learns about the rows by this.
@@ -299,7 +305,8 @@ impl Worker {
         self.next_check = Instant::now() + EXTENSION_INTERVAL;
         let database = self.context.database;
         let found = extension().and_then(|extension| {
-            let is_new = extension != self.extension || !workers::is_running(database);
+            let is_new = extension != self.extension
+                || !workers::block(database, |worker| worker.is_running());
             if is_new && extension != pg_sys::InvalidOid {
                 self.take_up_work()?;
             }
@@ -349,6 +356,6 @@ fn events_dropped(message: String) -> XactError {
 
 /// Drops what is queued for a database that no worker serves any more.
 fn drop_queued(database: pg_sys::Oid) {
-    workers::remove(database);
-    event_queue::drop_all(database);
+    workers::block(database, |worker| *worker = WorkerBlock::UNUSED);
+    event_queue::with(|queue| queue.drop_all(database));
 }

@@ -14,7 +14,8 @@ impl Part for ReportReader {
     }
 
     fn run(&mut self, context: &mut Context) -> bool {
-        let reports = xact_reports::take(context.database);
+        let reports =
+            xact_reports::with(|reports| reports.take(|database| database == context.database));
         let any = !reports.is_empty();
         reports.into_iter().for_each(|report| context.watched.add_report(report));
         any

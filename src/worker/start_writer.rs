@@ -29,7 +29,7 @@ impl Part for StartWriter {
     }
 
     fn run(&mut self, context: &mut Context) -> bool {
-        let mut taken = start_queue::take(context.database);
+        let mut taken = start_queue::with(|queue| queue.take(context.database));
         if taken.is_empty() {
             return false;
         }
@@ -43,7 +43,7 @@ impl Part for StartWriter {
             if error.is_lock() {
                 std::thread::sleep(LOCK_PAUSE);
             }
-            taken.retain(|(request, _)| !start_queue::free_abandoned(*request));
+            taken.retain(|(request, _)| !start_queue::with(|queue| queue.free_abandoned(*request)));
             result = record(context, &taken);
         }
         let Err(error) = result else { return true };
@@ -54,7 +54,7 @@ impl Part for StartWriter {
         // One of them is bad: which one shows when each is alone.
         for one in &taken {
             if let Err(error) = record(context, slice::from_ref(one))
-                && !start_queue::free_abandoned(one.0)
+                && !start_queue::with(|queue| queue.free_abandoned(one.0))
             {
                 decline(context, one.0, &error);
             }
@@ -69,7 +69,8 @@ impl StartWriter {
     /// # Errors
     /// What went wrong.
     pub fn take_over(&self, context: &mut Context) -> Result<(), XactError> {
-        let committing = start_queue::take_over(context.database);
+        let (taken, committing) = start_queue::with(|queue| queue.take_over(context.database));
+        taken.into_iter().for_each(|request| start_queue::decline(request, Reason::Late));
         if committing.is_empty() {
             return Ok(());
         }
@@ -117,13 +118,17 @@ fn record(context: &mut Context, taken: &[(RequestId, Start)]) -> Result<(), Xac
         starts::insert(&rows)?;
         // From here on no caller gives up, and records its start itself.
         let committing: Vec<_> = recorded.iter().map(|(request, _, id)| (*request, *id)).collect();
-        if start_queue::begin_commit(&committing) {
+        if start_queue::with(|queue| queue.begin_commit(&committing)) {
             Ok((recorded, declined))
         } else {
             Err(Error::Abandoned)
         }
     })
-    .inspect_err(|_| start_queue::undo_commit(taken.iter().map(|(request, _)| *request)))?;
+    .inspect_err(|_| {
+        start_queue::with(|queue| {
+            taken.iter().for_each(|(request, _)| queue.undo_commit(*request))
+        });
+    })?;
     let commit_lsn = last_commit_lsn();
     for (request, start, execution_id) in recorded {
         let Start { loader_id, xid, subxid, notify, .. } = start;
