@@ -491,7 +491,11 @@ fn judge(cluster: &Cluster, all: &[Known], figures: &mut Figures) -> Vec<String>
                 wrong.push(format!("{name}: its id is yet to come, for another: {it:?}"));
             }
             let may_be = if it.warned { None } else { Some("FAILED") };
-            if it.start == Told::RolledBack && row.is_some_and(|row| may_be != Some(&row.1)) {
+            if it.start == Told::RolledBack
+                && row.is_some_and(|row| may_be != Some(&row.1))
+                // Its ROLLBACK PREPARED may be lost.
+                && !found.prepared.contains(&it.gid)
+            {
                 wrong.push(format!("{name}: {row:?}, and was rolled back: {it:?}"));
             }
             let start = match (it.start, it.trace) {
