@@ -538,7 +538,7 @@ fn end_prepared(cluster: &Cluster, random: &mut StdRng, all: &mut [Known]) {
             let told = if commit { Told::Committed } else { Told::RolledBack };
             for it in all.iter_mut().filter(|it| it.database == place && it.gid == gid) {
                 for part in [Some(&mut it.start), it.end.as_mut()].into_iter().flatten() {
-                    if *part == Told::Prepared || *part == Told::Asked {
+                    if matches!(*part, Told::Asked | Told::Prepared | Told::RolledBack) {
                         *part = told;
                     }
                 }
