@@ -29,9 +29,11 @@ BEGIN
     SELECT quote_ident(r.rolname) INTO owner
       FROM pg_namespace AS n
       JOIN pg_extension AS e ON e.extname = 'loader_history' AND e.xmin = n.xmin
+                              AND e.extowner = n.nspowner
       JOIN pg_database AS d ON d.datname = current_database()
       JOIN pg_roles AS r ON r.oid = d.datdba AND r.oid <> n.nspowner
-     WHERE n.nspname = 'loader' AND n.nspacl IS NULL;
+     WHERE n.nspname = 'loader' AND n.nspacl IS NULL
+       AND NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid);
     IF FOUND THEN
         EXECUTE format('ALTER SCHEMA loader OWNER TO %s', owner);
     END IF;

@@ -80,7 +80,7 @@ CREATE SEQUENCE loader_history.last_timeline MINVALUE 0 START 0;
 COMMENT ON SEQUENCE loader_history.last_timeline IS
     'Internal: the last timeline of the server for which ids were skipped that may have been given on the one before';
 
--- A publication FOR ALL TABLES would bring another cluster's transaction ids, and how far that has purged.
+-- A publication FOR ALL TABLES would bring another cluster's transaction ids and position.
 CREATE FUNCTION loader_history.drop_replicated_row() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'drop_replicated_row_wrapper';

@@ -101,26 +101,29 @@ $$;
 -- The owners of the schema and of the database get what their migrations and dumps need, to grant it further.
 DO $$
 DECLARE
-    owners text := (
-        SELECT string_agg(r.oid::regrole::text, ', ') FROM pg_roles AS r
-         WHERE NOT r.rolsuper
-           AND (r.oid = (SELECT nspowner FROM pg_namespace WHERE nspname = 'loader')
-                OR r.oid = (SELECT datdba FROM pg_database WHERE datname = current_database())));
-    grantable text;
+    schema_owner oid := (SELECT nspowner FROM pg_namespace WHERE nspname = 'loader');
+    database_owner oid := (SELECT datdba FROM pg_database WHERE datname = current_database());
+    owner oid;
+    privileges text;
 BEGIN
-    FOREACH grantable IN ARRAY CASE WHEN owners IS NULL THEN '{}'::text[] ELSE ARRAY[
-        'USAGE ON SCHEMA loader, loader_history',
-        'SELECT ON ALL TABLES IN SCHEMA loader_history',
-        'SELECT ON ALL SEQUENCES IN SCHEMA loader_history',
-        'SELECT ON TABLE loader.execution_history, loader.activity_feed, loader.execution_details, '
-        'loader.loader_summary, loader.failed_loader_counts',
-        'SELECT ON SEQUENCE loader.execution_history_id_seq',
-        'EXECUTE ON FUNCTION loader.record_execution_start(bigint), '
-        'loader.record_execution_end(bigint, text, bigint, text), '
-        'loader.get_execution_history(bigint, integer, text, text, timestamptz, timestamptz), '
-        'loader.recorder_status()'] END
-    LOOP
-        EXECUTE format('GRANT %s TO %s WITH GRANT OPTION', grantable, owners);
+    FOR owner IN SELECT oid FROM pg_roles WHERE oid IN (schema_owner, database_owner) AND NOT rolsuper LOOP
+        FOREACH privileges IN ARRAY ARRAY[
+            'USAGE ON SCHEMA loader_history',
+            'SELECT ON ALL TABLES IN SCHEMA loader_history',
+            'SELECT ON ALL SEQUENCES IN SCHEMA loader_history',
+            'SELECT ON TABLE loader.execution_history, loader.activity_feed, loader.execution_details, '
+            'loader.loader_summary, loader.failed_loader_counts',
+            'SELECT ON SEQUENCE loader.execution_history_id_seq',
+            'EXECUTE ON FUNCTION loader.record_execution_start(bigint), '
+            'loader.record_execution_end(bigint, text, bigint, text), '
+            'loader.get_execution_history(bigint, integer, text, text, timestamptz, timestamptz), '
+            'loader.recorder_status()']
+        LOOP
+            EXECUTE format('GRANT %s TO %s WITH GRANT OPTION', privileges, owner::regrole);
+        END LOOP;
+        IF owner <> schema_owner THEN
+            EXECUTE format('GRANT USAGE ON SCHEMA loader TO %s WITH GRANT OPTION', owner::regrole);
+        END IF;
     END LOOP;
 END
 $$;

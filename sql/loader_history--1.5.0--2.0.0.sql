@@ -2,8 +2,6 @@
 
 -- Nothing in the schema loader may be taken for PostgreSQL's own while this script runs.
 SET LOCAL search_path = pg_catalog, pg_temp;
--- Nor do triggers of others fire.
-SET LOCAL session_replication_role = replica;
 
 -- Waits for transactions that have written the history. The order is that in which loads lock the tables.
 LOCK TABLE loader.execution_history IN ACCESS EXCLUSIVE MODE;
@@ -42,13 +40,15 @@ ALTER TABLE loader.derived_failure RENAME TO server_outcome;
 ALTER TABLE loader.server_outcome RENAME CONSTRAINT derived_failure_pkey TO server_outcome_pkey;
 ALTER TABLE loader.server_outcome SET SCHEMA loader_history;
 
--- A start whose caller had given it up and recorded it otherwise.
+-- A start whose caller had given it up and recorded it otherwise. Triggers of others do not fire.
+SET LOCAL session_replication_role = replica;
 WITH abandoned AS (
     DELETE FROM loader_history.watched_transaction AS w USING loader.abandoned_start AS a
      WHERE w.execution_id = a.execution_id AND w.xid = a.xid
     RETURNING w.execution_id
 )
 DELETE FROM loader.execution_history WHERE id IN (SELECT execution_id FROM abandoned) AND status = 'RUNNING';
+SET LOCAL session_replication_role = origin;
 DROP TABLE loader.abandoned_start;
 DROP TABLE loader.prepared_start;
 
@@ -122,7 +122,7 @@ CREATE SEQUENCE loader_history.last_timeline MINVALUE 0 START 0;
 COMMENT ON SEQUENCE loader_history.last_timeline IS
     'Internal: the last timeline of the server for which ids were skipped that may have been given on the one before';
 
--- A publication FOR ALL TABLES would bring another cluster's transaction ids, and how far that has purged.
+-- A publication FOR ALL TABLES would bring another cluster's transaction ids and position.
 CREATE FUNCTION loader_history.drop_replicated_row() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'drop_replicated_row_wrapper';
@@ -1061,26 +1061,29 @@ $$;
 -- The owners of the schema and of the database get what their migrations and dumps need, to grant it further.
 DO $$
 DECLARE
-    owners text := (
-        SELECT string_agg(r.oid::regrole::text, ', ') FROM pg_roles AS r
-         WHERE NOT r.rolsuper
-           AND (r.oid = (SELECT nspowner FROM pg_namespace WHERE nspname = 'loader')
-                OR r.oid = (SELECT datdba FROM pg_database WHERE datname = current_database())));
-    grantable text;
+    schema_owner oid := (SELECT nspowner FROM pg_namespace WHERE nspname = 'loader');
+    database_owner oid := (SELECT datdba FROM pg_database WHERE datname = current_database());
+    owner oid;
+    privileges text;
 BEGIN
-    FOREACH grantable IN ARRAY CASE WHEN owners IS NULL THEN '{}'::text[] ELSE ARRAY[
-        'USAGE ON SCHEMA loader, loader_history',
-        'SELECT ON ALL TABLES IN SCHEMA loader_history',
-        'SELECT ON ALL SEQUENCES IN SCHEMA loader_history',
-        'SELECT ON TABLE loader.execution_history, loader.activity_feed, loader.execution_details, '
-        'loader.loader_summary, loader.failed_loader_counts',
-        'SELECT ON SEQUENCE loader.execution_history_id_seq',
-        'EXECUTE ON FUNCTION loader.record_execution_start(bigint), '
-        'loader.record_execution_end(bigint, text, bigint, text), '
-        'loader.get_execution_history(bigint, integer, text, text, timestamptz, timestamptz), '
-        'loader.recorder_status()'] END
-    LOOP
-        EXECUTE format('GRANT %s TO %s WITH GRANT OPTION', grantable, owners);
+    FOR owner IN SELECT oid FROM pg_roles WHERE oid IN (schema_owner, database_owner) AND NOT rolsuper LOOP
+        FOREACH privileges IN ARRAY ARRAY[
+            'USAGE ON SCHEMA loader_history',
+            'SELECT ON ALL TABLES IN SCHEMA loader_history',
+            'SELECT ON ALL SEQUENCES IN SCHEMA loader_history',
+            'SELECT ON TABLE loader.execution_history, loader.activity_feed, loader.execution_details, '
+            'loader.loader_summary, loader.failed_loader_counts',
+            'SELECT ON SEQUENCE loader.execution_history_id_seq',
+            'EXECUTE ON FUNCTION loader.record_execution_start(bigint), '
+            'loader.record_execution_end(bigint, text, bigint, text), '
+            'loader.get_execution_history(bigint, integer, text, text, timestamptz, timestamptz), '
+            'loader.recorder_status()']
+        LOOP
+            EXECUTE format('GRANT %s TO %s WITH GRANT OPTION', privileges, owner::regrole);
+        END LOOP;
+        IF owner <> schema_owner THEN
+            EXECUTE format('GRANT USAGE ON SCHEMA loader TO %s WITH GRANT OPTION', owner::regrole);
+        END IF;
     END LOOP;
 END
 $$;

@@ -56,7 +56,7 @@ fn the_feed_has_the_keys_that_its_front_end_reads() {
 /// Columns of an execution, as the API shows them.
 const EXECUTION: &str = "id, loader_id, execution_start, execution_end, status, record_count, \
      left(error_message, 8192) AS error_message, coalesce(length(error_message) > 8192, false) AS error_truncated, \
-     duration_seconds";
+     duration_seconds, trim_scale(extract(epoch FROM execution_end - execution_start) * 1000) AS duration_ms";
 
 /// All executions that the pages of `path` show, from the first to the last.
 fn walk(console: &Console, path: &str, limit: usize) -> Vec<Value> {

@@ -127,7 +127,7 @@ fn masked_line(line: &str) -> String {
     while !rest.is_empty() {
         let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
         if end > 0 {
-            let after_pid = masked.ends_with("PID ");
+            let after_pid = masked.ends_with("PID ") || masked.ends_with("worker_pid | ");
             masked.push_str(&masked_word(&rest[..end], after_pid));
             rest = &rest[end..];
         } else {

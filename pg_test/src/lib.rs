@@ -39,8 +39,8 @@ pub use trap::{caught, forget, nothing_ran, nothing_ran_as_superuser, set_trap};
 pub use wait::{TIMEOUT, catch_up, wait_for, wait_for_equal};
 pub use warnings::Warnings;
 pub use workers::{
-    Session, assert_durable, assert_durable_in, current_version, extension_folder,
-    install_extension, launchers, plain_start, released_versions, served, sleeps, status_of,
+    Session, assert_autonomous, assert_autonomous_in, current_version, extension_folder,
+    fallback_start, install_extension, launchers, released_versions, served, sleeps, status_of,
     wait_for_no_clients, wait_for_served, worker_of,
 };
 

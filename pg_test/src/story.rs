@@ -39,19 +39,19 @@ const TABLES: &str = "
 ";
 
 /// The executions that a story adds, in the order of their ids, each as "loader status", where it
-/// applies with "derived" (the server found it out), the count of records, and the error's text.
+/// applies with "server-derived", the count of records, and the error's text.
 const RECORDED: &str = "
     SELECT concat_ws(' ',
         CASE WHEN history.loader_id > 10 THEN 'new' ELSE history.loader_id::text END,
         history.status,
-        CASE WHEN derived.execution_id IS NOT NULL THEN 'derived' END,
+        CASE WHEN outcome.execution_id IS NOT NULL THEN 'server-derived' END,
         NULLIF(history.record_count, 0),
         history.error_message,
         CASE WHEN (history.status = 'SUCCESS') <> (loaded.execution_id IS NOT NULL)
              THEN '(and its data say otherwise)' END)
       FROM loader.execution_history AS history
-      LEFT JOIN loader_history.server_outcome AS derived
-        ON (derived.execution_id, derived.execution_end) = (history.id, history.execution_end)
+      LEFT JOIN loader_history.server_outcome AS outcome
+        ON (outcome.execution_id, outcome.execution_end) = (history.id, history.execution_end)
       LEFT JOIN public.loaded ON loaded.execution_id = history.id
      WHERE history.id > $1
      ORDER BY history.id";
@@ -97,11 +97,11 @@ impl Story {
         self
     }
 
-    /// The same as recording in the loads' own transactions tells it: what the server finds out is missing.
-    fn run_plainly(&self, scene: &mut Scene) {
+    /// The same where starts are transactional: server-derived outcomes are missing.
+    fn run_in_transactions(&self, scene: &mut Scene) {
         (self.tell)(scene);
         let mut expected = self.recorded.to_vec();
-        expected.retain(|row| !row.contains(" derived "));
+        expected.retain(|row| !row.contains(" server-derived "));
         // A session that is gone may be rolled back a moment later, which changes nothing.
         wait_for("the outcome", || scene.recorded().len() >= expected.len());
         assert_eq!(scene.recorded(), expected, "what the history says");
@@ -120,11 +120,11 @@ impl Story {
         assert_eq!(scene.recorded(), self.recorded, "what the history says");
         println!("    as it should be after {taken:?}");
         assert!(taken < self.in_time, "the outcome took {taken:?}");
-        scene.wait_until_unbound();
-        // Whatever else the worker may think of doing, it has done by then.
-        scene.let_the_worker_look();
-        assert_eq!(scene.recorded(), self.recorded, "what the history says a look later");
-        scene.check_notes();
+        scene.wait_until_unwatched();
+        // Whatever else the worker may do, it has done by then.
+        scene.let_the_worker_poll();
+        assert_eq!(scene.recorded(), self.recorded, "what the history says a poll later");
+        scene.check_server_outcomes();
         let warnings = scene.warnings.lock().expect("no panic meanwhile").clone();
         assert!(
             warnings.len() == self.warnings.len()
@@ -144,16 +144,16 @@ pub fn run_stories(cluster: &Cluster, stories: &[Story]) {
     tell(cluster, stories, false);
 }
 
-/// Tells each story where its loads record in their own transactions: by `loader_history.autonomous_start = off`, or
-/// since the library is not preloaded.
+/// Tells each story where starts are transactional: by `loader_history.autonomous_start = off`, or since the library is
+/// not preloaded.
 ///
 /// # Panics
 /// When some do not end as they should.
-pub fn run_stories_plainly(cluster: &Cluster, stories: &[Story]) {
+pub fn run_stories_in_transactions(cluster: &Cluster, stories: &[Story]) {
     tell(cluster, stories, true);
 }
 
-fn tell(cluster: &Cluster, stories: &[Story], plainly: bool) {
+fn tell(cluster: &Cluster, stories: &[Story], transactional: bool) {
     let mut client = cluster.connect();
     client.batch_execute(DO_NOT_WAIT_FOR_STANDBYS).expect("the setting");
     client.batch_execute(TABLES).expect("the stories' tables");
@@ -163,9 +163,9 @@ fn tell(cluster: &Cluster, stories: &[Story], plainly: bool) {
         for level in story.levels {
             println!("{}, under {level}", story.name);
             let told = catch_unwind(AssertUnwindSafe(|| {
-                let mut scene = Scene::new(cluster, level, plainly);
-                if plainly {
-                    story.run_plainly(&mut scene);
+                let mut scene = Scene::new(cluster, level, transactional);
+                if transactional {
+                    story.run_in_transactions(&mut scene);
                     None
                 } else {
                     Some(story.run(&mut scene)).filter(|_| story.in_time == IN_TIME)
@@ -199,20 +199,20 @@ pub struct Scene<'a> {
     pub level: &'a str,
     /// A session that looks on, without a transaction of its own.
     pub observer: Client,
-    /// Whether starts are recorded in the loads' own transactions.
-    is_plain: bool,
+    /// Whether starts are transactional.
+    is_transactional: bool,
     database: String,
     newest_before: i64,
     warnings: Arc<Mutex<Vec<String>>>,
 }
 
 impl<'a> Scene<'a> {
-    fn new(cluster: &'a Cluster, level: &'a str, is_plain: bool) -> Self {
+    fn new(cluster: &'a Cluster, level: &'a str, is_transactional: bool) -> Self {
         let mut scene = Self {
             cluster,
             level,
             observer: cluster.connect(),
-            is_plain,
+            is_transactional,
             database: "postgres".to_owned(),
             newest_before: 0,
             warnings: Arc::default(),
@@ -225,7 +225,7 @@ impl<'a> Scene<'a> {
 
     fn enter(&mut self) {
         self.observer.batch_execute(DO_NOT_WAIT_FOR_STANDBYS).expect("the setting");
-        if self.is_plain {
+        if self.is_transactional {
             return;
         }
         let worker = "SELECT worker_pid IS NOT NULL FROM loader_history.recorder_state()";
@@ -291,7 +291,7 @@ impl<'a> Scene<'a> {
 
     /// What each session of the story's sets first.
     pub const fn settings(&self) -> &'static str {
-        if self.is_plain { "SET loader_history.autonomous_start = off;" } else { "" }
+        if self.is_transactional { "SET loader_history.autonomous_start = off;" } else { "" }
     }
 
     /// A session whose warnings count, in a transaction of the story's isolation level.
@@ -322,12 +322,12 @@ impl<'a> Scene<'a> {
         id
     }
 
-    /// Checks that others see a start whose transaction is open; or not yet, where that records it by itself.
+    /// Checks that others see a start whose transaction is open; or not yet, where the start is transactional.
     ///
     /// # Panics
     /// When it is not so.
     pub fn assert_running(&mut self, id: i64) {
-        let expected = (!self.is_plain).then_some("RUNNING");
+        let expected = (!self.is_transactional).then_some("RUNNING");
         assert_eq!(self.status(id).as_deref(), expected, "what others see of an open start");
     }
 
@@ -335,9 +335,9 @@ impl<'a> Scene<'a> {
     ///
     /// # Panics
     /// When they do.
-    pub fn start_plainly(&mut self, client: &mut Client, loader: i64) -> i64 {
+    pub fn start_in_transaction(&mut self, client: &mut Client, loader: i64) -> i64 {
         let id = start(client, loader);
-        assert_eq!(self.status(id), None, "what others see of a start recorded plainly");
+        assert_eq!(self.status(id), None, "what others see of a transactional start");
         id
     }
 
@@ -371,20 +371,20 @@ impl<'a> Scene<'a> {
         self.observer.query_opt(query, &[&id]).expect("the status").map(|row| row.get(0))
     }
 
-    /// Waits until the server has found out that an execution failed.
+    /// Waits until the server has ended an execution as FAILED.
     pub fn wait_until_failed(&mut self, id: i64) {
-        if self.is_plain {
+        if self.is_transactional {
             return;
         }
-        wait_for("the failure to be found out", || self.status(id).as_deref() == Some("FAILED"));
+        wait_for("the server-derived failure", || self.status(id).as_deref() == Some("FAILED"));
     }
 
-    /// Waits until the worker thinks of no transaction any more.
-    pub fn wait_until_unbound(&mut self) {
-        if self.is_plain {
+    /// Waits until the worker watches no transaction.
+    pub fn wait_until_unwatched(&mut self) {
+        if self.is_transactional {
             return;
         }
-        wait_for("the bindings to go", || {
+        wait_for("no transaction to be watched", || {
             column::<i64>(
                 &mut self.observer,
                 "SELECT count(*) FROM loader_history.watched_transaction",
@@ -392,13 +392,13 @@ impl<'a> Scene<'a> {
         });
     }
 
-    /// Waits until the worker has had a look at all transactions: it has, when it has found out about
+    /// Waits until the worker has polled the status of all transactions: it has, when it has found out about
     /// one that was rolled back just now.
     ///
     /// # Panics
-    /// When the probe's start is not durable.
-    pub fn let_the_worker_look(&mut self) {
-        if self.is_plain {
+    /// When the probe's start is not autonomous.
+    pub fn let_the_worker_poll(&mut self) {
+        if self.is_transactional {
             return;
         }
         wait_for_worker(&mut self.observer);
@@ -420,15 +420,15 @@ impl<'a> Scene<'a> {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// Checks that no note of the server's is left of a failure that is none (any more).
-    fn check_notes(&mut self) {
-        let query = "SELECT derived.execution_id
-              FROM loader_history.server_outcome AS derived
-              LEFT JOIN loader.execution_history AS history ON history.id = derived.execution_id
+    /// Checks that each server-derived outcome is the execution's outcome now.
+    fn check_server_outcomes(&mut self) {
+        let query = "SELECT outcome.execution_id
+              FROM loader_history.server_outcome AS outcome
+              LEFT JOIN loader.execution_history AS history ON history.id = outcome.execution_id
              WHERE (history.status, history.execution_end)
-                   IS DISTINCT FROM ('FAILED', derived.execution_end)";
+                   IS DISTINCT FROM ('FAILED', outcome.execution_end)";
         let stale: Vec<i64> = column(&mut self.observer, query);
-        assert!(stale.is_empty(), "derived_failure names {stale:?}");
+        assert!(stale.is_empty(), "server_outcome names {stale:?}");
     }
 }
 

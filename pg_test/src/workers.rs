@@ -1,4 +1,4 @@
-//! The background processes of a cluster, and sessions that hear what the server says.
+//! The background workers of a cluster, and sessions that keep their warnings.
 
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
@@ -163,14 +163,15 @@ pub fn sleeps(pid: i32) -> u64 {
     line.and_then(|line| line.split_whitespace().last()?.parse().ok()).expect("a count")
 }
 
-/// Proves that a start in `database` is durable, without a warning, and that its rollback makes it
+/// Asserts that a start in `database` is autonomous, without a warning, and that its rollback makes it
 /// FAILED.
 ///
 /// # Panics
 /// When not.
 #[track_caller]
-pub fn assert_durable(cluster: &Cluster, database: &str) {
-    let pids = assert_durable_in(Session::new(cluster, database), Session::new(cluster, database));
+pub fn assert_autonomous(cluster: &Cluster, database: &str) {
+    let pids =
+        assert_autonomous_in(Session::new(cluster, database), Session::new(cluster, database));
     let other = if database == "postgres" { "template1" } else { "postgres" };
     let mut client = cluster.connect_to(other, "postgres");
     let query = format!("SELECT pid FROM pg_stat_activity WHERE pid IN ({}, {})", pids[0], pids[1]);
@@ -182,31 +183,30 @@ pub fn assert_durable(cluster: &Cluster, database: &str) {
 /// # Panics
 /// When not.
 #[track_caller]
-pub fn assert_durable_in(mut session: Session, mut observer: Session) -> [i32; 2] {
+pub fn assert_autonomous_in(mut session: Session, mut observer: Session) -> [i32; 2] {
     let pids = [&mut session, &mut observer].map(|session| {
         session.client.query_one("SELECT pg_backend_pid()", &[]).expect("a process id").get(0)
     });
     session.run("BEGIN");
     let id = session.start();
-    assert_eq!(session.warnings(), Vec::<String>::new(), "a durable start gives no warning");
+    assert_eq!(session.warnings(), Vec::<String>::new(), "an autonomous start gives no warning");
     assert_eq!(status_of(&mut observer.client, id).as_deref(), Some("RUNNING"));
     session.run("ROLLBACK");
     wait_for("the failure", || status_of(&mut observer.client, id).as_deref() == Some("FAILED"));
     pids
 }
 
-/// Starts an execution that nobody else may see before the commit, with one warning, which is
-/// returned.
+/// Starts an execution in the session's transaction, with one warning, which is returned.
 ///
 /// # Panics
-/// When it is durable, or gives another number of warnings.
+/// When it is autonomous, or gives another number of warnings.
 #[track_caller]
-pub fn plain_start(session: &mut Session, observer: &mut Client) -> String {
+pub fn fallback_start(session: &mut Session, observer: &mut Client) -> String {
     session.run("BEGIN");
     let id = session.start();
     let warnings = session.warnings();
-    assert_eq!(warnings.len(), 1, "one warning of a plain start: {warnings:?}");
-    assert_eq!(status_of(observer, id), None, "a plain start is seen when it commits");
+    assert_eq!(warnings.len(), 1, "one warning of a fallback: {warnings:?}");
+    assert_eq!(status_of(observer, id), None, "a transactional start is seen when it commits");
     session.run("COMMIT");
     assert_eq!(status_of(observer, id).as_deref(), Some("RUNNING"));
     warnings.into_iter().next().unwrap_or_default()

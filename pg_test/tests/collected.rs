@@ -1,5 +1,5 @@
 //! Promise: one server collects what several databases record, by PostgreSQL's own logical replication,
-//! and keeps them apart. What docs/scale.md tells a DBA to run is what is run here.
+//! and keeps them apart. What docs/replication.md tells a DBA to run is what is run here.
 //!
 //! Of the blocks there:
 //! - `sql source`: run in database `app` of each source.
@@ -7,7 +7,7 @@
 //! - `sql collector once`: run there once.
 //! - `sql overview`: run there when all that the sources have has arrived.
 //! - `sql anew`: run there in the end.
-//! - `sql measure`, `sh measure`: run in a database of their own, in a small size.
+//! - `sql measure`, `sh measure` of docs/performance.md: run in a database of their own, in a small size.
 //!
 //! Hosts and the socket's folder are replaced by those of the test's servers.
 
@@ -20,7 +20,10 @@ use pg_test::{
     wait_for, wait_for_equal, wait_for_worker,
 };
 
-const PAGE: &str = include_str!("../../docs/scale.md");
+const PAGE: &str = include_str!("../../docs/replication.md");
+
+/// The page whose blocks measure.
+const MEASURES: &str = include_str!("../../docs/performance.md");
 
 const KINDS: [&str; 7] = [
     "sql source",
@@ -64,7 +67,7 @@ impl Recipe<'_> {
         for example in examples.iter().filter(|example| kinds.contains(&example.info)) {
             if example.body.contains("overview") && !self.has_overview() {
                 say_left_out(&format!(
-                    "docs/scale.md:{}, since this server has no postgres_fdw",
+                    "docs/replication.md:{}, since this server has no postgres_fdw",
                     example.line
                 ));
                 continue;
@@ -110,7 +113,7 @@ impl Recipe<'_> {
         let (succeeded, printed) = example.run(cluster, database);
         example.problem(succeeded, &printed).map_or_else(String::new, |problem| {
             let Example { line, body, .. } = example;
-            format!("docs/scale.md:{line}: {problem}\n{body}\nprinted:\n{printed}\n")
+            format!("docs/replication.md:{line}: {problem}\n{body}\nprinted:\n{printed}\n")
         })
     }
 
@@ -393,7 +396,7 @@ fn a_dump_of_a_source_forgets_what_was_published() {
 fn what_the_page_measures_can_be_measured_again() {
     let cluster = preloaded_cluster_with("");
     cluster.connect().batch_execute("CREATE DATABASE measured").unwrap();
-    let measuring: Vec<Example> = examples(PAGE, &KINDS)
+    let measuring: Vec<Example> = examples(MEASURES, &KINDS)
         .into_iter()
         .filter(|example| example.info.ends_with(" measure"))
         .map(|mut example| {

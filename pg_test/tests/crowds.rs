@@ -1,13 +1,13 @@
-//! Promise: whatever many sessions, one large load or another database do, starts of others stay
-//! durable, and failures are known in time, with the error's text.
+//! Promise: whatever many sessions or one large load do, starts of others stay autonomous, and failures are known in
+//! time, with the error's text.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pg_test::{
-    Client, Cluster, HasError, Session, column, install_extension, preloaded_cluster,
-    preloaded_cluster_with, status_of, wait_for, wait_for_equal,
+    Client, Cluster, HasError, Session, column, preloaded_cluster, preloaded_cluster_with,
+    status_of, wait_for, wait_for_equal,
 };
 
 /// How soon a failure must be known on a busy machine. The contract says: within a second.
@@ -87,7 +87,7 @@ fn failures_are_known_within_a_second() {
         .map(|time| {
             loader.run("BEGIN");
             let id = loader.start();
-            // Told with an error's text, told without, and found out by itself.
+            // Reported with an error's text, without, and again without.
             match time % 3 {
                 0 => drop(loader.client.batch_execute("SELECT 1/0").error("22012")),
                 1 => {}
@@ -114,7 +114,7 @@ fn statuses(client: &mut Client) -> Vec<String> {
 }
 
 #[test]
-fn rolling_back_a_load_of_very_many_starts_leaves_the_starts_of_others_durable() {
+fn rolling_back_a_load_of_very_many_starts_leaves_the_starts_of_others_autonomous() {
     const STARTS: usize = 20_000;
     let cluster = preloaded_cluster();
     let (mut loader, mut observer) = (Session::new(&cluster, "postgres"), cluster.connect());
@@ -124,7 +124,7 @@ fn rolling_back_a_load_of_very_many_starts_leaves_the_starts_of_others_durable()
         "SELECT count(loader.record_execution_start(1)) FROM generate_series(1, {STARTS})"
     ));
     println!("started after {:?}", began.elapsed());
-    assert_eq!(loader.warnings(), Vec::<String>::new(), "all of them are durable");
+    assert_eq!(loader.warnings(), Vec::<String>::new(), "all of them are autonomous");
     assert_eq!(statuses(&mut observer), [format!("RUNNING {STARTS}")]);
     let (warnings, count) = meanwhile(&cluster, 1, start_another, || {
         let rolled_back = Instant::now();
@@ -137,7 +137,7 @@ fn rolling_back_a_load_of_very_many_starts_leaves_the_starts_of_others_durable()
     assert_eq!(warnings, Vec::<String>::new(), "of {count} starts of others");
 }
 
-/// Notes how many bindings each statement deletes.
+/// Notes how many watched transactions each statement deletes.
 const COUNT_DELETIONS: &str = "
     CREATE TABLE public.deleted (number bigint);
     CREATE FUNCTION public.count_deletions() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -150,7 +150,7 @@ const COUNT_DELETIONS: &str = "
     ALTER TABLE loader_history.watched_transaction ENABLE ALWAYS TRIGGER count_deletions";
 
 #[test]
-fn committing_a_load_of_very_many_starts_leaves_the_starts_of_others_durable() {
+fn committing_a_load_of_very_many_starts_leaves_the_starts_of_others_autonomous() {
     const STARTS: usize = 20_000;
     let cluster = preloaded_cluster();
     let (mut loader, mut observer) = (Session::new(&cluster, "postgres"), cluster.connect());
@@ -159,13 +159,13 @@ fn committing_a_load_of_very_many_starts_leaves_the_starts_of_others_durable() {
     loader.run(&format!(
         "SELECT count(loader.record_execution_start(1)) FROM generate_series(1, {STARTS})"
     ));
-    assert_eq!(loader.warnings(), Vec::<String>::new(), "all of them are durable");
+    assert_eq!(loader.warnings(), Vec::<String>::new(), "all of them are autonomous");
     let (warnings, count) = meanwhile(&cluster, 1, start_another, || {
         loader.run("COMMIT");
         // Those of the others come and go.
-        wait_for("the bindings to go", || {
-            let query = "SELECT count(*) FROM loader_history.watched_transaction AS b
-                           JOIN loader.execution_history AS h ON h.id = b.execution_id AND loader_id = 1";
+        wait_for("no transaction to be watched", || {
+            let query = "SELECT count(*) FROM loader_history.watched_transaction AS w
+                           JOIN loader.execution_history AS h ON h.id = w.execution_id AND loader_id = 1";
             column::<i64>(&mut observer, query) == [0]
         });
     });
@@ -176,48 +176,7 @@ fn committing_a_load_of_very_many_starts_leaves_the_starts_of_others_durable() {
 }
 
 #[test]
-fn lost_starts_of_a_database_without_a_worker_cost_another_no_error_texts() {
-    // One process is PostgreSQL's own, one the launcher: there is room for one worker.
-    let cluster =
-        preloaded_cluster_with("max_worker_processes = 3\nloader_history.queue_size = 16\n");
-    let mut observer = cluster.connect();
-    observer.batch_execute("CREATE DATABASE crowded").unwrap();
-    install_extension(&cluster, "crowded");
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                let mut loader = Session::new(&cluster, "crowded");
-                for _ in 0..50 {
-                    loader.run("BEGIN");
-                    loader.start();
-                    loader.run("ROLLBACK");
-                }
-                let warnings = loader.warnings();
-                assert_eq!(warnings.len(), 50, "they are plain: {warnings:?}");
-            });
-        }
-    });
-    let mut loader = Session::new(&cluster, "postgres");
-    for time in 0..20 {
-        loader.run("BEGIN");
-        let id = loader.start();
-        loader.client.batch_execute("SELECT 1/0").error("22012");
-        loader.run("ROLLBACK");
-        let query = format!(
-            "SELECT concat_ws(' ', status, error_message) FROM loader.execution_history WHERE id = {id}"
-        );
-        let mut found = Vec::new();
-        wait_for("the failure", || {
-            found = column::<String>(&mut observer, &query);
-            found != ["RUNNING"]
-        });
-        assert_eq!(found, ["FAILED 22012: division by zero"], "failure {time}");
-    }
-    assert_eq!(loader.warnings(), Vec::<String>::new());
-}
-
-#[test]
-fn where_messages_overflow_error_texts_are_lost_and_no_outcome() {
+fn with_more_reports_than_places_error_texts_are_lost_and_no_outcome() {
     const PLACES: usize = 16;
     let settings = format!("loader_history.queue_size = {PLACES}\n");
     let cluster = preloaded_cluster_with(&settings);
@@ -231,29 +190,13 @@ fn where_messages_overflow_error_texts_are_lost_and_no_outcome() {
             (session, id)
         })
         .collect();
-    // As many starts as there may be messages of one database, which the worker is kept from recording.
-    let mut other = Session::new(&cluster, "postgres");
-    other.run("BEGIN; LOCK TABLE loader_history.watched_transaction IN SHARE MODE");
-    let mut plain: Vec<_> = (0..PLACES / 4 * 3)
-        .map(|_| {
-            let mut session = Session::new(&cluster, "postgres");
-            session.run("BEGIN");
-            let id = session.start();
-            assert_eq!(session.warnings().len(), 1);
-            (session, id)
-        })
-        .collect();
-    other.run("COMMIT");
     let worker = pg_test::freeze_worker(&mut observer);
     for (session, _) in &mut loads {
         session.client.batch_execute("SELECT 1/0").error("22012");
         session.run("ROLLBACK");
     }
-    for (session, _) in &mut plain {
-        session.run("ROLLBACK");
-    }
     pg_test::send_signal(worker, pg_test::Signal::SIGCONT);
-    for (_, id) in loads.iter().chain(&plain) {
+    for (_, id) in &loads {
         wait_for(&format!("the failure of {id}"), || {
             status_of(&mut observer, *id).as_deref() == Some("FAILED")
         });
@@ -263,37 +206,10 @@ fn where_messages_overflow_error_texts_are_lost_and_no_outcome() {
     let known =
         ["22012: division by zero", "The transaction that started the execution was rolled back."];
     assert!(texts.iter().all(|text| known.contains(&text.as_str())), "{texts:?}");
-
-    // More of them than there may be: those that are lost are counted.
-    other.run("BEGIN; LOCK TABLE loader_history.watched_transaction IN SHARE MODE");
-    for (session, id) in &mut plain {
-        session.run("BEGIN");
-        *id = session.start();
-    }
-    let mut one_more = Session::new(&cluster, "postgres");
-    one_more.run("BEGIN");
-    let lost = one_more.start();
-    other.run("COMMIT");
-    pg_test::freeze_worker(&mut observer);
-    for (session, _) in &mut plain {
-        session.run("ROLLBACK");
-    }
-    one_more.run("ROLLBACK");
-    pg_test::send_signal(worker, pg_test::Signal::SIGCONT);
-    let error = "the queue was full: starts recorded with a warning, rolled back, and not recorded as FAILED since the server started: 1";
-    wait_for_equal("what recorder_status says", &vec![Some(error.to_owned())], || {
-        column(&mut observer, "SELECT last_error FROM loader.recorder_status()")
-    });
-    for (_, id) in &plain {
-        wait_for(&format!("the failure of {id}"), || {
-            status_of(&mut observer, *id).as_deref() == Some("FAILED")
-        });
-    }
-    assert_eq!(status_of(&mut observer, lost), None);
 }
 
 #[test]
-fn a_loader_row_that_others_keep_updating_makes_no_start_plain() {
+fn starts_of_a_loader_whose_row_others_keep_updating_stay_autonomous() {
     const STARTS: usize = 3_000;
     let cluster = preloaded_cluster();
     let update = |session: &mut Session| {

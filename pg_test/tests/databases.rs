@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use pg_test::{
-    APPLICATION_SQL, Client, Cluster, HasError, PRELOADED, Session, assert_durable,
-    assert_durable_in, install_extension, launchers, seed, status_of, wait_for,
+    APPLICATION_SQL, Client, Cluster, HasError, PRELOADED, Session, assert_autonomous,
+    assert_autonomous_in, install_extension, launchers, seed, status_of, wait_for,
     wait_for_no_clients, wait_for_served, wait_for_worker, worker_of,
 };
 use rand::rngs::StdRng;
@@ -42,14 +42,14 @@ fn fast(client: &mut Client, command: &str) {
 fn each_database_with_the_extension_has_a_worker_and_no_other() {
     let (mut cluster, mut client) = cluster_with(&["a", "b"]);
     client.batch_execute("CREATE DATABASE without").unwrap();
-    assert_durable(&cluster, "a");
-    assert_durable(&cluster, "b");
+    assert_autonomous(&cluster, "a");
+    assert_autonomous(&cluster, "b");
 
     // One that gets it later, and one that is made from a template that has it.
     client.batch_execute("CREATE DATABASE c").unwrap();
     install_extension(&cluster, "c");
     wait_for_served(&mut client, &["a", "b", "c"]);
-    assert_durable(&cluster, "c");
+    assert_autonomous(&cluster, "c");
 
     drop(client);
     for crash in [false, true] {
@@ -65,7 +65,7 @@ fn each_database_with_the_extension_has_a_worker_and_no_other() {
         assert_eq!(launchers(&mut client).len(), 1);
     }
     for database in ["a", "b", "c"] {
-        assert_durable(&cluster, database);
+        assert_autonomous(&cluster, database);
     }
 }
 
@@ -77,7 +77,7 @@ fn a_start_right_after_the_servers_start_is_autonomous() {
         cluster.stop_server();
         cluster.start_server();
         // Without waiting for the worker; the last database is the last to get one.
-        assert_durable_in(Session::new(&cluster, "d"), Session::new(&cluster, "d"));
+        assert_autonomous_in(Session::new(&cluster, "d"), Session::new(&cluster, "d"));
     }
 }
 
@@ -113,8 +113,8 @@ fn templates_and_databases_without_connections_have_none() {
     wait_for_served(&mut client, &["a", "c"]);
     fast(&mut client, "ALTER DATABASE b ALLOW_CONNECTIONS true");
     wait_for_served(&mut client, &["a", "b", "c"]);
-    assert_durable(&cluster, "a");
-    assert_durable(&cluster, "b");
+    assert_autonomous(&cluster, "a");
+    assert_autonomous(&cluster, "b");
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_database_made_from_a_template_with_the_extension_gets_a_worker() {
         let name = format!("made{number}");
         fast(&mut client, &format!("CREATE DATABASE {name} STRATEGY {strategy}"));
         // The first start does not wait until the worker is seen.
-        assert_durable(&cluster, &name);
+        assert_autonomous(&cluster, &name);
     }
     wait_for_served(&mut client, &["made0", "made1"]);
 }
@@ -159,7 +159,7 @@ fn a_database_with_a_worker_can_be_dropped() {
         fast(&mut client, "DROP DATABASE short_lived");
     }
     wait_for_served(&mut client, &["c"]);
-    assert_durable(&cluster, "c");
+    assert_autonomous(&cluster, "c");
     // 57P03 is what clients hear of a server that is not up yet.
     let log = cluster.log();
     let failures: Vec<_> =
@@ -190,16 +190,16 @@ fn a_database_with_a_worker_can_be_renamed() {
     let (cluster, mut client) = cluster_with(&["a", "b"]);
     fast(&mut client, "ALTER DATABASE a RENAME TO c");
     wait_for_served(&mut client, &["b", "c"]);
-    assert_durable(&cluster, "c");
+    assert_autonomous(&cluster, "c");
 
     let failed = client.batch_execute("ALTER DATABASE c RENAME TO b");
     failed.error("42P04");
     wait_for_served(&mut client, &["b", "c"]);
-    assert_durable(&cluster, "c");
+    assert_autonomous(&cluster, "c");
 
     fast(&mut client, "BEGIN; ALTER DATABASE c RENAME TO d; ROLLBACK");
     wait_for_served(&mut client, &["b", "c"]);
-    assert_durable(&cluster, "c");
+    assert_autonomous(&cluster, "c");
 
     // Two in one transaction: names swap.
     fast(
@@ -207,8 +207,8 @@ fn a_database_with_a_worker_can_be_renamed() {
         "BEGIN; ALTER DATABASE b RENAME TO x; ALTER DATABASE c RENAME TO b; ALTER DATABASE x RENAME TO c; COMMIT",
     );
     wait_for_served(&mut client, &["b", "c"]);
-    assert_durable(&cluster, "b");
-    assert_durable(&cluster, "c");
+    assert_autonomous(&cluster, "b");
+    assert_autonomous(&cluster, "c");
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn a_worker_that_waits_for_its_database_does_not_hold_a_stop_up() {
     let mut client = cluster.connect();
     client.batch_execute("COMMIT PREPARED 'rename'").unwrap();
     wait_for_served(&mut client, &["b"]);
-    assert_durable(&cluster, "b");
+    assert_autonomous(&cluster, "b");
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn a_failed_command_in_an_open_transaction_lets_the_worker_come_back() {
     client.batch_execute("BEGIN").unwrap();
     client.batch_execute("ALTER DATABASE a RENAME TO b").error("42P04");
     wait_for_served(&mut other, &["a", "b"]);
-    assert_durable(&cluster, "a");
+    assert_autonomous(&cluster, "a");
     client.batch_execute("ROLLBACK; BEGIN").unwrap();
     client.batch_execute("DROP DATABASE a").error("25001");
     wait_for_served(&mut other, &["a", "b"]);
@@ -249,7 +249,7 @@ fn a_failed_command_in_an_open_transaction_lets_the_worker_come_back() {
     client.batch_execute("CREATE DATABASE c TEMPLATE missing").error("3D000");
     client.batch_execute("ALTER DATABASE a SET TABLESPACE missing").error("42704");
     wait_for_served(&mut other, &["a", "b"]);
-    assert_durable(&cluster, "a");
+    assert_autonomous(&cluster, "a");
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn a_cancelled_command_lets_the_worker_come_back() {
     client.batch_execute("RESET statement_timeout").unwrap();
     drop(held);
     wait_for_served(&mut client, &["a"]);
-    assert_durable(&cluster, "a");
+    assert_autonomous(&cluster, "a");
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn a_session_killed_while_it_keeps_the_worker_out_lets_it_come_back() {
     wait_for_served(&mut client, &[]);
     client.execute("SELECT pg_terminate_backend($1)", &[&pid]).unwrap();
     wait_for_served(&mut client, &["a"]);
-    assert_durable(&cluster, "a");
+    assert_autonomous(&cluster, "a");
 }
 
 #[test]
@@ -284,10 +284,10 @@ fn a_database_with_a_worker_can_be_moved_to_another_tablespace() {
     client.batch_execute("CREATE TABLESPACE other LOCATION ''").unwrap();
     fast(&mut client, "ALTER DATABASE a SET TABLESPACE other");
     wait_for_served(&mut client, &["a"]);
-    assert_durable(&cluster, "a");
+    assert_autonomous(&cluster, "a");
     fast(&mut client, "ALTER DATABASE a SET TABLESPACE pg_default");
     wait_for_served(&mut client, &["a"]);
-    assert_durable(&cluster, "a");
+    assert_autonomous(&cluster, "a");
 }
 
 #[test]
@@ -311,11 +311,11 @@ fn a_database_with_a_worker_can_be_copied() {
         });
         assert_eq!(status_of(&mut session.client, committed).as_deref(), Some("RUNNING"));
         drop(session);
-        assert_durable(&cluster, database);
+        assert_autonomous(&cluster, database);
     }
     wait_for_no_clients(&cluster, "a");
     fast(&mut client, "CREATE DATABASE copy2 STRATEGY file_copy TEMPLATE a");
-    assert_durable(&cluster, "copy2");
+    assert_autonomous(&cluster, "copy2");
     wait_for_served(&mut client, &["a", "copy", "copy2"]);
 }
 
@@ -338,7 +338,7 @@ fn only_who_may_do_it_makes_a_worker_leave() {
         stranger.client.batch_execute(command).error("42501");
         assert_eq!(worker_of(&mut client, "a"), worker, "{command} made the worker leave");
     }
-    assert_durable(&cluster, "a");
+    assert_autonomous(&cluster, "a");
     assert_eq!(worker_of(&mut client, "a"), worker);
 }
 
@@ -363,7 +363,7 @@ fn a_connection_limit_keeps_no_worker_out() {
     let (cluster, mut client) = cluster_with(&["a"]);
     fast(&mut client, "ALTER DATABASE a CONNECTION LIMIT 0");
     wait_for_served(&mut client, &["a"]);
-    assert_durable(&cluster, "a");
+    assert_autonomous(&cluster, "a");
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn the_database_of_the_session_itself_can_be_altered() {
     fast(&mut session.client, "ALTER DATABASE a CONNECTION LIMIT 100");
     session.run("ALTER DATABASE a SET work_mem = '8MB'");
     wait_for_served(&mut client, &["a"]);
-    assert_durable_in(session, Session::new(&cluster, "a"));
+    assert_autonomous_in(session, Session::new(&cluster, "a"));
 }
 
 #[test]

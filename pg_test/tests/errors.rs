@@ -5,7 +5,9 @@ use postgres::error::DbError;
 
 #[track_caller]
 fn fails(client: &mut Client, call: &str, sqlstate: &str) -> DbError {
-    let error = client.query(&format!("SELECT loader.{call}"), &[]).error(sqlstate);
+    let is_applications = ["record_", "get_"].iter().any(|name| call.starts_with(name));
+    let schema = if is_applications { "loader" } else { "loader_history" };
+    let error = client.query(&format!("SELECT {schema}.{call}"), &[]).error(sqlstate);
     assert!(error.hint().is_some_and(|hint| !hint.is_empty()), "{call}: {error:?}");
     error
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use pg_test::traces::{DATABASES, assert_none, cluster_for_traces};
 use pg_test::{
-    Client, Cluster, HISTORY, Listener, Session, Signal, assert_durable_in, assert_same_reads,
+    Client, Cluster, HISTORY, Listener, Session, Signal, assert_autonomous_in, assert_same_reads,
     catch_up, column, launchers, send_signal, size, sqlstate, status_of, stop_replication,
     wait_for_equal, wait_for_served,
 };
@@ -845,7 +845,7 @@ fn nothing_writes_or_complains_on_a_standby_and_promotion_is_enough() {
     assert_eq!(sqlstate(&refused), "25006");
     standby.promote();
     wait_until_settled(&standby);
-    assert_durable_in(session, observer);
+    assert_autonomous_in(session, observer);
     assert_eq!(launchers(&mut standby.connect()).len(), 1);
     wait_for_served(&mut standby.connect(), &["keyless", "postgres"]);
     assert_records(&standby);

@@ -1,19 +1,21 @@
-//! Promise: the figures that docs/scale.md takes from docs/bench.md are those that stand there.
+//! Promise: the figures that docs/performance.md takes from docs/bench.md are those that stand there.
 
 use std::collections::BTreeSet;
 
 const BENCH: &str = include_str!("../../docs/bench.md");
-const SCALE: &str = include_str!("../../docs/scale.md");
+const PERFORMANCE: &str = include_str!("../../docs/performance.md");
 
 /// What names the page that the figures of the table below it are from.
 const SOURCE: &str = "from [bench.md](bench.md):";
 
 #[test]
-fn tables_of_scale_hold_figures_of_bench() {
+fn tables_of_performance_hold_figures_of_bench() {
     let known: BTreeSet<&str> = figures(BENCH).collect();
     let mut tables = 0;
     let mut gone = Vec::new();
-    for (_, below) in SCALE.match_indices(SOURCE).map(|(at, _)| SCALE.split_at(at + SOURCE.len())) {
+    for (_, below) in
+        PERFORMANCE.match_indices(SOURCE).map(|(at, _)| PERFORMANCE.split_at(at + SOURCE.len()))
+    {
         let rows: Vec<&str> =
             below.trim_start().lines().take_while(|line| line.starts_with('|')).collect();
         assert!(rows.len() > 2, "no table is below it: {}", below.lines().next().unwrap());
@@ -24,8 +26,11 @@ fn tables_of_scale_hold_figures_of_bench() {
             gone.extend(figures(cells).filter(|figure| !known.contains(figure)));
         }
     }
-    assert_eq!(tables, 3, "tables of scale.md with figures of bench.md");
-    assert!(gone.is_empty(), "docs/bench.md has no {gone:?}: docs/scale.md is of an older run");
+    assert_eq!(tables, 3, "tables of performance.md with figures of bench.md");
+    assert!(
+        gone.is_empty(),
+        "docs/bench.md has no {gone:?}: docs/performance.md is of an older run"
+    );
 }
 
 /// The numbers in a text, as they are written.

@@ -172,10 +172,20 @@ fn a_page_shows_an_execution_as_it_is() {
         json!({"next_cursor": null, "executions": [{
             "id": 1, "loader_id": 4, "execution_start": "2026-01-02T03:04:05.678901Z",
             "execution_end": "2026-01-02T03:04:07Z", "status": "FAILED", "record_count": null,
-            "error_message": "quote \" and \\", "error_truncated": false, "duration_seconds": 1
+            "error_message": "quote \" and \\", "error_truncated": false, "duration_seconds": 1,
+            "duration_ms": 1_321.099
         }]})
     );
     assert_eq!(page(&mut client, "5"), json!({"executions": [], "next_cursor": null}));
+    client
+        .batch_execute(
+            "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
+             VALUES (6, '2026-01-01', '2026-01-01 00:00:03', 'SUCCESS'), (6, '2026-01-02', NULL, 'RUNNING')",
+        )
+        .unwrap();
+    let page = page(&mut client, "6");
+    assert_eq!(page["executions"][0]["duration_ms"], Value::Null);
+    assert_eq!(page["executions"][1]["duration_ms"].to_string(), "3000");
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Promise: whatever a database, a role or the configuration sets, and whatever loader.loader is made
-//! of, starts stay durable or say why not, and nobody's code runs with more rights than its owner has.
+//! of, starts stay autonomous or give a WARNING with the reason, and code runs with its owner's rights only.
 
 use pg_test::{
-    APPLICATION_SQL, Client, Cluster, HasError, PRELOADED, Session, assert_durable,
-    assert_durable_in, column, plain_start, preloaded_cluster, preloaded_cluster_with, status_of,
-    wait_for, wait_for_served, wait_for_worker, worker_of,
+    APPLICATION_SQL, Client, Cluster, HasError, PRELOADED, Session, assert_autonomous,
+    assert_autonomous_in, column, fallback_start, preloaded_cluster, preloaded_cluster_with,
+    status_of, wait_for, wait_for_served, wait_for_worker, worker_of,
 };
 
 /// What a session of a test needs whatever the database sets; the worker has no such options.
@@ -60,7 +60,7 @@ fn replace_worker(cluster: &Cluster) {
 #[track_caller]
 fn works(cluster: &Cluster, what: &str) {
     println!("{what}");
-    assert_durable_in(session(cluster), session(cluster));
+    assert_autonomous_in(session(cluster), session(cluster));
     let (mut loader, mut observer) = (session(cluster), session(cluster));
     loader.run("BEGIN");
     let id = loader.start();
@@ -147,7 +147,7 @@ fn a_session_in_role_replica_and_other_isolation_levels() {
     ] {
         println!("{options}");
         let loader = Session::with_options(&cluster, "postgres", "postgres", options);
-        assert_durable_in(loader, session(&cluster));
+        assert_autonomous_in(loader, session(&cluster));
     }
 }
 
@@ -216,12 +216,12 @@ fn loader_loader_may_be_of_many_kinds() {
         println!("{kind}");
         let rows = if kind.starts_with("another") { rows.replace("SELECT n", "SELECT 'x', n") } else { rows.to_owned() };
         let cluster = cluster_with_table(&format!("{table} {rows};"));
-        assert_durable(&cluster, "postgres");
+        assert_autonomous(&cluster, "postgres");
         // A recorder of no other right, and one that inserts the loader in the same transaction.
         let mut dba = Session::new(&cluster, "postgres");
         dba.run("CREATE ROLE recorder LOGIN; SELECT loader_history.grant_recorder('recorder')");
         let recorder = Session::with_options(&cluster, "postgres", "recorder", "");
-        assert_durable_in(recorder, Session::new(&cluster, "postgres"));
+        assert_autonomous_in(recorder, Session::new(&cluster, "postgres"));
         let state: Vec<Option<String>> = column(
             &mut dba.client,
             "SELECT concat_ws(' ', detail, last_error) FROM loader.recorder_status()",
@@ -233,7 +233,7 @@ fn loader_loader_may_be_of_many_kinds() {
 }
 
 #[test]
-fn a_loader_inserted_by_the_same_transaction_is_started_plainly_with_a_warning() {
+fn a_start_of_a_loader_inserted_by_the_same_transaction_is_transactional_with_a_warning() {
     for table in [
         "CREATE TABLE loader.loader (id bigint PRIMARY KEY);",
         "CREATE TABLE loader.loader (id bigint PRIMARY KEY) PARTITION BY RANGE (id);
@@ -269,7 +269,7 @@ fn a_loader_loader_that_became_a_view() {
          CREATE VIEW loader.loader AS SELECT 1::bigint AS id",
     );
     // There is no key, so nothing is checked.
-    assert_durable(&cluster, "postgres");
+    assert_autonomous(&cluster, "postgres");
     let detail: Vec<String> =
         column(&mut dba.client, "SELECT detail FROM loader.recorder_status()");
     assert!(detail[0].contains("not a table"), "{detail:?}");
@@ -288,7 +288,7 @@ fn a_key_of_the_dbas_own_that_no_worker_can_lock_by_gives_one_warning_a_start() 
          ALTER TABLE loader.execution_history ADD FOREIGN KEY (loader_id) REFERENCES loader.loader",
     );
     let mut observer = cluster.connect();
-    let warning = plain_start(&mut dba, &mut observer);
+    let warning = fallback_start(&mut dba, &mut observer);
     assert!(warning.contains("cannot lock by the key"), "{warning}");
 }
 
@@ -406,8 +406,7 @@ fn caught(cluster: &Cluster) -> Option<&'static str> {
 }
 
 /// What [`attack`] runs while the worker cannot write `loader_history.watched_transaction`.
-const PLAIN: &str = "SELECT loader.record_execution_start(1) AS plain";
-const LOST: &str = "BEGIN; SELECT loader.record_execution_start(1) AS lost; ROLLBACK";
+const FALLBACK: &str = "SELECT loader.record_execution_start(1) AS fallback";
 
 /// Has everybody start, roll back, commit and end, with the loader's row committed, changed and new.
 fn attack(hostile: &str) {
@@ -421,7 +420,7 @@ fn attack(hostile: &str) {
     );
     println!("{hostile}: {key:?}");
     assert_eq!(caught(&cluster), None, "when the key came");
-    let (mut failures, mut violations) = (0, Vec::new());
+    let mut violations = Vec::new();
     for work in [
         "SET loader_history.autonomous_start = off; SELECT loader.record_execution_start(1)",
         "BEGIN; SELECT loader.record_execution_start(1); COMMIT",
@@ -432,18 +431,11 @@ fn attack(hostile: &str) {
         "BEGIN; UPDATE loader.loader SET id = id WHERE id = 1; SELECT loader.record_execution_start(1); COMMIT",
         "BEGIN; INSERT INTO loader.loader VALUES (3); SELECT loader.record_execution_start(3); ROLLBACK",
         "BEGIN; SELECT FROM loader.loader WHERE id = 1 FOR UPDATE; SELECT loader.record_execution_start(1); ROLLBACK",
-        // A start that is plain, since the worker cannot lock: PostgreSQL itself checks the key, in the
-        // session or, where the start is lost, in the worker.
-        PLAIN,
-        LOST,
+        // PostgreSQL itself checks the key of a transactional start.
+        FALLBACK,
     ] {
         for role in ["victim", "attacker", "postgres"] {
-            let locked = [PLAIN, LOST].contains(&work);
-            if work == LOST {
-                // A worker that knows nothing of the table: what it has worked out before, in some
-                // safer place, is worked out anew.
-                replace_worker(&cluster);
-            }
+            let locked = work == FALLBACK;
             if locked {
                 dba.run("BEGIN; LOCK TABLE loader_history.watched_transaction IN SHARE ROW EXCLUSIVE MODE");
             }
@@ -464,19 +456,6 @@ fn attack(hostile: &str) {
                 let open = "SELECT watched_running FROM loader.recorder_status()";
                 column::<i64>(&mut dba.client, open) == [0]
             });
-            if work == LOST {
-                let lost = "SELECT count(*) FROM loader.execution_history WHERE status = 'FAILED'";
-                let before = failures;
-                wait_for("the lost start", || {
-                    failures = column::<i64>(&mut dba.client, lost)[0];
-                    failures > before || caught(&cluster).is_some()
-                });
-            } else {
-                failures = column::<i64>(
-                    &mut dba.client,
-                    "SELECT count(*) FROM loader.execution_history WHERE status = 'FAILED'",
-                )[0];
-            }
             if let Some(whom) = caught(&cluster) {
                 violations.push(format!("as {whom}: {work}, by {role}"));
                 dba.run(

@@ -35,27 +35,56 @@ fn the_functions_have_the_signatures_of_the_contract() {
     let cluster = cluster_with_extension();
     let functions: Vec<String> = column(
         &mut cluster.connect(),
-        "SELECT format('%s(%s) %s', proname, pg_get_function_arguments(oid), pg_get_function_result(oid))
-           FROM pg_proc WHERE pronamespace = 'loader'::regnamespace
-            AND obj_description(oid, 'pg_proc') NOT LIKE 'Internal: %' ORDER BY proname",
+        "SELECT format('%s.%s(%s) %s', pronamespace::regnamespace, proname, pg_get_function_arguments(oid),
+                       pg_get_function_result(oid))
+           FROM pg_proc WHERE pronamespace IN ('loader'::regnamespace, 'loader_history'::regnamespace)
+            AND obj_description(oid, 'pg_proc') NOT LIKE 'Internal: %' ORDER BY pronamespace::regnamespace::text, proname",
     );
     assert_eq!(
         functions,
         [
-            "attach_foreign_key() boolean",
-            "get_execution_history(loader_id bigint DEFAULT NULL::bigint, page_size integer DEFAULT 50, \
+            "loader.get_execution_history(loader_id bigint DEFAULT NULL::bigint, page_size integer DEFAULT 50, \
              cursor text DEFAULT NULL::text, status text DEFAULT NULL::text, \
              started_from timestamp with time zone DEFAULT NULL::timestamp with time zone, \
              started_before timestamp with time zone DEFAULT NULL::timestamp with time zone) jsonb",
-            "grant_reader(role regrole) void",
-            "grant_recorder(role regrole) void",
-            "purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000) bigint",
-            "record_execution_end(execution_id bigint, status text, record_count bigint DEFAULT NULL::bigint, \
+            "loader.record_execution_end(execution_id bigint, status text, record_count bigint DEFAULT NULL::bigint, \
              error_message text DEFAULT NULL::text) integer",
-            "record_execution_start(loader_id bigint) bigint",
-            "recorder_status(OUT preloaded boolean, OUT worker_pid integer, OUT queue_depth integer, \
+            "loader.record_execution_start(loader_id bigint) bigint",
+            "loader.recorder_status(OUT preloaded boolean, OUT worker_pid integer, OUT queue_depth integer, \
              OUT watched_running bigint, OUT unwatched_running bigint, OUT last_error text, \
              OUT last_error_at timestamp with time zone, OUT foreign_key boolean, OUT detail text) record",
+            "loader_history.attach_foreign_key() boolean",
+            "loader_history.grant_reader(role regrole) void",
+            "loader_history.grant_recorder(role regrole) void",
+            "loader_history.purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000) bigint",
+        ]
+    );
+}
+
+#[test]
+fn schema_loader_has_what_applications_use_and_nothing_else() {
+    let cluster = cluster_with_extension();
+    let objects: Vec<String> = column(
+        &mut cluster.connect(),
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'loader'::regnamespace AND relkind <> 'i'
+            AND relname <> 'loader'
+         UNION ALL
+         SELECT proname || '()' FROM pg_proc WHERE pronamespace = 'loader'::regnamespace
+          ORDER BY 1",
+    );
+    assert_eq!(
+        objects,
+        [
+            "activity_feed",
+            "execution_details",
+            "execution_history",
+            "execution_history_id_seq",
+            "failed_loader_counts",
+            "get_execution_history()",
+            "loader_summary",
+            "record_execution_end()",
+            "record_execution_start()",
+            "recorder_status()",
         ]
     );
 }
@@ -181,6 +210,11 @@ fn it_comes_and_goes_and_leaves_the_application_alone() {
         assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 2));
         client.batch_execute("DROP EXTENSION loader_history").unwrap();
         assert_eq!(column::<String>(&mut client, objects), before);
+        let schemas: i64 = client
+            .query_one("SELECT count(*) FROM pg_namespace WHERE nspname = 'loader_history'", &[])
+            .unwrap()
+            .get(0);
+        assert_eq!(schemas, 0);
         let triggers: i64 =
             client.query_one("SELECT count(*) FROM pg_event_trigger", &[]).unwrap().get(0);
         assert_eq!(triggers, 0);

@@ -1,17 +1,18 @@
-//! Promise: no false FAILED, and the loader's word outranks what the server finds out. Who may report
-//! what, from which session, and when.
+//! Promise: no execution is FAILED by mistake, and the loader's report outranks the server's finding, which is kept as
+//! the last line of its error message. Who may report what, from which session, and when.
 
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use pg_test::story::{Scene, Story, end, load, run_stories, start};
+use pg_test::story::{LEVELS, Scene, Story, end, load, run_stories, start};
 use pg_test::{
     Client, Cluster, HasError, column, preloaded_cluster, status_of, wait_for, wait_for_worker,
 };
 use postgres::{CancelToken, NoTls};
 
 const ROLLED_BACK: &str =
-    "1 FAILED derived The transaction that started the execution was rolled back.";
-const DIVISION: &str = "1 FAILED derived 22012: division by zero";
+    "1 FAILED server-derived The transaction that started the execution was rolled back.";
+const DIVISION: &str = "1 FAILED server-derived 22012: division by zero";
 const SUCCESS: &str = "1 SUCCESS 3";
 
 /// Starts an execution in a transaction of its own.
@@ -46,7 +47,7 @@ const OTHER_SESSIONS: &[Story] = &[
         "start committed alone, later SUCCESS by another session",
         |scene| {
             let id = start_and_commit(scene, &mut scene.connect());
-            scene.wait_until_unbound();
+            scene.wait_until_unwatched();
             let mut other = scene.begin();
             scene.succeed_and_commit(&mut other, id);
         },
@@ -56,7 +57,7 @@ const OTHER_SESSIONS: &[Story] = &[
         "start committed alone, later FAILED by another session",
         |scene| {
             let id = start_and_commit(scene, &mut scene.connect());
-            scene.wait_until_unbound();
+            scene.wait_until_unwatched();
             end(&mut scene.connect(), id, "FAILED", Some("no such file")).unwrap();
         },
         &["1 FAILED no such file"],
@@ -65,9 +66,9 @@ const OTHER_SESSIONS: &[Story] = &[
         "start committed alone, and its session is gone",
         |scene| {
             let id = start_and_commit(scene, &mut scene.connect());
-            scene.wait_until_unbound();
+            scene.wait_until_unwatched();
             for _ in 0..3 {
-                scene.let_the_worker_look();
+                scene.let_the_worker_poll();
                 assert_eq!(scene.status(id).as_deref(), Some("RUNNING"));
             }
         },
@@ -138,7 +139,7 @@ const OTHER_SESSIONS: &[Story] = &[
             end(&mut other, id, "FAILED", Some("taken off the air")).unwrap();
             loader.batch_execute("ROLLBACK").unwrap();
             // The worker does not wait for the row that the other session has locked.
-            scene.let_the_worker_look();
+            scene.let_the_worker_poll();
             other.batch_execute("COMMIT").unwrap();
         },
         &["1 FAILED taken off the air"],
@@ -150,7 +151,7 @@ fn other_sessions() {
     run_stories(&preloaded_cluster(), OTHER_SESSIONS);
 }
 
-const WORDS_AFTER_A_ROLLBACK: &[Story] = &[
+const REPORTS_AFTER_A_ROLLBACK: &[Story] = &[
     Story::new(
         "FAILED after the rollback was found out",
         |scene| {
@@ -160,7 +161,9 @@ const WORDS_AFTER_A_ROLLBACK: &[Story] = &[
             end(&mut loader, id, "FAILED", Some("again")).error("55000");
             end(&mut loader, id, "SUCCESS", None).error("55000");
         },
-        &["1 FAILED no such file"],
+        &[
+            "1 FAILED no such file\nserver: The transaction that started the execution was rolled back.",
+        ],
     ),
     Story::new(
         "FAILED without a text after the rollback was found out",
@@ -172,22 +175,7 @@ const WORDS_AFTER_A_ROLLBACK: &[Story] = &[
             scene.wait_until_failed(id);
             end(&mut loader, id, "FAILED", None).unwrap();
         },
-        // The loader has nothing better to say than the server.
-        &["1 FAILED 22012: division by zero"],
-    ),
-    Story::new(
-        "FAILED at once after the rollback",
-        |scene| {
-            let mut loader = scene.begin();
-            let id = scene.start(&mut loader, 1);
-            loader.batch_execute("SELECT 1/0").error("22012");
-            loader.batch_execute("ROLLBACK").unwrap();
-            scene.begin_in(&mut loader);
-            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
-            loader.batch_execute("COMMIT").unwrap();
-            end(&mut loader, id, "FAILED", Some("again")).error("55000");
-        },
-        &["1 FAILED no such file"],
+        &["1 FAILED server: 22012: division by zero"],
     ),
     Story::new(
         "FAILED at once after the rollback, and that is rolled back too",
@@ -248,8 +236,40 @@ const WORDS_AFTER_A_ROLLBACK: &[Story] = &[
 ];
 
 #[test]
-fn words_after_a_rollback() {
-    run_stories(&preloaded_cluster(), WORDS_AFTER_A_ROLLBACK);
+fn reports_after_a_rollback() {
+    run_stories(&preloaded_cluster(), REPORTS_AFTER_A_ROLLBACK);
+}
+
+/// The worker may have ended the execution before the report, or not: the report is its outcome in both cases.
+#[test]
+fn a_report_at_once_after_a_rollback_is_the_outcome() {
+    const TIMES: usize = 100;
+    let cluster = preloaded_cluster();
+    let mut loader = cluster.connect();
+    let mut with_server_line = 0;
+    for level in LEVELS {
+        for time in 0..TIMES {
+            loader.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}")).unwrap();
+            let id = start(&mut loader, 1);
+            loader.batch_execute("SELECT 1/0").error("22012");
+            loader.batch_execute("ROLLBACK").unwrap();
+            // The worker polls a moment after the rollback.
+            thread::sleep(Duration::from_micros(time as u64 * 50));
+            loader.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}")).unwrap();
+            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
+            loader.batch_execute("COMMIT").unwrap();
+            end(&mut loader, id, "FAILED", Some("again")).error("55000");
+            let query =
+                format!("SELECT error_message FROM loader.execution_history WHERE id = {id}");
+            let text = column::<String>(&mut loader, &query).remove(0);
+            let with_line = text == "no such file\nserver: 22012: division by zero";
+            assert!(with_line || text == "no such file", "{text}");
+            with_server_line += usize::from(with_line);
+        }
+    }
+    println!("{with_server_line} of {} after the worker", TIMES * LEVELS.len());
+    let noted = "SELECT count(*) FROM loader_history.server_outcome";
+    assert_eq!(column::<i64>(&mut loader, noted), [0]);
 }
 
 /// Starts an execution in a transaction that is then prepared; the session goes.
@@ -262,113 +282,65 @@ fn start_and_prepare(scene: &mut Scene, succeeds: bool) -> i64 {
     }
     loader.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
     drop(loader);
-    scene.let_the_worker_look();
+    scene.let_the_worker_poll();
     assert_eq!(scene.status(id).as_deref(), Some("RUNNING"), "what others see of a prepared load");
     id
 }
 
-/// Starts an execution plainly, since another session keeps the worker from it, in a transaction that is then
+/// Starts an execution with the WARNING, since another session keeps the worker from it, in a transaction that is then
 /// prepared; the session goes.
-fn start_plainly_and_prepare(scene: &mut Scene, succeeds: bool) -> i64 {
+fn fall_back_and_prepare(scene: &mut Scene, succeeds: bool) -> i64 {
     let mut other = scene.connect();
     other.batch_execute("BEGIN; LOCK loader_history.watched_transaction IN SHARE MODE").unwrap();
     let mut loader = scene.begin();
-    let id = scene.start_plainly(&mut loader, 1);
+    let id = scene.start_in_transaction(&mut loader, 1);
     other.batch_execute("COMMIT").unwrap();
     if succeeds {
         scene.succeed(&mut loader, id);
     }
     loader.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
     drop(loader);
-    scene.let_the_worker_look();
+    scene.let_the_worker_poll();
     assert_eq!(scene.status(id), None, "what others see of a prepared load");
     id
 }
 
 const TABLE_LOCKED: &str = "A table of the history is locked, by this session or another.";
 
-const PLAIN_TWO_PHASES: &[Story] = &[
+const TRANSACTIONAL_TWO_PHASES: &[Story] = &[
     Story::new(
-        "plain start, PREPARE TRANSACTION, COMMIT PREPARED",
+        "transactional start, PREPARE TRANSACTION, COMMIT PREPARED",
         |scene| {
-            start_plainly_and_prepare(scene, false);
+            fall_back_and_prepare(scene, false);
             scene.connect().batch_execute("COMMIT PREPARED 'load'").unwrap();
         },
         &["1 RUNNING"],
     )
     .warns(&[TABLE_LOCKED]),
     Story::new(
-        "plain start, SUCCESS, PREPARE TRANSACTION, COMMIT PREPARED",
+        "transactional start, SUCCESS, PREPARE TRANSACTION, COMMIT PREPARED",
         |scene| {
-            start_plainly_and_prepare(scene, true);
+            fall_back_and_prepare(scene, true);
             scene.connect().batch_execute("COMMIT PREPARED 'load'").unwrap();
         },
         &[SUCCESS],
     )
     .warns(&[TABLE_LOCKED]),
     Story::new(
-        "plain start, PREPARE TRANSACTION, ROLLBACK PREPARED",
+        "transactional start, SUCCESS, PREPARE TRANSACTION, ROLLBACK PREPARED",
         |scene| {
-            start_plainly_and_prepare(scene, false);
+            let id = fall_back_and_prepare(scene, true);
             scene.connect().batch_execute("ROLLBACK PREPARED 'load'").unwrap();
+            end(&mut scene.connect(), id, "FAILED", None).error("P0002");
         },
-        &[ROLLED_BACK],
-    )
-    .warns(&[TABLE_LOCKED]),
-    Story::new(
-        "plain start, SUCCESS, PREPARE TRANSACTION, ROLLBACK PREPARED, and the loader's word at once",
-        |scene| {
-            let id = start_plainly_and_prepare(scene, true);
-            scene.connect().batch_execute("ROLLBACK PREPARED 'load'").unwrap();
-            end(&mut scene.connect(), id, "FAILED", Some("one of the others broke")).unwrap();
-        },
-        &["1 FAILED one of the others broke"],
+        &[],
     )
     .warns(&[TABLE_LOCKED]),
 ];
 
 #[test]
-fn two_phases_of_plain_starts() {
-    run_stories(&preloaded_cluster(), PLAIN_TWO_PHASES);
-}
-
-#[test]
-fn a_prepared_load_whose_start_was_plain_outlives_the_server_and_is_then_rolled_back() {
-    let mut cluster = preloaded_cluster();
-    for (commit, stop) in [
-        (false, Cluster::stop_server as fn(&mut Cluster)),
-        (false, Cluster::crash_server),
-        (true, Cluster::stop_server),
-        (true, Cluster::crash_server),
-    ] {
-        let (mut loader, mut other) = (cluster.connect(), cluster.connect());
-        other
-            .batch_execute("BEGIN; LOCK loader_history.watched_transaction IN SHARE MODE")
-            .unwrap();
-        loader.batch_execute("BEGIN").unwrap();
-        let id = start(&mut loader, 1);
-        other.batch_execute("COMMIT").unwrap();
-        loader.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
-        drop(loader);
-        wait_for("the worker to note it", || {
-            let noted =
-                format!("SELECT FROM loader_history.prepared_start WHERE execution_id = {id}");
-            !other.query(&noted, &[]).unwrap().is_empty()
-        });
-        drop(other);
-        stop(&mut cluster);
-        cluster.start_server();
-        let mut client = cluster.connect();
-        wait_for_worker(&mut client);
-        assert_eq!(status_of(&mut client, id), None, "while it is prepared");
-        let (end, status) = if commit { ("COMMIT", "RUNNING") } else { ("ROLLBACK", "FAILED") };
-        client.batch_execute(&format!("{end} PREPARED 'load'")).unwrap();
-        wait_for("the outcome", || status_of(&mut client, id).as_deref() == Some(status));
-        wait_for("the note to go", || {
-            client.query("SELECT FROM loader_history.prepared_start", &[]).unwrap().is_empty()
-        });
-        assert_eq!(status_of(&mut client, id).as_deref(), Some(status), "{end}");
-    }
+fn two_phases_of_transactional_starts() {
+    run_stories(&preloaded_cluster(), TRANSACTIONAL_TWO_PHASES);
 }
 
 const TWO_PHASES: &[Story] = &[
@@ -417,7 +389,9 @@ const TWO_PHASES: &[Story] = &[
             scene.wait_until_failed(id);
             end(&mut scene.connect(), id, "FAILED", Some("one of the others broke")).unwrap();
         },
-        &["1 FAILED one of the others broke"],
+        &[
+            "1 FAILED one of the others broke\nserver: The transaction that started the execution was rolled back.",
+        ],
     ),
     Story::new(
         "PREPARE TRANSACTION that fails",
@@ -428,7 +402,7 @@ const TWO_PHASES: &[Story] = &[
             loader.batch_execute("PREPARE TRANSACTION 'load'").error("0A000");
         },
         &[
-            "1 FAILED derived 0A000: cannot PREPARE a transaction that has executed LISTEN, UNLISTEN, or NOTIFY",
+            "1 FAILED server-derived 0A000: cannot PREPARE a transaction that has executed LISTEN, UNLISTEN, or NOTIFY",
         ],
     ),
     Story::new(
@@ -443,7 +417,7 @@ const TWO_PHASES: &[Story] = &[
             loader.batch_execute("ROLLBACK TO attempt; PREPARE TRANSACTION 'load'").unwrap();
             scene.connect().batch_execute("COMMIT PREPARED 'load'").unwrap();
         },
-        &["1 FAILED derived 22012: division by zero"],
+        &["1 FAILED server-derived 22012: division by zero"],
     ),
 ];
 
@@ -529,7 +503,7 @@ const SYNCHRONOUS: &[Story] = &[
             scene.succeed(&mut loader, id);
             let waiting = WaitingCommit::new(scene, loader);
             for _ in 0..3 {
-                scene.let_the_worker_look();
+                scene.let_the_worker_poll();
                 assert_eq!(scene.status(id).as_deref(), Some("RUNNING"), "before the commit");
             }
             end(&mut scene.connect(), id, "SUCCESS", None).error("55006");

@@ -119,6 +119,8 @@ fn all(client: &mut Client) -> BTreeMap<String, i64> {
         "status => 'RUNNING'".to_owned(),
         format!("\"cursor\" => '{cursor}'"),
         format!("7, \"cursor\" => '{cursor}'"),
+        format!("7, status => 'SUCCESS', \"cursor\" => '{cursor}'"),
+        format!("7, status => 'FAILED', \"cursor\" => '{cursor}'"),
         format!("status => 'FAILED', \"cursor\" => '{cursor}'"),
         "started_from => now() - interval '60 days', started_before => now() - interval '40 days'"
             .to_owned(),
@@ -186,24 +188,45 @@ fn a_loader_that_never_succeeds_costs_no_more() {
 }
 
 #[test]
-fn the_newest_successes_of_a_loader_are_found_behind_very_many_failures() {
+fn outcomes_of_a_loader_are_found_behind_very_many_of_the_other_kind() {
     let cluster = cluster_with_extension();
     let mut client = cluster.connect();
     client
         .batch_execute(
             "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
-             SELECT 7, t, t + make_interval(mins => n % 30), CASE WHEN n <= 1000 THEN 'SUCCESS' ELSE 'FAILED' END
-               FROM generate_series(1, 200000) AS n, LATERAL (SELECT now() - make_interval(mins => 400000 - n) AS t) AS s",
+             SELECT loader, t, t + make_interval(mins => n % 30),
+                    CASE WHEN (n <= 1000) = (loader = 7) THEN 'SUCCESS' ELSE 'FAILED' END
+               FROM generate_series(1, 100000) AS n, LATERAL (SELECT now() - make_interval(mins => 400000 - n) AS t) AS s,
+                    generate_series(7, 8) AS loader",
         )
         .unwrap();
-    client.batch_execute("VACUUM ANALYZE loader.execution_history").unwrap();
-    for call in [
-        "7, status => 'SUCCESS'",
-        "7, status => 'SUCCESS', started_from => now() - interval '1 year'",
-    ] {
-        pages_of_call(&mut client, call);
-        let read = pages_of_call(&mut client, call);
-        assert!(read <= 300, "get_execution_history({call}) reads {read} pages");
+    // Statistics of a time when all succeeded, or none at all, bring no other plan.
+    let amid: String = client
+        .query_one(
+            "SELECT (extract(epoch FROM execution_start - '2000-01-01 00:00+00') * 1000000)::bigint || '_' || id
+               FROM loader.execution_history WHERE loader_id = 7 ORDER BY execution_start OFFSET 500 LIMIT 1",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    for analyzed in [false, true] {
+        if analyzed {
+            client.batch_execute("VACUUM ANALYZE loader.execution_history").unwrap();
+        }
+        for outcome in ["7, status => 'SUCCESS'", "8, status => 'FAILED'"] {
+            for more in [
+                "",
+                ", started_from => now() - interval '1 year'",
+                ", started_before => now() - interval '1 day'",
+                &format!(", \"cursor\" => '{amid}'"),
+                &format!(", \"cursor\" => '{amid}', started_from => now() - interval '1 year'"),
+            ] {
+                let call = format!("{outcome}{more}");
+                pages_of_call(&mut client, &call);
+                let read = pages_of_call(&mut client, &call);
+                assert!(read <= 300, "get_execution_history({call}) reads {read} pages");
+            }
+        }
     }
     let page: Value = client
         .query_one("SELECT loader.get_execution_history(7, status => 'SUCCESS')", &[])
@@ -226,8 +249,7 @@ fn what_runs_is_found_whatever_has_ended_since() {
         )
         .unwrap();
     client.batch_execute("VACUUM ANALYZE loader.execution_history").unwrap();
-    let view = "SELECT * FROM loader.execution_details WHERE status = 'RUNNING' \
-                ORDER BY execution_start DESC, id DESC LIMIT 50";
+    let view = "SELECT * FROM loader.execution_details WHERE is_running";
     let read = pages(&mut client, view);
     assert!(read <= 120, "the view reads {read} pages");
     for call in [

@@ -2,9 +2,9 @@
 //! subscribers and upgraded clusters tell the truth.
 
 use pg_test::{
-    Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_durable, column, freeze_worker,
-    launchers, preloaded_cluster, preloaded_cluster_with, send_signal, served, status_of, wait_for,
-    wait_for_served, wait_for_worker,
+    Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_autonomous, column,
+    freeze_worker, launchers, preloaded_cluster, preloaded_cluster_with, send_signal, served,
+    status_of, wait_for, wait_for_served, wait_for_worker,
 };
 
 /// The lines that a server has logged as going wrong.
@@ -83,8 +83,8 @@ fn a_standby_has_no_worker_and_a_promoted_one_does() {
     });
     assert_eq!(status_of(&mut reader, succeeded).as_deref(), Some("SUCCESS"));
     assert_eq!(status_of(&mut reader, committed).as_deref(), Some("RUNNING"));
-    assert_durable(&standby, "postgres");
-    assert_durable(&standby, "second");
+    assert_autonomous(&standby, "postgres");
+    assert_autonomous(&standby, "second");
     assert_eq!(status_of(&mut reader, committed).as_deref(), Some("RUNNING"));
 }
 
@@ -207,7 +207,7 @@ fn a_subscriber_takes_no_watched_transactions_and_fails_nothing_by_itself() {
     );
     assert_eq!(state, [Some("0".to_owned())]);
     there.batch_execute("SELECT setval('loader.execution_history_id_seq', 1000000)").unwrap();
-    assert_durable(&subscriber, "postgres");
+    assert_autonomous(&subscriber, "postgres");
     heard_there.receive_all(&mut there);
     assert_eq!(
         heard_there.by_execution().len(),

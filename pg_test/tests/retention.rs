@@ -188,9 +188,9 @@ fn nothing_goes_unless_it_is_set() {
     let set: String = column(&mut client, "SHOW loader_history.retention").remove(0);
     assert_eq!(set, "0");
     // A start and its end are more than the worker's next few looks.
-    pg_test::assert_durable(&cluster, "postgres");
+    pg_test::assert_autonomous(&cluster, "postgres");
     retain(&mut client, "1000d");
-    pg_test::assert_durable(&cluster, "postgres");
+    pg_test::assert_autonomous(&cluster, "postgres");
     assert_eq!(count(&mut client, OLD), 300);
     retain(&mut client, "0");
     retain(&mut client, "30d");
@@ -221,9 +221,9 @@ fn the_setting_is_a_superusers_and_a_session_cannot_set_it_wrong() {
     // A session's own value is nobody else's, the greatest one as good as any.
     fill(&mut client, 30, 400);
     client.batch_execute("SET loader_history.retention = '1d'").unwrap();
-    pg_test::assert_durable(&cluster, "postgres");
+    pg_test::assert_autonomous(&cluster, "postgres");
     retain(&mut client, "1491308d");
-    pg_test::assert_durable(&cluster, "postgres");
+    pg_test::assert_autonomous(&cluster, "postgres");
     assert_eq!(count(&mut client, OLD), 30);
     assert_eq!(last_error(&mut client), None);
 }
@@ -241,7 +241,7 @@ fn a_database_can_have_a_retention_of_its_own() {
     wait_for("another worker", || worker_of(&mut client, "postgres") != worker);
     wait_for_served(&mut client, &["postgres"]);
     fill(&mut client, 300, 400);
-    pg_test::assert_durable(&cluster, "postgres");
+    pg_test::assert_autonomous(&cluster, "postgres");
     assert_eq!(count(&mut client, OLD), 300 + stay);
     assert_eq!(last_error(&mut client), None);
 }
@@ -303,7 +303,7 @@ fn what_somebody_locks_stays_until_later_and_nobody_waits() {
     retain(&mut client, "30d");
     wait_for("the others to go", || count(&mut client, "id < 200 AND id NOT IN (1, 50)") == 0);
     assert_eq!(count(&mut client, "id IN (1, 50)"), 2);
-    pg_test::assert_durable(&cluster, "postgres");
+    pg_test::assert_autonomous(&cluster, "postgres");
     holding.rollback().unwrap();
     // The next walk would find them; a new setting begins one at once.
     retain(&mut client, "31d");
@@ -361,7 +361,7 @@ fn what_another_table_refers_to_stays_and_the_others_go() {
     client.batch_execute("DROP TABLE kept, late").unwrap();
     retain(&mut client, "31d");
     wait_for_the_rest(&mut client);
-    pg_test::assert_durable(&cluster, "postgres");
+    pg_test::assert_autonomous(&cluster, "postgres");
 }
 
 #[test]
@@ -554,7 +554,7 @@ fn a_clock_far_ahead_of_the_newest_start_purges_no_more_than_a_day_of_it_would()
     retain(&mut client, "30d");
     let past = "execution_end < now() - interval '130 days'";
     wait_for("what is older than the newest start by then", || count(&mut client, past) == 0);
-    pg_test::assert_durable(&cluster, "postgres");
+    pg_test::assert_autonomous(&cluster, "postgres");
     assert_eq!(count(&mut client, OLD), 30);
     // That start proves the clock; the newest SUCCESS stays.
     retain(&mut client, "31d");

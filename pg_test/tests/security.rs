@@ -25,63 +25,61 @@ const MEMBERS: &str = "
 /// DEFINER are those that others than the owner call, or that PostgreSQL calls for others: of these
 /// recorder_status reads internal tables, and the rest write.
 const FUNCTIONS: [&str; 22] = [
-    "add_foreign_key() INVOKER volatile unsafe plpgsql",
-    "attach_foreign_key() INVOKER volatile unsafe plpgsql",
-    "attach_foreign_key_on_commit() DEFINER volatile unsafe plpgsql lock_timeout=500ms",
-    "attach_foreign_key_on_ddl() DEFINER volatile unsafe plpgsql lock_timeout=200ms",
-    "foreign_key_state() INVOKER stable unsafe plpgsql",
     // Reads the views as its caller, who needs the right to.
-    "get_execution_history(bigint,integer,text,text,timestamp with time zone,timestamp with time zone) \
+    "loader.get_execution_history(bigint,integer,text,text,timestamp with time zone,timestamp with time zone) \
      INVOKER stable restricted c",
-    "grant_execute(regrole,regprocedure[]) INVOKER volatile unsafe plpgsql",
-    "grant_reader(regrole) INVOKER volatile unsafe plpgsql",
-    "grant_recorder(regrole) INVOKER volatile unsafe plpgsql",
-    "notify_execution() INVOKER volatile unsafe c no search_path",
-    "purge_execution_history(interval,bigint) INVOKER volatile unsafe c",
-    "record_execution_end(bigint,text,bigint,text) DEFINER volatile unsafe c",
-    "record_execution_start(bigint) DEFINER volatile unsafe c",
-    "recorder_state() INVOKER volatile unsafe c",
-    "recorder_status() DEFINER stable unsafe plpgsql",
-    "drop_replicated_row() INVOKER volatile unsafe c no search_path",
+    "loader.record_execution_end(bigint,text,bigint,text) DEFINER volatile unsafe c",
+    "loader.record_execution_start(bigint) DEFINER volatile unsafe c",
+    "loader.recorder_status() DEFINER volatile unsafe plpgsql",
+    "loader_history.add_foreign_key() INVOKER volatile unsafe plpgsql",
+    "loader_history.attach_foreign_key() INVOKER volatile unsafe plpgsql",
+    "loader_history.attach_foreign_key_on_commit() DEFINER volatile unsafe plpgsql lock_timeout=500ms",
+    "loader_history.attach_foreign_key_on_ddl() DEFINER volatile unsafe plpgsql lock_timeout=200ms",
+    "loader_history.drop_replicated_row() INVOKER volatile unsafe c no search_path",
+    "loader_history.foreign_key_state() INVOKER stable unsafe plpgsql",
+    "loader_history.grant_execute(regrole,regprocedure[]) INVOKER volatile unsafe plpgsql",
+    "loader_history.grant_reader(regrole) INVOKER volatile unsafe plpgsql",
+    "loader_history.grant_recorder(regrole) INVOKER volatile unsafe plpgsql",
+    "loader_history.history_changed() INVOKER volatile unsafe c no search_path",
+    "loader_history.purge_execution_history(interval,bigint) INVOKER volatile unsafe c",
+    "loader_history.recorder_state() INVOKER volatile unsafe c",
     // Asks who creates the trigger.
-    "refuse_foreign_trigger() INVOKER volatile unsafe plpgsql",
-    "remember_loader() INVOKER volatile unsafe c no search_path",
-    "request_foreign_key() DEFINER volatile unsafe plpgsql",
-    "require_writable() INVOKER volatile unsafe plpgsql",
-    "untrusted_code(regclass) INVOKER stable unsafe sql",
-    "validate_foreign_key() INVOKER volatile unsafe plpgsql",
+    "loader_history.refuse_foreign_trigger() INVOKER volatile unsafe plpgsql",
+    "loader_history.refuse_schema_rename() INVOKER volatile unsafe plpgsql",
+    "loader_history.request_foreign_key() DEFINER volatile unsafe plpgsql",
+    "loader_history.require_writable() INVOKER volatile unsafe plpgsql",
+    "loader_history.untrusted_code(regclass) INVOKER stable unsafe sql",
+    "loader_history.validate_foreign_key() INVOKER volatile unsafe plpgsql",
 ];
 
 /// Every trigger, and when it fires: O for origin, A always, D not at all. (The key is there.)
-const TRIGGERS: [&str; 9] = [
-    "binding.drop_replicated_row A",
-    "execution_history.notify_on_outcome O",
-    "execution_history.notify_on_start O",
+const TRIGGERS: [&str; 7] = [
     "execution_history.history_inserted A",
     "execution_history.history_updated A",
     "execution_history.request_foreign_key D",
     "foreign_key_request.attach_foreign_key_on_commit O",
-    "prepared_event.refuse_foreign_event A",
-    "prepared_start.refuse_foreign_start A",
+    "prepared_change.drop_replicated_row A",
+    "purge_position.drop_replicated_row A",
+    "watched_transaction.drop_replicated_row A",
 ];
 
 /// Every relation, with its kind and options. The views have no security_barrier: a reader may see all
 /// that they select from, but the ids of loaders whose history is gone. And they run with their owner's
 /// rights: readers have none on the tables.
 const RELATIONS: [&str; 13] = [
-    "abandoned_start r",
-    "activity_feed v",
-    "binding r vacuum_truncate=off",
-    "derived_failure r",
-    "execution_details v",
-    "execution_history r",
-    "execution_history_id_seq S",
-    "failed_loader_counts v",
-    "foreign_key_request r",
-    "loader_summary v",
-    "prepared_event r vacuum_truncate=off",
-    "prepared_start r",
-    "recorded_loader r",
+    "loader.activity_feed v",
+    "loader.execution_details v",
+    "loader.execution_history r",
+    "loader.execution_history_id_seq S",
+    "loader.failed_loader_counts v",
+    "loader.loader_summary v",
+    "loader_history.foreign_key_request r",
+    "loader_history.last_timeline S",
+    "loader_history.prepared_change r vacuum_truncate=off",
+    "loader_history.purge_position r vacuum_truncate=off",
+    "loader_history.recorded_loader r",
+    "loader_history.server_outcome r",
+    "loader_history.watched_transaction r vacuum_truncate=off",
 ];
 
 fn set_of(client: &mut Client, query: &str) -> BTreeSet<String> {
@@ -126,7 +124,7 @@ fn every_object_is_as_it_was_reviewed() {
     let mut client = cluster.connect();
     assert_members(
         &mut client,
-        "SELECT concat_ws(' ', substr(p.oid::regprocedure::text, 8),
+        "SELECT concat_ws(' ', p.oid::regprocedure::text,
                           CASE WHEN p.prosecdef THEN 'DEFINER' ELSE 'INVOKER' END,
                           CASE p.provolatile WHEN 'v' THEN 'volatile' WHEN 's' THEN 'stable' ELSE 'immutable' END,
                           CASE p.proparallel WHEN 'u' THEN 'unsafe' WHEN 'r' THEN 'restricted' ELSE 'safe' END,
@@ -141,7 +139,7 @@ fn every_object_is_as_it_was_reviewed() {
     );
     assert_members(
         &mut client,
-        "SELECT concat_ws(' ', c.relname, c.relkind, array_to_string(c.reloptions, ' '),
+        "SELECT concat_ws(' ', c.oid::regclass, c.relkind, array_to_string(c.reloptions, ' '),
                           CASE WHEN c.relrowsecurity OR c.relforcerowsecurity THEN 'row security' END)
            FROM member JOIN pg_class AS c ON classid = 'pg_class'::regclass AND c.oid = objid",
         &RELATIONS,
@@ -160,6 +158,7 @@ fn every_object_is_as_it_was_reviewed() {
         &[
             // Disabled once the key is there.
             "loader_history_foreign_key ddl_command_end D {\"ALTER INDEX\",\"ALTER TABLE\",\"CREATE INDEX\",\"CREATE TABLE\"}",
+            "loader_history_schemas ddl_command_end A {\"ALTER SCHEMA\"}",
             "loader_history_triggers ddl_command_end A {\"CREATE TRIGGER\"}",
         ],
     );
@@ -169,7 +168,7 @@ fn every_object_is_as_it_was_reviewed() {
         "SELECT DISTINCT classid::regclass::text FROM member
            LEFT JOIN pg_type AS t ON classid = 'pg_type'::regclass AND t.oid = objid
           WHERE t.oid IS NULL OR t.typrelid = 0 AND t.typelem = 0",
-        &["pg_class", "pg_event_trigger", "pg_proc"],
+        &["pg_class", "pg_event_trigger", "pg_namespace", "pg_proc"],
     );
     // A rule would run with the rights of the table's owner. Views have theirs.
     assert_members(
@@ -288,7 +287,7 @@ fn trigger_functions_in_the_wrong_place_crash_nothing() {
                     .batch_execute(&format!("CREATE TABLE {table}_part PARTITION OF {table} DEFAULT"))
                     .unwrap();
             }
-            for function in ["notify_execution", "remember_loader", "drop_replicated_row"] {
+            for function in ["history_changed", "drop_replicated_row"] {
                 for when in [
                     "BEFORE INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW",
                     "AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW",
@@ -297,7 +296,7 @@ fn trigger_functions_in_the_wrong_place_crash_nothing() {
                 ] {
                     let when = when.replace("{}", &table);
                     let create =
-                        format!("CREATE TRIGGER wrong {when} EXECUTE FUNCTION loader.{function}()");
+                        format!("CREATE TRIGGER wrong {when} EXECUTE FUNCTION loader_history.{function}()");
                     client.batch_execute(&create).unwrap_or_else(|e| panic!("{create}: {e:?}"));
                     let set = if columns.contains("status varchar") {
                         "more = 2, id = 1, loader_id = 1, status = 'FAILED', execution_end = now()"
@@ -391,7 +390,7 @@ fn what_a_reader_adds_to_a_query_of_the_views_runs_as_the_reader() {
 /// Texts that would be more than text to whoever is careless with them.
 const HOSTILE_TEXTS: [&str; 18] = [
     r#"","status":"SUCCESS","loader_id":1,"x":""#,
-    r#"\","event":"EXECUTION_SUCCESS"#,
+    r#"\","event_type":"EXECUTION_SUCCESS"#,
     r#"\u0000"#,
     r#"\ud800 \udfff \"#,
     "\u{1}\u{2}\u{8}\u{b}\u{1b}[2J\u{7f}\u{80}\u{9f}",
@@ -416,6 +415,7 @@ fn a_text_stays_a_text_in_json_feed_and_events() {
     let mut recorder = cluster.connect_to("postgres", "recorder");
     let mut reader = cluster.connect_to("postgres", "reader");
     let mut listener = Listener::new(&cluster);
+    recorder.batch_execute("SET loader_history.notify_error_message = on").unwrap();
     for text in HOSTILE_TEXTS {
         let row = recorder.query_one("SELECT loader.record_execution_start(5)", &[]).unwrap();
         let id: i64 = row.get(0);
@@ -430,6 +430,7 @@ fn a_text_stays_a_text_in_json_feed_and_events() {
         assert_eq!(
             keys,
             [
+                "duration_ms",
                 "duration_seconds",
                 "error_message",
                 "error_truncated",
@@ -460,7 +461,8 @@ fn a_text_stays_a_text_in_json_feed_and_events() {
             event["execution_id"] == id && event["event_type"] == "EXECUTION_FAILED"
         });
         let event = listener.events.last().unwrap();
-        assert_eq!(event.as_object().unwrap().len(), 9, "{event}");
+        assert_eq!(event.as_object().unwrap().len(), 11, "{event}");
+        assert_eq!(event["message"], feed.get::<_, String>(1));
         assert_eq!(event["error_message"], text);
         assert_eq!((&event["loader_id"], &event["record_count"]), (&5.into(), &7.into()));
     }
@@ -541,9 +543,13 @@ fn channels_are_everybodys_as_postgresql_has_them_and_off_is_off() {
             .collect()
             .unwrap()
     };
-    // Whoever may connect may LISTEN, and sees the error's text. The README says so.
+    // Every role that can connect can LISTEN. It sees no error text unless that is turned on.
     stranger.batch_execute("LISTEN loader_execution").unwrap();
     let fail = "SELECT loader.record_execution_end(loader.record_execution_start(1), 'FAILED', 0, 'secret')";
+    recorder.batch_execute(fail).unwrap();
+    let seen = arrived(&mut stranger);
+    assert!(seen.len() == 2 && !seen[1].1.contains("secret"), "{seen:?}");
+    recorder.batch_execute("SET loader_history.notify_error_message = on").unwrap();
     recorder.batch_execute(fail).unwrap();
     let seen = arrived(&mut stranger);
     assert!(seen.len() == 2 && seen[1].1.contains("secret"), "{seen:?}");
@@ -553,13 +559,14 @@ fn channels_are_everybodys_as_postgresql_has_them_and_off_is_off() {
     assert_eq!(arrived(&mut stranger), []);
 
     // Whoever may connect may NOTIFY too, on any channel: an event is a hint, and the views are the truth.
-    let forged = r#"{"event":"EXECUTION_FAILED","execution_id":1,"loader_id":1,"status":"FAILED"}"#;
+    let forged =
+        r#"{"event_type":"EXECUTION_FAILED","execution_id":1,"loader_id":1,"status":"FAILED"}"#;
     let mut forger = cluster.connect_to("postgres", "stranger");
     forger.execute("SELECT pg_notify('loader_execution', $1)", &[&forged]).unwrap();
     assert_eq!(arrived(&mut stranger), [("loader_execution".to_owned(), forged.to_owned())]);
     let mut reader = cluster.connect_to("postgres", "reader");
     let failures = "SELECT error_message FROM loader.execution_details WHERE status = 'FAILED'";
-    assert_eq!(column::<String>(&mut reader, failures), ["secret", "secret"]);
+    assert_eq!(column::<String>(&mut reader, failures), ["secret", "secret", "secret"]);
 }
 
 /// Who may set what, and from where. The settings are those of a server that preloads the library.
@@ -578,7 +585,12 @@ fn settings_are_set_by_whom_the_readme_says() {
     // Everybody, for themselves.
     for user in ["stranger", "recorder", "reader", "owner"] {
         let mut client = cluster.connect_to("postgres", user);
-        for (name, value) in [("durable", "off"), ("notify", "off"), ("worker_timeout", "5")] {
+        for (name, value) in [
+            ("autonomous_start", "off"),
+            ("notify", "off"),
+            ("notify_error_message", "on"),
+            ("worker_timeout", "5"),
+        ] {
             for statement in [
                 format!("SET loader_history.{name} = {value}"),
                 format!("ALTER ROLE {user} SET loader_history.{name} = {value}"),
@@ -695,9 +707,12 @@ fn a_databases_owner_who_is_no_superuser_has_no_way_in() {
         "ALTER EXTENSION loader_history SET SCHEMA trap",
         "COMMENT ON EXTENSION loader_history IS 'mine'",
         "DROP SCHEMA loader CASCADE",
+        "DROP SCHEMA loader_history CASCADE",
         "ALTER SCHEMA loader RENAME TO mine",
+        "ALTER SCHEMA loader_history RENAME TO mine",
         "ALTER SCHEMA loader OWNER TO attacker",
-        "GRANT USAGE ON SCHEMA loader TO attacker",
+        "GRANT CREATE ON SCHEMA loader TO attacker",
+        "GRANT CREATE ON SCHEMA loader_history TO attacker",
         "CREATE EVENT TRIGGER mine ON ddl_command_end EXECUTE FUNCTION trap.trigger()",
         "ALTER EVENT TRIGGER loader_history_triggers DISABLE",
         "DROP EVENT TRIGGER loader_history_foreign_key",
@@ -708,7 +723,7 @@ fn a_databases_owner_who_is_no_superuser_has_no_way_in() {
         "ALTER DEFAULT PRIVILEGES FOR ROLE postgres GRANT ALL ON TABLES TO attacker",
         "SET session_replication_role = replica",
         "LOAD '$libdir/loader_history'",
-        "CREATE FUNCTION trap.c() RETURNS trigger LANGUAGE c AS '$libdir/loader_history', 'remember_loader_wrapper'",
+        "CREATE FUNCTION trap.c() RETURNS trigger LANGUAGE c AS '$libdir/loader_history', 'history_changed_wrapper'",
         "CREATE FUNCTION trap.c() RETURNS void LANGUAGE c AS '$libdir/loader_history', 'loader_history_worker_main'",
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'loader_history%'",
         "CLUSTER loader.execution_history",
@@ -731,24 +746,20 @@ fn a_databases_owner_who_is_no_superuser_has_no_way_in() {
 
 /// What `GRANT ALL ON ALL TABLES` allows, and PostgreSQL would run with the rights of whoever writes.
 const TRIGGER_TARGETS: [(&str, &str); 5] = [
-    ("execution_history", "BEFORE INSERT OR UPDATE OR DELETE"),
-    ("execution_history", "AFTER INSERT OR UPDATE OR DELETE"),
-    ("recorded_loader", "BEFORE INSERT"),
-    ("derived_failure", "AFTER INSERT OR DELETE"),
-    ("abandoned_start", "AFTER INSERT OR DELETE"),
+    ("loader.execution_history", "BEFORE INSERT OR UPDATE OR DELETE"),
+    ("loader.execution_history", "AFTER INSERT OR UPDATE OR DELETE"),
+    ("loader_history.recorded_loader", "BEFORE INSERT"),
+    ("loader_history.server_outcome", "AFTER INSERT OR DELETE"),
+    ("loader_history.prepared_change", "AFTER INSERT OR DELETE"),
 ];
 
-/// Lets everybody do what fires triggers on the extension's tables.
-fn record_of_every_kind(cluster: &Cluster) {
+/// A load that succeeds, which fires triggers on the extension's tables.
+fn record_success(cluster: &Cluster) {
     let mut client = cluster.connect_to("postgres", "victim");
-    let mut load = |last: &str| {
-        client
-            .batch_execute(&format!("BEGIN; SELECT loader.record_execution_start(1); {last}"))
-            .unwrap();
-    };
-    load(
-        "SELECT loader.record_execution_end(currval('loader.execution_history_id_seq'), 'SUCCESS'); COMMIT",
-    )
+    client.batch_execute("BEGIN").unwrap();
+    let id: i64 = client.query_one("SELECT loader.record_execution_start(1)", &[]).unwrap().get(0);
+    client.execute("SELECT loader.record_execution_end($1, 'SUCCESS')", &[&id]).unwrap();
+    client.batch_execute("COMMIT").unwrap();
 }
 
 /// A cluster that preloads the library, with the trap and a victim who records; sessions of an attacker, who was granted
@@ -760,8 +771,8 @@ fn cluster_of_an_attacker() -> (Cluster, Client, Client) {
     dba.batch_execute(APPLICATION_SQL).unwrap();
     dba.batch_execute(
         "CREATE EXTENSION loader_history;
-         GRANT ALL ON ALL TABLES IN SCHEMA loader TO attacker;
-         GRANT USAGE, CREATE ON SCHEMA loader TO attacker;
+         GRANT ALL ON ALL TABLES IN SCHEMA loader, loader_history TO attacker;
+         GRANT USAGE, CREATE ON SCHEMA loader, loader_history TO attacker;
          GRANT USAGE ON SEQUENCE loader.execution_history_id_seq TO victim;
          SELECT loader_history.grant_recorder('victim')",
     )
@@ -776,7 +787,7 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
 
     let create = |table: &str, when: &str, condition: &str, function: &str| {
         format!(
-            "CREATE TRIGGER planted {when} ON loader.{table} FOR EACH ROW {condition} EXECUTE FUNCTION {function}()"
+            "CREATE TRIGGER planted {when} ON {table} FOR EACH ROW {condition} EXECUTE FUNCTION {function}()"
         )
     };
     for (table, when) in TRIGGER_TARGETS {
@@ -791,7 +802,7 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
     // Nor one of PostgreSQL's own functions, nor one for statements or of a view.
     attacker
         .batch_execute(&create(
-            "execution_history",
+            "loader.execution_history",
             "BEFORE UPDATE",
             "",
             "pg_catalog.suppress_redundant_updates_trigger",
@@ -801,7 +812,7 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
         .batch_execute("CREATE TRIGGER planted AFTER INSERT ON loader.execution_history EXECUTE FUNCTION trap.trigger()")
         .error("42501");
     attacker
-        .batch_execute(&create("activity_feed", "INSTEAD OF INSERT", "", "trap.trigger"))
+        .batch_execute(&create("loader.activity_feed", "INSTEAD OF INSERT", "", "trap.trigger"))
         .error("42501");
     // A superuser may not either, where the code is somebody else's: in the function, or in the condition.
     dba.batch_execute(
@@ -811,11 +822,11 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
     )
     .unwrap();
     let error = dba
-        .batch_execute(&create("execution_history", "AFTER UPDATE", "", "trap.trigger"))
+        .batch_execute(&create("loader.execution_history", "AFTER UPDATE", "", "trap.trigger"))
         .error("42501");
     assert!(error.detail().unwrap().contains("trap.trigger()"), "{error:?}");
     dba.batch_execute(&create(
-        "execution_history",
+        "loader.execution_history",
         "AFTER UPDATE",
         "WHEN (trap.immutable(NEW.id) = 0)",
         "audit.note",
@@ -823,7 +834,7 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
     .error("42501");
     // A DBA's own are welcome, and so are everybody's on tables of their own.
     dba.batch_execute(&create(
-        "execution_history",
+        "loader.execution_history",
         "AFTER UPDATE",
         "WHEN (NEW.status = 'FAILED')",
         "audit.note",
@@ -839,7 +850,7 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
 
     // Nothing planted, nothing runs: of a success, of a failure that the worker finds, of a purge.
     let exercise = |cluster: &Cluster| {
-        record_of_every_kind(cluster);
+        record_success(cluster);
         let mut victim = cluster.connect_to("postgres", "victim");
         victim.batch_execute("BEGIN; SELECT loader.record_execution_start(2); ROLLBACK").unwrap();
         let mut dba = cluster.connect();
@@ -854,7 +865,7 @@ fn triggers_of_others_are_refused_since_they_would_run_as_a_superuser() {
     // That is the event trigger's doing: without it each of them would have run as a superuser.
     dba.batch_execute("ALTER EVENT TRIGGER loader_history_triggers DISABLE").unwrap();
     attacker
-        .batch_execute(&create("execution_history", "AFTER UPDATE", "", "trap.trigger"))
+        .batch_execute(&create("loader.execution_history", "AFTER UPDATE", "", "trap.trigger"))
         .unwrap();
     forget(&cluster);
     exercise(&cluster);
@@ -868,14 +879,12 @@ fn what_is_deleted_beside_the_history_runs_nothing_of_tables_that_refer_to_it() 
     let (cluster, mut attacker, mut dba) = cluster_of_an_attacker();
     for (table, kind) in [
         ("foreign_key_request", "xid8"),
-        ("binding", "bigint"),
-        ("derived_failure", "bigint"),
-        ("abandoned_start", "bigint"),
-        ("prepared_start", "bigint"),
+        ("watched_transaction", "bigint"),
+        ("server_outcome", "bigint"),
     ] {
         attacker
             .batch_execute(&format!(
-                "CREATE TABLE trap.{table} (id {kind} REFERENCES loader.{table} ON DELETE CASCADE);
+                "CREATE TABLE trap.{table} (id {kind} REFERENCES loader_history.{table} ON DELETE CASCADE);
                  CREATE TRIGGER a AFTER DELETE ON trap.{table} FOR EACH ROW EXECUTE FUNCTION trap.trigger()"
             ))
             .unwrap();
@@ -888,14 +897,14 @@ fn what_is_deleted_beside_the_history_runs_nothing_of_tables_that_refer_to_it() 
         victim.batch_execute("BEGIN").unwrap();
         let start = "SELECT loader.record_execution_start(1)";
         let id = victim.query_one(start, &[]).unwrap().get(0);
-        refer("binding", id);
+        refer("watched_transaction", id);
         victim.batch_execute("ROLLBACK").unwrap();
         id
     };
-    // The worker deletes the binding of a load that has failed; a loader's own word the note that it has.
+    // The worker deletes the transaction of a load that has failed; a loader's report the note of the failure.
     let id = fail(&mut refer);
     wait_for("the failure", || status_of(&mut dba, id).as_deref() == Some("FAILED"));
-    refer("derived_failure", id);
+    refer("server_outcome", id);
     let call = "SELECT loader.record_execution_end($1, 'FAILED', 0, 'no such file')";
     cluster.connect_to("postgres", "victim").execute(call, &[&id]).unwrap();
     assert_eq!(column::<i64>(&mut dba, "SELECT count(*) FROM loader_history.server_outcome"), [0]);
@@ -903,7 +912,7 @@ fn what_is_deleted_beside_the_history_runs_nothing_of_tables_that_refer_to_it() 
     // A superuser's purge deletes that too.
     let id = fail(&mut refer);
     wait_for("the failure", || status_of(&mut dba, id).as_deref() == Some("FAILED"));
-    refer("derived_failure", id);
+    refer("server_outcome", id);
     dba.batch_execute("SELECT loader_history.purge_execution_history('0')").error("42501");
     // And the trigger by which the foreign key is attached its request.
     attacker
@@ -1001,6 +1010,7 @@ fn a_superusers_purge_runs_nothing_of_tables_that_refer_to_the_history() {
         "INSERT INTO loader.execution_history (loader_id, execution_start, execution_end, status)
              SELECT 1, now() - make_interval(days => n), now() - make_interval(days => n), 'SUCCESS'
                FROM generate_series(3, 5) AS n;
+         GRANT USAGE ON SCHEMA loader_history TO attacker;
          GRANT SELECT, DELETE ON loader_history.server_outcome TO attacker;
          GRANT EXECUTE ON FUNCTION loader_history.purge_execution_history(interval, bigint) TO attacker",
     )

@@ -1,4 +1,4 @@
-//! Promise: recording adds no serialization failure of its own between SERIALIZABLE loads.
+//! Promise: recording adds no serialization failure between SERIALIZABLE loads.
 //!
 //! What loads get without recording is measured first: a failure of theirs would prove nothing.
 
@@ -14,7 +14,7 @@ const LOADS: usize = 8;
 /// has written, and each has written before any commits.
 const TOGETHER: usize = 5;
 
-/// The worker must not be late on a slow machine: what it declines would not be what is tested.
+/// The worker must not be late on a slow machine: only the start that it is kept from falls back.
 const SETTINGS: &str = "loader_history.worker_timeout = '60s'";
 
 /// Where the executions of a load start.
@@ -22,12 +22,12 @@ const SETTINGS: &str = "loader_history.worker_timeout = '60s'";
 enum Recording {
     /// There are none.
     Nowhere,
-    /// In the load's own transaction.
+    /// In the load: autonomous.
     Within,
-    /// The same, and recorded there too: by the setting.
-    Plainly,
-    /// The same, since the worker can't record it: with the WARNING.
-    Declined,
+    /// In the load: transactional, by the setting.
+    Transactional,
+    /// In the load: transactional with the WARNING, since the worker can't write.
+    Fallback,
     /// In another connection, whose transaction has ended before the load begins.
     Elsewhere,
 }
@@ -42,7 +42,7 @@ fn loads(cluster: &Cluster, recording: Recording) -> BTreeMap<String, usize> {
                 scope.spawn(move || {
                     let mut client = cluster.connect();
                     let mut other = cluster.connect();
-                    if recording == Recording::Plainly {
+                    if recording == Recording::Transactional {
                         client.batch_execute("SET loader_history.autonomous_start = off").unwrap();
                     }
                     (0..LOADS)
@@ -103,7 +103,7 @@ fn load(
             }
             let id = match recording {
                 Recording::Nowhere => None,
-                Recording::Within | Recording::Plainly | Recording::Declined => {
+                Recording::Within | Recording::Transactional | Recording::Fallback => {
                     Some(start(client, session)?)
                 }
                 Recording::Elsewhere => started.get(execution).copied(),
@@ -146,9 +146,9 @@ fn no_serialization_failure(history: &str) {
         count("WITH gone AS (DELETE FROM loaded RETURNING 1) SELECT count(*) FROM gone");
     }
     assert_no_warnings(&cluster);
-    for recording in [Recording::Plainly, Recording::Declined] {
+    for recording in [Recording::Transactional, Recording::Fallback] {
         let mut locker = cluster.connect();
-        if recording == Recording::Declined {
+        if recording == Recording::Fallback {
             locker
                 .batch_execute("BEGIN; LOCK loader_history.watched_transaction IN SHARE MODE")
                 .unwrap();

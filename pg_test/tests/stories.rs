@@ -1,18 +1,20 @@
-//! Promise: whatever becomes of a load's transaction, its execution is recorded as that.
+//! Promise: however a load's transaction ends, its execution has that outcome.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use pg_test::story::{LEVELS, Scene, Story, end, load, run_stories, run_stories_plainly, start};
+use pg_test::story::{
+    LEVELS, Scene, Story, end, load, run_stories, run_stories_in_transactions, start,
+};
 use pg_test::{HasError, column, preloaded_cluster, wait_for};
 
 const ROLLED_BACK: &str =
-    "1 FAILED derived The transaction that started the execution was rolled back.";
+    "1 FAILED server-derived The transaction that started the execution was rolled back.";
 const SAVEPOINT_ROLLED_BACK: &str =
-    "1 FAILED derived The savepoint that the execution started in was rolled back.";
-const DIVISION: &str = "1 FAILED derived 22012: division by zero";
+    "1 FAILED server-derived The savepoint that the execution started in was rolled back.";
+const DIVISION: &str = "1 FAILED server-derived 22012: division by zero";
 const SUCCESS: &str = "1 SUCCESS 3";
 
 /// An error, and then nothing more: the server itself rolls the transaction back.
@@ -141,7 +143,7 @@ const TRANSACTIONS: &[Story] = &[
             loader.batch_execute("SAVEPOINT risk").unwrap();
             fail(&mut loader);
             loader.batch_execute("ROLLBACK TO risk").unwrap();
-            scene.let_the_worker_look();
+            scene.let_the_worker_poll();
             scene.succeed_and_commit(&mut loader, id);
         },
         &[SUCCESS],
@@ -175,7 +177,7 @@ const TRANSACTIONS: &[Story] = &[
             let mut loader = scene.begin();
             let id = scene.start(&mut loader, 1);
             loader.batch_execute(CAUGHT).unwrap();
-            scene.let_the_worker_look();
+            scene.let_the_worker_poll();
             scene.succeed_and_commit(&mut loader, id);
         },
         &[SUCCESS],
@@ -200,7 +202,7 @@ const TRANSACTIONS: &[Story] = &[
             loader.batch_execute("COMMIT").error("23505");
         },
         &[
-            "1 FAILED derived 23505: duplicate key value violates unique constraint \"loaded_once\"",
+            "1 FAILED server-derived 23505: duplicate key value violates unique constraint \"loaded_once\"",
         ],
     ),
     Story::new(
@@ -212,7 +214,7 @@ const TRANSACTIONS: &[Story] = &[
             scene.connect().batch_execute(update).unwrap();
             loader.batch_execute(update).error("40001");
         },
-        &["1 FAILED derived 40001: could not serialize access due to concurrent update"],
+        &["1 FAILED server-derived 40001: could not serialize access due to concurrent update"],
     )
     .under(&["REPEATABLE READ", "SERIALIZABLE"]),
     Story::new(
@@ -231,7 +233,7 @@ const TRANSACTIONS: &[Story] = &[
             loader.batch_execute("COMMIT").error("40001");
         },
         &[
-            "1 FAILED derived 40001: could not serialize access due to read/write dependencies among transactions",
+            "1 FAILED server-derived 40001: could not serialize access due to read/write dependencies among transactions",
         ],
     )
     .under(&["SERIALIZABLE"]),
@@ -286,13 +288,13 @@ fn transactions() {
 }
 
 #[test]
-fn transactions_that_record_by_themselves() {
-    run_stories_plainly(&preloaded_cluster(), TRANSACTIONS);
+fn transactions_whose_starts_are_transactional() {
+    run_stories_in_transactions(&preloaded_cluster(), TRANSACTIONS);
 }
 
 #[test]
 fn transactions_without_preloading() {
-    run_stories_plainly(&pg_test::cluster_with_extension(), TRANSACTIONS);
+    run_stories_in_transactions(&pg_test::cluster_with_extension(), TRANSACTIONS);
 }
 
 const LOST_SESSIONS: &[Story] = &[
@@ -304,7 +306,7 @@ const LOST_SESSIONS: &[Story] = &[
             loader.batch_execute("SET LOCAL statement_timeout = '50ms'").unwrap();
             loader.batch_execute("SELECT pg_sleep(60)").error("57014");
         },
-        &["1 FAILED derived 57014: canceling statement due to statement timeout"],
+        &["1 FAILED server-derived 57014: canceling statement due to statement timeout"],
     ),
     Story::new(
         "idle_in_transaction_session_timeout",
@@ -315,7 +317,9 @@ const LOST_SESSIONS: &[Story] = &[
             loader.batch_execute(setting).unwrap();
             scene.wait_until_failed(id);
         },
-        &["1 FAILED derived 25P03: terminating connection due to idle-in-transaction timeout"],
+        &[
+            "1 FAILED server-derived 25P03: terminating connection due to idle-in-transaction timeout",
+        ],
     ),
     Story::new(
         "pg_terminate_backend",
@@ -327,7 +331,7 @@ const LOST_SESSIONS: &[Story] = &[
             scene.observer.query(terminate, &[&pid]).unwrap();
             scene.wait_until_failed(id);
         },
-        &["1 FAILED derived 57P01: terminating connection due to administrator command"],
+        &["1 FAILED server-derived 57P01: terminating connection due to administrator command"],
     ),
     Story::new(
         "client leaves",
@@ -346,7 +350,9 @@ const LOST_SESSIONS: &[Story] = &[
             client.kill().unwrap();
             client.wait().unwrap();
         },
-        &["1 FAILED derived 08006: unexpected EOF on client connection with an open transaction"],
+        &[
+            "1 FAILED server-derived 08006: unexpected EOF on client connection with an open transaction",
+        ],
     ),
     Story::new(
         "client is killed in a statement",
@@ -361,7 +367,7 @@ const LOST_SESSIONS: &[Story] = &[
             client.kill().unwrap();
             client.wait().unwrap();
         },
-        &["1 FAILED derived 08006: connection to client lost"],
+        &["1 FAILED server-derived 08006: connection to client lost"],
     ),
 ];
 
@@ -387,13 +393,13 @@ fn lost_sessions() {
 }
 
 #[test]
-fn lost_sessions_that_record_by_themselves() {
-    run_stories_plainly(&preloaded_cluster(), LOST_SESSIONS);
+fn lost_sessions_whose_starts_are_transactional() {
+    run_stories_in_transactions(&preloaded_cluster(), LOST_SESSIONS);
 }
 
 #[test]
 fn lost_sessions_without_preloading() {
-    run_stories_plainly(&pg_test::cluster_with_extension(), LOST_SESSIONS);
+    run_stories_in_transactions(&pg_test::cluster_with_extension(), LOST_SESSIONS);
 }
 
 const SAVEPOINTS: &[Story] = &[
@@ -404,7 +410,7 @@ const SAVEPOINTS: &[Story] = &[
             loader.batch_execute("SAVEPOINT attempt").unwrap();
             let id = scene.start(&mut loader, 1);
             loader.batch_execute("ROLLBACK TO attempt").unwrap();
-            scene.let_the_worker_look();
+            scene.let_the_worker_poll();
             // The loader may still end it.
             scene.assert_running(id);
             loader.batch_execute("COMMIT").unwrap();
@@ -506,16 +512,16 @@ fn savepoints() {
 }
 
 #[test]
-fn savepoints_of_transactions_that_record_by_themselves() {
-    run_stories_plainly(&preloaded_cluster(), SAVEPOINTS);
+fn savepoints_of_transactions_whose_starts_are_transactional() {
+    run_stories_in_transactions(&preloaded_cluster(), SAVEPOINTS);
 }
 
 #[test]
 fn savepoints_without_preloading() {
-    run_stories_plainly(&pg_test::cluster_with_extension(), SAVEPOINTS);
+    run_stories_in_transactions(&pg_test::cluster_with_extension(), SAVEPOINTS);
 }
 
-const WORDS_AFTER_A_SAVEPOINT: &[Story] = &[
+const REPORTS_AFTER_A_SAVEPOINT: &[Story] = &[
     Story::new(
         "start in a savepoint that is rolled back, then reported as SUCCESS",
         |scene| {
@@ -551,17 +557,19 @@ const WORDS_AFTER_A_SAVEPOINT: &[Story] = &[
             scene.wait_until_failed(id);
             end(&mut loader, id, "FAILED", Some("the first attempt")).unwrap();
         },
-        &["1 FAILED the first attempt"],
+        &[
+            "1 FAILED the first attempt\nserver: The savepoint that the execution started in was rolled back.",
+        ],
     ),
 ];
 
 #[test]
-fn words_after_a_savepoint() {
-    run_stories(&preloaded_cluster(), WORDS_AFTER_A_SAVEPOINT);
+fn reports_after_a_savepoint() {
+    run_stories(&preloaded_cluster(), REPORTS_AFTER_A_SAVEPOINT);
 }
 
-/// What was recorded in a savepoint went with it.
-const PLAIN_WORDS_AFTER_A_SAVEPOINT: &[Story] = &[Story::new(
+/// A transactional start goes with its savepoint.
+const TRANSACTIONAL_REPORTS_AFTER_A_SAVEPOINT: &[Story] = &[Story::new(
     "start in a savepoint that is rolled back, then reported, and then a start that is kept",
     |scene| {
         let mut loader = scene.begin();
@@ -579,13 +587,16 @@ const PLAIN_WORDS_AFTER_A_SAVEPOINT: &[Story] = &[Story::new(
 )];
 
 #[test]
-fn words_after_a_savepoint_of_transactions_that_record_by_themselves() {
-    run_stories_plainly(&preloaded_cluster(), PLAIN_WORDS_AFTER_A_SAVEPOINT);
+fn reports_after_a_savepoint_of_transactional_starts() {
+    run_stories_in_transactions(&preloaded_cluster(), TRANSACTIONAL_REPORTS_AFTER_A_SAVEPOINT);
 }
 
 #[test]
-fn words_after_a_savepoint_without_preloading() {
-    run_stories_plainly(&pg_test::cluster_with_extension(), PLAIN_WORDS_AFTER_A_SAVEPOINT);
+fn reports_after_a_savepoint_without_preloading() {
+    run_stories_in_transactions(
+        &pg_test::cluster_with_extension(),
+        TRANSACTIONAL_REPORTS_AFTER_A_SAVEPOINT,
+    );
 }
 
 #[test]

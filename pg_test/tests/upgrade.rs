@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use pg_test::{
-    APPLICATION_SQL, Client, Cluster, Listener, PRELOADED, Session, Signal, assert_durable,
-    catch_up, column, current_version, released_versions, send_signal, status_of, wait_for,
-    wait_for_equal, wait_for_served, worker_of,
+    APPLICATION_SQL, Client, Cluster, HasError, Listener, PRELOADED, Session, assert_autonomous,
+    column, current_version, released_versions, status_of, wait_for, wait_for_equal,
+    wait_for_served,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -24,7 +24,6 @@ const DATA: &str = "
     SELECT loader.record_execution_end(loader.record_execution_start(4), 'FAILED', 4, 'no');
     SELECT loader.grant_recorder('recorder'), loader.grant_reader('reader');
     GRANT SELECT ON loader.execution_history TO auditor;
-    SELECT loader.purge_execution_history('100 days', 50);
 ";
 
 /// What pg_class, pg_proc and the like say of the extension's objects, one query a kind: a name and a
@@ -41,12 +40,12 @@ const DEFINITIONS: [(&str, &str); 11] = [
         "SELECT p.oid::regprocedure::text,
                 concat_ws(' | ', pg_get_functiondef(p.oid), p.proowner::regrole, p.prosecdef, p.provolatile,
                           p.proparallel, p.proleakproof, p.proisstrict, p.proconfig, p.procost, p.prorows)
-           FROM pg_proc AS p WHERE p.pronamespace = 'loader'::regnamespace",
+           FROM pg_proc AS p WHERE p.pronamespace::regnamespace::text IN ('loader', 'loader_history')",
     ),
     (
         "views",
         "SELECT c.oid::regclass::text, concat_ws(' | ', pg_get_viewdef(c.oid), c.reloptions, c.relowner::regrole)
-           FROM pg_class AS c WHERE c.relnamespace = 'loader'::regnamespace AND c.relkind = 'v'",
+           FROM pg_class AS c WHERE c.relnamespace::regnamespace::text IN ('loader', 'loader_history') AND c.relkind = 'v'",
     ),
     (
         "columns",
@@ -56,23 +55,23 @@ const DEFINITIONS: [(&str, &str); 11] = [
                           c.reloptions, c.relrowsecurity, c.relreplident, c.relowner::regrole)
            FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
            LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
-          WHERE c.relnamespace = 'loader'::regnamespace",
+          WHERE c.relnamespace::regnamespace::text IN ('loader', 'loader_history')",
     ),
     (
         "constraints",
         "SELECT conrelid::regclass || '.' || conname, pg_get_constraintdef(oid) || convalidated
-           FROM pg_constraint WHERE connamespace = 'loader'::regnamespace",
+           FROM pg_constraint WHERE connamespace::regnamespace::text IN ('loader', 'loader_history')",
     ),
     (
         "indexes",
         "SELECT indexrelid::regclass::text, concat_ws(' | ', pg_get_indexdef(indexrelid), indisvalid, indisunique, indisprimary)
-           FROM pg_index JOIN pg_class AS c ON c.oid = indexrelid WHERE c.relnamespace = 'loader'::regnamespace",
+           FROM pg_index JOIN pg_class AS c ON c.oid = indexrelid WHERE c.relnamespace::regnamespace::text IN ('loader', 'loader_history')",
     ),
     (
         "triggers",
         "SELECT tgrelid::regclass || '.' || CASE WHEN tgisinternal THEN tgfoid::regproc::text ELSE tgname END,
                 concat_ws(' | ', CASE WHEN NOT tgisinternal THEN pg_get_triggerdef(t.oid) END, tgenabled, tgisinternal)
-           FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid WHERE c.relnamespace = 'loader'::regnamespace",
+           FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid WHERE c.relnamespace::regnamespace::text IN ('loader', 'loader_history')",
     ),
     (
         "event triggers",
@@ -84,13 +83,14 @@ const DEFINITIONS: [(&str, &str); 11] = [
         "SELECT o.name, string_agg(concat_ws(' ', a.grantee::regrole, a.privilege_type, a.is_grantable), ', '
                                    ORDER BY a.grantee::regrole::text, a.privilege_type)
            FROM (SELECT p.oid::regprocedure::text AS name, coalesce(proacl, acldefault('f', proowner)) AS acl
-                   FROM pg_proc AS p WHERE pronamespace = 'loader'::regnamespace
+                   FROM pg_proc AS p WHERE pronamespace::regnamespace::text IN ('loader', 'loader_history')
                  UNION ALL
                  SELECT c.oid::regclass::text,
                         coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\", relowner))
-                   FROM pg_class AS c WHERE relnamespace = 'loader'::regnamespace AND relkind IN ('r', 'v', 'S', 'p')
+                   FROM pg_class AS c WHERE relnamespace::regnamespace::text IN ('loader', 'loader_history') AND relkind IN ('r', 'v', 'S', 'p')
                  UNION ALL
-                 SELECT 'schema', coalesce(nspacl, acldefault('n', nspowner)) FROM pg_namespace WHERE nspname = 'loader') AS o,
+                 SELECT 'schema ' || nspname, coalesce(nspacl, acldefault('n', nspowner)) FROM pg_namespace
+                  WHERE nspname IN ('loader', 'loader_history')) AS o,
                 aclexplode(o.acl) AS a
           GROUP BY o.name",
     ),
@@ -102,12 +102,12 @@ const DEFINITIONS: [(&str, &str); 11] = [
                      WHERE refclassid = 'pg_extension'::regclass
                        AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'loader_history'))
              OR classoid = 'pg_class'::regclass
-                AND objoid IN (SELECT oid FROM pg_class WHERE relnamespace = 'loader'::regnamespace)
+                AND objoid IN (SELECT oid FROM pg_class WHERE relnamespace::regnamespace::text IN ('loader', 'loader_history'))
              OR classoid = 'pg_constraint'::regclass
-                AND objoid IN (SELECT oid FROM pg_constraint WHERE connamespace = 'loader'::regnamespace)
+                AND objoid IN (SELECT oid FROM pg_constraint WHERE connamespace::regnamespace::text IN ('loader', 'loader_history'))
              OR classoid = 'pg_trigger'::regclass
                 AND objoid IN (SELECT t.oid FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid
-                                WHERE c.relnamespace = 'loader'::regnamespace)
+                                WHERE c.relnamespace::regnamespace::text IN ('loader', 'loader_history'))
              OR classoid IN ('pg_extension'::regclass, 'pg_event_trigger'::regclass)",
     ),
     (
@@ -162,8 +162,7 @@ fn assert_same(updated: &Definitions, installed: &Definitions) {
 fn data(client: &mut Client) -> Vec<String> {
     [
         "SELECT string_agg(h::text, '|' ORDER BY id) FROM loader.execution_history AS h",
-        "SELECT string_agg(loader_id::text, '|' ORDER BY loader_id) FROM (SELECT DISTINCT loader_id FROM loader.recorded_loader) AS r",
-        "SELECT string_agg(s::text, '|' ORDER BY loader_id) FROM loader.loader_summary AS s",
+        "SELECT string_agg(loader_id::text, '|' ORDER BY loader_id) FROM (SELECT DISTINCT loader_id FROM loader.execution_history) AS r",
         "SELECT last_value || ' ' || is_called FROM loader.execution_history_id_seq",
         "SELECT string_agg(format('%s %s %s', r, has_function_privilege(r, 'loader.record_execution_start(bigint)', 'EXECUTE'),
                                   has_table_privilege(r, 'loader.execution_history', 'SELECT')), '|')
@@ -239,7 +238,7 @@ fn an_update_keeps_the_data_the_grants_and_what_a_dba_changed() {
         assert_eq!(before, data(&mut client), "from {version}");
         let rights: Vec<bool> = column(
             &mut client,
-            "SELECT has_function_privilege('auditor', 'loader.purge_execution_history(interval, bigint)', 'EXECUTE')",
+            "SELECT has_function_privilege('auditor', 'loader_history.purge_execution_history(interval, bigint)', 'EXECUTE')",
         );
         assert_eq!(rights, [true], "a grant of the DBA's own");
         let comment: Vec<String> = column(
@@ -258,7 +257,7 @@ fn an_update_keeps_the_data_the_grants_and_what_a_dba_changed() {
         reader.batch_execute("SELECT loader.get_execution_history()").unwrap();
         old_session.batch_execute(start_and_end).unwrap();
         let purged: Vec<i64> =
-            column(&mut client, "SELECT loader.purge_execution_history('50 days')");
+            column(&mut client, "SELECT loader_history.purge_execution_history('50 days')");
         assert!(purged[0] > 0);
         assert_eq!(
             column::<String>(
@@ -270,18 +269,21 @@ fn an_update_keeps_the_data_the_grants_and_what_a_dba_changed() {
     }
 }
 
-/// Dumps a database, and restores that into a new one.
+/// Dumps a database, and restores that into a new one. The list of loaders of version 1.5.0 was a table in another
+/// schema, whose rows a trigger brings.
 fn restored(cluster: &Cluster, from: &str, to: &str) -> Client {
     let file = cluster.directory().join("dump");
     pg_test::run(cluster.program("pg_dump").args(["-d", from, "-f"]).arg(&file));
     let create = format!("CREATE DATABASE {to} TEMPLATE template0");
     cluster.connect().batch_execute(&create).unwrap();
-    pg_test::run(
-        cluster
-            .program("psql")
-            .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", to, "-f"])
-            .arg(&file),
-    );
+    let restore =
+        cluster.program("psql").args(["-X", "-q", "-d", to, "-f"]).arg(&file).output().unwrap();
+    let errors = String::from_utf8(restore.stderr).unwrap();
+    let errors: Vec<_> = errors
+        .lines()
+        .filter(|line| line.contains("ERROR") && !line.contains("\"loader.recorded_loader\""))
+        .collect();
+    assert_eq!(errors, Vec::<&str>::new());
     cluster.connect_to(to, "postgres")
 }
 
@@ -301,8 +303,11 @@ fn a_dump_of_an_old_version_is_restored_into_the_new_and_an_update_survives_a_du
         let mut instead = restored(&cluster, "source", "instead");
         source.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
         let mut target = restored(&cluster, "source", "target");
+        let summary =
+            "SELECT string_agg(s::text, '|' ORDER BY loader_id) FROM loader.loader_summary AS s";
         for database in [&mut instead, &mut target] {
             assert_eq!(data(&mut source), data(database), "{version}");
+            assert_eq!(column::<String>(&mut source, summary), column::<String>(database, summary));
             assert_same(&definitions(database), &definitions(&mut source));
         }
         for (role, read) in [
@@ -326,88 +331,130 @@ fn a_dump_of_an_old_version_is_restored_into_the_new_and_an_update_survives_a_du
 }
 
 #[test]
-fn preloaded_a_version_with_a_worker_keeps_it_before_the_update() {
+fn preloaded_the_old_sql_records_in_the_callers_transaction_until_the_update_brings_a_worker() {
     for version in released_versions() {
         let cluster = Cluster::start_with(PRELOADED);
         let mut session = Session::new(&cluster, "postgres");
         session.run(APPLICATION_SQL);
         session.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
         let mut observer = cluster.connect();
-        wait_for_served(&mut observer, &["postgres"]);
         let mut listener = Listener::new(&cluster);
-        assert_durable(&cluster, "postgres");
-        let id = session.start();
-        session.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 3)"));
-        listener.receive_until("the end", |event| {
-            event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
-        });
-        assert_eq!(listener.by_execution()[&id], ["STARTED", "SUCCESS"]);
-        session.run("ALTER EXTENSION loader_history UPDATE");
+        let _earlier = session.warnings();
         session.run("BEGIN");
         let id = session.start();
-        session.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 3)"));
-        session.run("PREPARE TRANSACTION 'load'");
-        session.run("COMMIT PREPARED 'load'");
-        listener.receive_until("the end of a prepared load", |event| {
-            event["execution_id"] == id && event["event"] == "EXECUTION_SUCCESS"
+        let warnings = session.warnings();
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("ALTER EXTENSION loader_history UPDATE"),
+            "{warnings:?}"
+        );
+        assert_eq!(status_of(&mut observer, id), None, "in the caller's transaction");
+        session.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 3); COMMIT"));
+        assert_eq!(status_of(&mut observer, id).as_deref(), Some("SUCCESS"));
+        listener.receive_until("the end", |event| {
+            event["execution_id"] == id && event["event_type"] == "EXECUTION_SUCCESS"
         });
-        assert_durable(&cluster, "postgres");
+        assert_eq!(listener.by_execution()[&id], ["STARTED", "SUCCESS"]);
+        session.run("SELECT loader.recorder_status(), loader.get_execution_history(); TABLE loader.loader_summary");
+        let purge = session.client.batch_execute("SELECT loader.purge_execution_history('0')");
+        let error = purge.error("55000");
+        assert!(
+            error.hint().unwrap().contains("ALTER EXTENSION loader_history UPDATE"),
+            "{error:?}"
+        );
+
+        session.run("BEGIN; ALTER EXTENSION loader_history UPDATE; ROLLBACK");
+        session.run("ALTER EXTENSION loader_history UPDATE");
+        wait_for_served(&mut observer, &["postgres"]);
+        let _earlier = session.warnings();
+        session.run("BEGIN");
+        let id = session.start();
+        assert_eq!(session.warnings(), Vec::<String>::new());
+        assert_eq!(status_of(&mut observer, id).as_deref(), Some("RUNNING"), "at once");
+        session.run("ROLLBACK");
+        assert_autonomous(&cluster, "postgres");
+        // Loaders that the old SQL did not note are known.
+        let known: Vec<i64> = column(&mut observer, "SELECT count(*) FROM loader.loader_summary");
+        assert!(known[0] > 0);
         let log = cluster.log();
         assert!(!log.contains("loader_history worker:"), "{log}");
     }
 }
 
-/// A cluster that preloads the library, whose database `postgres` has the extension in an older version with a
-/// worker.
-fn worked_by(version: &str, settings: &str) -> Cluster {
-    let cluster = Cluster::start_with(&format!("{PRELOADED}{settings}"));
-    let mut session = Session::new(&cluster, "postgres");
-    session.run(APPLICATION_SQL);
-    session.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
-    wait_for_served(&mut session.client, &["postgres"]);
-    drop(session);
-    assert_durable(&cluster, "postgres");
-    cluster
-}
+/// What the worker of version 1.5.0 knew when the server was stopped for the new library.
+#[test]
+fn what_the_old_worker_knew_is_recorded_right_by_the_new_one() {
+    for version in released_versions() {
+        let cluster = Cluster::start_with(&format!("{PRELOADED}max_prepared_transactions = 5\n"));
+        let mut dba = Session::new(&cluster, "postgres");
+        dba.run(APPLICATION_SQL);
+        dba.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
+        let mut listener = Listener::new(&cluster);
+        // Executions whose transactions are open, with a bit of the subtransaction for those that want no events.
+        let mut start = |client: &mut Client, subxid: &str| -> (i64, i64) {
+            let xid = column::<i64>(client, "SELECT pg_current_xact_id()::text::bigint")[0];
+            let id = column::<i64>(
+                &mut dba.client,
+                "INSERT INTO loader.execution_history (loader_id, execution_start, status)
+                     VALUES (1, clock_timestamp(), 'RUNNING') RETURNING id",
+            )[0];
+            dba.run(&format!("INSERT INTO loader.binding VALUES ({id}, '{xid}', {subxid})"));
+            (id, xid)
+        };
+        let mut open: Vec<_> = (0..5).map(|_| cluster.connect()).collect();
+        open.iter_mut().for_each(|client| client.batch_execute("BEGIN").unwrap());
+        let silent = format!("'{}'", 1_u64 << 62);
+        let (rolled_back, _) = start(&mut open[0], "NULL");
+        let (committed, _) = start(&mut open[1], "NULL");
+        let (quiet, _) = start(&mut open[2], &silent);
+        let (prepared, _) = start(&mut open[3], "NULL");
+        let (abandoned, xid) = start(&mut open[4], "NULL");
+        open[3].batch_execute("PREPARE TRANSACTION 'load'").unwrap();
+        dba.run(&format!("INSERT INTO loader.abandoned_start VALUES ({abandoned}, '{xid}')"));
+        dba.run(
+            "INSERT INTO loader.execution_history
+                    (id, loader_id, execution_start, execution_end, status, error_message)
+             VALUES (101, 1, '2026-01-01', '2026-01-02', 'FAILED', 'server'),
+                    (102, 2, '2026-01-01', '2026-01-02', 'SUCCESS', NULL);
+             INSERT INTO loader.derived_failure VALUES (101, '2026-01-02');
+             INSERT INTO loader.prepared_event VALUES (1, '{\"execution_id\": 102, \"status\": \"SUCCESS\"}')",
+        );
 
-const SERVER_STOPPED: &str =
-    "The server stopped before the transaction that started the execution had committed.";
-
-/// The status of an execution and its text.
-fn outcome(client: &mut Client, id: i64) -> String {
-    let said = format!(
-        "SELECT concat_ws(' ', status, error_message) FROM loader.execution_history WHERE id = {id}"
-    );
-    column::<String>(client, &said).concat()
+        dba.run("SET lock_timeout = '5s'; ALTER EXTENSION loader_history UPDATE");
+        for end in ["ROLLBACK", "COMMIT", "ROLLBACK"].into_iter().zip(&mut open) {
+            end.1.batch_execute(end.0).unwrap();
+        }
+        dba.run("ROLLBACK PREPARED 'load'");
+        for (id, status) in [(rolled_back, "FAILED"), (quiet, "FAILED"), (prepared, "FAILED")] {
+            wait_for(&format!("{version}: execution {id}"), || {
+                status_of(&mut dba.client, id).as_deref() == Some(status)
+            });
+        }
+        assert_eq!(status_of(&mut dba.client, committed).as_deref(), Some("RUNNING"));
+        assert_eq!(status_of(&mut dba.client, abandoned), None);
+        dba.run("SELECT loader.record_execution_end(101, 'SUCCESS', 5)");
+        assert_eq!(status_of(&mut dba.client, 101).as_deref(), Some("SUCCESS"));
+        listener.receive_until("the event of a prepared transaction", |event| {
+            event["execution_id"] == 102 && event["event_type"] == "EXECUTION_SUCCESS"
+        });
+        listener.receive_all(&mut cluster.connect());
+        assert!(!listener.by_execution().contains_key(&quiet));
+        assert_autonomous(&cluster, "postgres");
+    }
 }
 
 #[test]
 fn loads_that_run_while_the_extension_is_updated_are_recorded_right() {
     let mut random = StdRng::seed_from_u64(pg_test::seed());
     for version in released_versions() {
-        let cluster = worked_by(&version, "");
-        let mut observer = cluster.connect();
+        let cluster = Cluster::start_with(PRELOADED);
         let mut other = Session::new(&cluster, "postgres");
-        // What the server has found, and what nobody has ended.
-        other.run("BEGIN");
-        let derived = other.start();
-        other.run("ROLLBACK");
-        wait_for("the failure", || status_of(&mut observer, derived).as_deref() == Some("FAILED"));
-        let committed = other.start();
-        // What is open when the update comes.
-        let mut open: Vec<_> = (0..5).map(|_| Session::new(&cluster, "postgres")).collect();
-        let ids: Vec<_> = open
-            .iter_mut()
-            .map(|session| {
-                session.run("SET loader_history.notify = off; BEGIN; SAVEPOINT one");
-                session.start()
-            })
-            .collect();
-        for place in [1, 4] {
-            open[place]
-                .run(&format!("SELECT loader.record_execution_end({}, 'SUCCESS', 1)", ids[place]));
-        }
-        // And what comes meanwhile.
+        other.run(APPLICATION_SQL);
+        other.run(&format!("CREATE EXTENSION loader_history VERSION '{version}'"));
+        let mut observer = cluster.connect();
+        // A load that is open when the update comes: it waits for that, and then loads for the update.
+        let mut open = Session::new(&cluster, "postgres");
+        open.run("BEGIN");
+        let id = open.start();
         let stop = AtomicBool::new(false);
         let known: Vec<(i64, &str)> = thread::scope(|scope| {
             let loaders: Vec<_> = (0..3)
@@ -434,7 +481,7 @@ fn loads_that_run_while_the_extension_is_updated_are_recorded_right() {
                 })
                 .collect();
             let stops = Stop(&stop);
-            // Where a panic drops them, nobody waits for their locks.
+            // Where a panic drops it, nobody waits for its locks.
             let mut open = open;
             let mut dba = Session::new(&cluster, "postgres");
             let pid: i32 = column(&mut dba.client, "SELECT pg_backend_pid()")[0];
@@ -442,43 +489,30 @@ fn loads_that_run_while_the_extension_is_updated_are_recorded_right() {
             let waits = format!(
                 "SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event_type = 'Lock'"
             );
-            wait_for("the update to be done, or to wait for a load", || {
-                update.is_finished() || column::<i64>(&mut observer, &waits) == [1]
+            wait_for("the update to wait for a load", || {
+                column::<i64>(&mut observer, &waits) == [1]
             });
-            open[0].run("ROLLBACK");
-            open[1].run("COMMIT");
-            open[2].run("ROLLBACK TO one; COMMIT");
-            open[3].run("COMMIT");
-            open[4].run("PREPARE TRANSACTION 'load'");
-            open[4].run("COMMIT PREPARED 'load'");
+            open.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 1); COMMIT"));
             wait_for("the update", || update.is_finished());
             update.join().expect("the update");
+            wait_for_served(&mut observer, &["postgres"]);
             drop(stops);
             loaders.into_iter().flat_map(|loader| loader.join().expect("a loader")).collect()
         });
-        other.run(&format!(
-            "SELECT loader.record_execution_end({derived}, 'SUCCESS', 2);
-             SELECT loader.record_execution_end({committed}, 'SUCCESS', 3)"
-        ));
-        let bound = "SELECT count(*) FROM loader.binding";
-        wait_for_equal("nothing is open", &vec![0], || column::<i64>(&mut observer, bound));
-        let expected = ids.into_iter().zip(["FAILED", "SUCCESS", "FAILED", "RUNNING", "SUCCESS"]);
-        let words = [(derived, "SUCCESS"), (committed, "SUCCESS")];
-        // What a start with a warning had not committed is gone with its load.
-        let warned = |id: i64| known.iter().any(|&(of, status)| of == id && status == "FAILED");
-        for (id, status) in expected.chain(words).chain(known.iter().copied()) {
+        let none = "SELECT count(*) FROM loader_history.watched_transaction";
+        wait_for_equal("nothing is open", &vec![0], || column::<i64>(&mut observer, none));
+        for (id, status) in known.iter().copied().chain([(id, "SUCCESS")]) {
             match status_of(&mut observer, id) {
-                None if warned(id) => {}
+                // What was in the caller's transaction is gone with it.
+                None if status == "FAILED" => {}
                 found => assert_eq!(found.as_deref(), Some(status), "{version}: execution {id}"),
             }
         }
-        assert_durable(&cluster, "postgres");
-        // The worker does not wait long for the tables that are being changed, and tries again.
+        assert_autonomous(&cluster, "postgres");
         let log = cluster.log();
         let complaints: Vec<_> = log
             .lines()
             .filter(|line| line.contains("ERROR") || line.contains("loader_history worker:"))
-            .filter(|line| !line.ends_with("canceling statement due to lock timeout"))
             .collect();
         assert_eq!(complaints, Vec::<&str>::new());
     }
@@ -494,112 +528,65 @@ impl Drop for Stop<'_> {
 }
 
 #[test]
-fn preloaded_an_old_version_outlives_what_kills_servers_before_the_update() {
-    for version in released_versions() {
-        let mut cluster = worked_by(&version, "");
-        let mut failed = Vec::new();
-        for kill in ["the server", "the worker"] {
-            let mut session = Session::new(&cluster, "postgres");
-            session.run("BEGIN");
-            failed.push(session.start());
-            let mut other = Session::new(&cluster, "postgres");
-            let committed = other.start();
-            other.run("BEGIN");
-            other.run(&format!("SELECT loader.record_execution_end({committed}, 'SUCCESS', 1)"));
-            other.run("COMMIT");
-            if kill == "the server" {
-                cluster.crash_server();
-                cluster.start_server();
-            } else {
-                let worker = worker_of(&mut other.client, "postgres");
-                send_signal(worker, Signal::SIGKILL);
-                // Which crashes all others.
-                wait_for("the crash", || session.client.batch_execute("SELECT 1").is_err());
-                wait_for("the server", || {
-                    cluster.config("postgres", "postgres").connect(postgres::NoTls).is_ok()
-                });
-            }
-            let mut observer = cluster.connect();
-            let text = format!("FAILED {SERVER_STOPPED}");
-            let id = failed[failed.len() - 1];
-            wait_for_equal(&format!("{version}: {kill}"), &text, || outcome(&mut observer, id));
-            assert_eq!(outcome(&mut observer, committed), "SUCCESS");
-            assert_durable(&cluster, "postgres");
-        }
-        // Two-phase loads, without events: there is not yet a table for those in the first of these versions.
-        let mut observer = cluster.connect();
-        let mut session = Session::new(&cluster, "postgres");
-        session.run("SET loader_history.notify = off");
-        for (end, expected) in [("COMMIT", "SUCCESS"), ("ROLLBACK", "FAILED")] {
-            session.run("BEGIN");
-            let id = session.start();
-            session.run(&format!(
-                "SELECT loader.record_execution_end({id}, 'SUCCESS', 1); PREPARE TRANSACTION 'load'"
-            ));
-            assert_eq!(outcome(&mut observer, id), "RUNNING", "{version}");
-            session.run(&format!("{end} PREPARED 'load'"));
-            wait_for(&format!("{version}: {end} PREPARED"), || {
-                status_of(&mut observer, id).as_deref() == Some(expected)
-            });
-        }
-        // Its primary dies with an open load, and one that is prepared.
-        let standby = cluster.start_standby();
-        session.run("BEGIN");
-        let prepared = session.start();
-        session.run(&format!(
-            "SELECT loader.record_execution_end({prepared}, 'SUCCESS', 1); PREPARE TRANSACTION 'load'"
-        ));
-        session.run("BEGIN");
-        let open = session.start();
-        catch_up(&mut observer, &mut standby.connect());
-        cluster.kill_server();
-        standby.promote();
-        let mut client = standby.connect();
-        wait_for_served(&mut client, &["postgres"]);
-        let text = format!("FAILED {SERVER_STOPPED}");
-        wait_for_equal(&format!("{version}: the promotion"), &text, || outcome(&mut client, open));
-        assert_eq!(outcome(&mut client, prepared), "RUNNING");
-        client.batch_execute("COMMIT PREPARED 'load'").unwrap();
-        assert_eq!(outcome(&mut client, prepared), "SUCCESS");
-        assert_durable(&standby, "postgres");
-        let log = standby.log();
-        assert!(!log.contains("loader_history worker:"), "{log}");
-        // And there it is updated.
+fn an_update_gives_the_schema_back_to_the_owner_it_was_taken_from() {
+    for (change, expected) in [
+        ("SELECT 1", "app"),
+        ("REVOKE GRANT OPTION FOR CREATE ON SCHEMA loader FROM app", "postgres"),
+        ("REVOKE ALL ON SCHEMA loader FROM app CASCADE", "postgres"),
+    ] {
+        let cluster = Cluster::start();
+        let mut client = cluster.connect();
+        client
+            .batch_execute("CREATE ROLE app LOGIN; CREATE ROLE recorder; CREATE SCHEMA loader AUTHORIZATION app")
+            .unwrap();
+        client.batch_execute("CREATE EXTENSION loader_history VERSION '1.5.0'").unwrap();
+        client.batch_execute("SELECT loader.grant_recorder('recorder')").unwrap();
+        client.batch_execute(change).unwrap();
         client.batch_execute("ALTER EXTENSION loader_history UPDATE").unwrap();
-        assert_durable(&standby, "postgres");
-        assert_eq!(outcome(&mut client, open), text);
+        let owner = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'loader'";
+        assert_eq!(column::<String>(&mut client, owner), [expected], "{change}");
+        let usage = "SELECT has_schema_privilege('recorder', 'loader', 'USAGE')
+                        AND has_function_privilege('recorder', 'loader.record_execution_start(bigint)', 'EXECUTE')";
+        assert_eq!(column::<bool>(&mut client, usage), [true], "{change}");
+        if expected == "app" {
+            cluster
+                .connect_to("postgres", "app")
+                .batch_execute("COMMENT ON SCHEMA loader IS 'mine'; GRANT SELECT ON ALL TABLES IN SCHEMA loader TO recorder")
+                .unwrap();
+        }
     }
 }
 
 #[test]
-fn an_update_of_the_last_version_waits_for_no_open_load() {
-    // What came before has to: it changes tables that loads use.
-    for version in released_versions() {
-        let cluster = worked_by(&version, "max_prepared_transactions = 5\n");
-        let mut loads: Vec<_> = ["ROLLBACK", "COMMIT", "PREPARE TRANSACTION 'load'"]
-            .into_iter()
-            .map(|last| {
-                let mut load = Session::new(&cluster, "postgres");
-                load.run("BEGIN");
-                let id = load.start();
-                if last != "ROLLBACK" {
-                    load.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS', 3)"));
-                }
-                (load, id, last)
-            })
-            .collect();
-        let (mut prepared, id, prepare) = loads.pop().unwrap();
-        prepared.run(prepare);
-        let mut dba = Session::new(&cluster, "postgres");
-        dba.run("SET lock_timeout = '2s'; ALTER EXTENSION loader_history UPDATE");
-        prepared.run("COMMIT PREPARED 'load'");
-        let mut expected = vec![(id, "SUCCESS")];
-        for (load, id, last) in &mut loads {
-            load.run(last);
-            expected.push((*id, if *last == "COMMIT" { "SUCCESS" } else { "FAILED" }));
-        }
-        for (id, status) in expected {
-            wait_for("the outcome", || status_of(&mut dba.client, id).as_deref() == Some(status));
-        }
-    }
+fn an_update_renames_the_setting_where_a_database_or_role_has_it() {
+    let cluster = Cluster::start();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "CREATE ROLE app LOGIN;
+             ALTER ROLE app SET loader_history.durable = off;
+             ALTER ROLE app SET work_mem = '1MB';
+             ALTER DATABASE postgres SET loader_history.durable = 'on'",
+        )
+        .unwrap();
+    cluster
+        .connect()
+        .batch_execute(
+            "CREATE EXTENSION loader_history VERSION '1.5.0'; ALTER EXTENSION loader_history UPDATE",
+        )
+        .unwrap();
+    let settings = "SELECT unnest(setconfig) FROM pg_db_role_setting ORDER BY 1";
+    assert_eq!(
+        column::<String>(&mut client, settings),
+        [
+            "loader_history.autonomous_start=off",
+            "loader_history.autonomous_start=on",
+            "work_mem=1MB"
+        ]
+    );
+    let mut app = cluster.connect_to("postgres", "app");
+    assert_eq!(
+        column::<String>(&mut app, "SELECT current_setting('loader_history.autonomous_start')"),
+        ["off"]
+    );
 }

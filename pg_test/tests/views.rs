@@ -53,15 +53,15 @@ fn summaries_and_counts_equal_the_plainest_sql() {
                     (array_agg(status ORDER BY execution_start DESC, id DESC))[1],
                     (array_agg(execution_start ORDER BY execution_start DESC, id DESC))[1],
                     (array_agg(execution_end ORDER BY execution_start DESC, id DESC))[1],
-                    max(execution_end) FILTER (WHERE status = 'SUCCESS'),
-                    max(execution_end) FILTER (WHERE status = 'FAILED'),
-                    (array_agg(error_message ORDER BY execution_end DESC, id DESC) FILTER (WHERE status = 'FAILED'))[1],
-                    coalesce((array_agg(status ORDER BY execution_end DESC, id DESC)
+                    (array_agg(execution_end ORDER BY execution_start DESC, id DESC) FILTER (WHERE status = 'SUCCESS'))[1],
+                    (array_agg(execution_end ORDER BY execution_start DESC, id DESC) FILTER (WHERE status = 'FAILED'))[1],
+                    (array_agg(error_message ORDER BY execution_start DESC, id DESC) FILTER (WHERE status = 'FAILED'))[1],
+                    coalesce((array_agg(status ORDER BY execution_start DESC, id DESC)
                               FILTER (WHERE status <> 'RUNNING'))[1] = 'FAILED', false),
                     (SELECT count(*) FROM {ended} AND f.loader_id = loader_id AND status = 'FAILED'
                         AND NOT EXISTS (SELECT FROM loader.execution_history AS s
                                          WHERE s.loader_id = f.loader_id AND s.status = 'SUCCESS'
-                                           AND (s.execution_end, s.id) > (execution_history.execution_end, execution_history.id))),
+                                           AND (s.execution_start, s.id) > (execution_history.execution_start, execution_history.id))),
                     count(*) FILTER (WHERE status = 'RUNNING')
                FROM loader.execution_history AS f GROUP BY loader_id"
         );
@@ -70,7 +70,7 @@ fn summaries_and_counts_equal_the_plainest_sql() {
 
         let counts = format!(
             "SELECT (SELECT count(*) FROM (SELECT DISTINCT ON (loader_id) status FROM {ended}
-                                            ORDER BY loader_id, execution_end DESC, id DESC) AS newest
+                                            ORDER BY loader_id, execution_start DESC, id DESC) AS newest
                       WHERE status = 'FAILED'),
                     count(DISTINCT loader_id) FILTER (WHERE execution_end >= now() - interval '24 hours'),
                     count(DISTINCT loader_id) FILTER (WHERE execution_end >= now() - interval '48 hours'
@@ -111,6 +111,30 @@ fn a_running_execution_neither_heals_nor_fails_its_loader() {
     let said: Vec<(bool, String, i64)> =
         loaders.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     assert_eq!(said, [(true, "RUNNING".to_owned(), 1), (false, "RUNNING".to_owned(), 1)]);
+}
+
+#[test]
+fn an_old_execution_that_is_found_dead_late_does_not_turn_its_loader_red() {
+    let cluster = cluster_with_extension();
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "SELECT loader.record_execution_start(1);
+             SELECT loader.record_execution_end(loader.record_execution_start(1), 'SUCCESS');
+             SELECT loader.record_execution_end(1, 'FAILED', 0, 'found dead')",
+        )
+        .unwrap();
+    let row = client
+        .query_one(
+            "SELECT is_failed, consecutive_failures, last_error_message, failed_loaders, failed_loaders_24h
+               FROM loader.loader_summary, loader.failed_loader_counts",
+            &[],
+        )
+        .unwrap();
+    let said: (bool, i64, String) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!(said, (false, 0, "found dead".to_owned()));
+    let counts: (i64, i64) = (row.get(3), row.get(4));
+    assert_eq!(counts, (0, 1));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Promise: a worker that is stopped, slow or gone costs a start a bounded wait and one warning, and
-//! nothing is recorded twice, or lost, or of nobody's making.
+//! Promise: a worker that is stopped, slow or gone costs a start a bounded wait and one warning. The start is
+//! transactional then, and is recorded once.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,7 @@ use pg_test::{
     wait_for_worker,
 };
 
-const ROLLED_BACK: &str =
-    "1 FAILED derived The transaction that started the execution was rolled back.";
-const DIVISION: &str = "1 FAILED derived 22012: division by zero";
+const DIVISION: &str = "1 FAILED server-derived 22012: division by zero";
 const SUCCESS: &str = "1 SUCCESS 3";
 const LATE: &str = "The background worker did not answer in time.";
 
@@ -44,10 +42,10 @@ fn begin(scene: &Scene) -> Client {
     loader
 }
 
-/// Starts an execution that others don't see, though not sooner than the worker's time is over.
+/// Starts an execution in the transaction, after the worker's time is up.
 fn start_late(scene: &mut Scene, loader: &mut Client) -> i64 {
     let begun = Instant::now();
-    let id = scene.start_plainly(loader, 1);
+    let id = scene.start_in_transaction(loader, 1);
     let taken = begun.elapsed();
     println!("    the start took {taken:?}");
     assert!(taken >= WORKER_TIMEOUT, "it did not wait for the worker: {taken:?}");
@@ -68,27 +66,17 @@ const STOPPED: &[Story] = &[
     )
     .warns(&[LATE]),
     Story::new(
-        "worker stopped, error",
-        |scene| {
-            let _stopped = StoppedWorker::new(scene);
-            let mut loader = begin(scene);
-            start_late(scene, &mut loader);
-            loader.batch_execute("SELECT 1/0").error("22012");
-        },
-        &[DIVISION],
-    )
-    .warns(&[LATE]),
-    Story::new(
-        "worker stopped, rollback after it goes on",
+        "worker stopped, rollback, FAILED",
         |scene| {
             let stopped = StoppedWorker::new(scene);
             let mut loader = begin(scene);
-            start_late(scene, &mut loader);
+            let id = start_late(scene, &mut loader);
             drop(stopped);
-            scene.let_the_worker_look();
+            scene.let_the_worker_poll();
             loader.batch_execute("ROLLBACK").unwrap();
+            end(&mut loader, id, "FAILED", Some("no such file")).error("P0002");
         },
-        &[ROLLED_BACK],
+        &[],
     )
     .warns(&[LATE]),
     Story::new(
@@ -98,7 +86,7 @@ const STOPPED: &[Story] = &[
             let mut loader = begin(scene);
             let first = start_late(scene, &mut loader);
             loader.batch_execute("SET loader_history.worker_timeout = '10min'").unwrap();
-            let second = scene.start_plainly(&mut loader, 1);
+            let second = scene.start_in_transaction(&mut loader, 1);
             scene.succeed(&mut loader, first);
             scene.succeed_and_commit(&mut loader, second);
         },
@@ -116,56 +104,9 @@ const STOPPED: &[Story] = &[
             let call = "SELECT loader.record_execution_start(1)";
             loader.batch_execute(call).error("57014");
         },
-        // Nobody has started anything.
+        // Nothing has started.
         &[],
     ),
-    Story::new(
-        "worker stopped, error, FAILED",
-        |scene| {
-            let _stopped = StoppedWorker::new(scene);
-            let mut loader = begin(scene);
-            let id = start_late(scene, &mut loader);
-            loader.batch_execute("SELECT 1/0").error("22012");
-            loader.batch_execute("ROLLBACK").unwrap();
-            // The worker can't record the start: the loader's word comes with it.
-            scene.begin_in(&mut loader);
-            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
-            loader.batch_execute("COMMIT").unwrap();
-            end(&mut loader, id, "FAILED", Some("again")).error("55000");
-        },
-        &["1 FAILED no such file"],
-    )
-    .warns(&[LATE]),
-    Story::new(
-        "worker stopped, error, FAILED, and that is rolled back too",
-        |scene| {
-            let _stopped = StoppedWorker::new(scene);
-            let mut loader = begin(scene);
-            let id = start_late(scene, &mut loader);
-            loader.batch_execute("ROLLBACK").unwrap();
-            scene.begin_in(&mut loader);
-            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
-            loader.batch_execute("ROLLBACK").unwrap();
-        },
-        &[ROLLED_BACK],
-    )
-    .warns(&[LATE]),
-    Story::new(
-        "worker kept from recording a start that was rolled back, FAILED",
-        |scene| {
-            let mut other = scene.connect();
-            other
-                .batch_execute("BEGIN; LOCK loader_history.watched_transaction IN SHARE MODE")
-                .unwrap();
-            let mut loader = begin(scene);
-            let id = scene.start_plainly(&mut loader, 1);
-            loader.batch_execute("ROLLBACK").unwrap();
-            end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
-            other.batch_execute("COMMIT").unwrap();
-        },
-        &["1 FAILED no such file"],
-    )
-    .warns(&["A table of the history is locked"]),
     Story::new(
         "worker stopped after the start, commit",
         |scene| {
@@ -183,7 +124,7 @@ const STOPPED: &[Story] = &[
             let id = scene.start(&mut loader, 1);
             let _stopped = StoppedWorker::new(scene);
             loader.batch_execute("SELECT 1/0").error("22012");
-            assert_eq!(scene.status(id).as_deref(), Some("RUNNING"), "who should have ended it?");
+            assert_eq!(scene.status(id).as_deref(), Some("RUNNING"), "no worker runs");
         },
         &[DIVISION],
     ),
@@ -207,7 +148,7 @@ fn a_worker_that_is_stopped() {
     run_stories(&preloaded_cluster(), STOPPED);
 }
 
-/// Long enough that a start gives up on a worker that has already taken it.
+/// The worker takes so long to insert that a caller abandons a start that it has taken.
 const SLOW_WORKER: &str = "
     CREATE FUNCTION slow_down() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -221,7 +162,7 @@ const SLOW_WORKER: &str = "
     ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER slow_down;
 ";
 
-/// How long it takes then to find an outcome out, on a busy machine.
+/// How long an outcome then takes, on a busy machine.
 const AS_SLOW_AS_IT_IS: Duration = Duration::from_secs(12);
 
 const SLOW: &[Story] = &[
@@ -242,10 +183,9 @@ const SLOW: &[Story] = &[
             start_late(scene, &mut loader);
             loader.batch_execute("SELECT 1/0").error("22012");
         },
-        &[DIVISION],
+        &[],
     )
-    .warns(&[LATE])
-    .within(AS_SLOW_AS_IT_IS),
+    .warns(&[LATE]),
     Story::new(
         "worker slow, and the start patient",
         |scene| {
@@ -257,7 +197,7 @@ const SLOW: &[Story] = &[
         &[SUCCESS],
     ),
     Story::new(
-        "worker slow, and the start cancelled while the worker records it",
+        "worker slow, and the start canceled while the worker inserts it",
         |scene| {
             let mut loader = begin(scene);
             let settings = "SET loader_history.worker_timeout = '1min';
@@ -266,8 +206,38 @@ const SLOW: &[Story] = &[
             let call = "SELECT loader.record_execution_start(1)";
             loader.batch_execute(call).error("57014");
         },
-        // It was about to start, and that is how it ended.
-        &["1 FAILED derived 57014: canceling statement due to statement timeout"],
+        &[],
+    ),
+];
+
+/// The worker takes as long to commit: a caller can't abandon its start any more.
+const SLOW_COMMIT: &str = "
+    ALTER TABLE loader.execution_history DISABLE TRIGGER slow_down;
+    CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON loader.execution_history
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow_down();
+    ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER slow_commit;
+";
+
+const SLOW_COMMITS: &[Story] = &[
+    Story::new(
+        "worker slow to commit, and the caller waits for it",
+        |scene| {
+            let mut loader = begin(scene);
+            let id = scene.start(&mut loader, 1);
+            scene.succeed_and_commit(&mut loader, id);
+        },
+        &[SUCCESS],
+    ),
+    Story::new(
+        "worker slow to commit, and the start canceled meanwhile",
+        |scene| {
+            let mut loader = begin(scene);
+            loader.batch_execute("SET LOCAL statement_timeout = '1s'").unwrap();
+            let call = "SELECT loader.record_execution_start(1)";
+            loader.batch_execute(call).error("57014");
+        },
+        // The start is committed, and the transaction that made it is rolled back.
+        &["1 FAILED server-derived 57014: canceling statement due to statement timeout"],
     )
     .within(AS_SLOW_AS_IT_IS),
 ];
@@ -277,6 +247,8 @@ fn a_worker_that_is_slow() {
     let cluster = preloaded_cluster();
     cluster.connect().batch_execute(SLOW_WORKER).unwrap();
     run_stories(&cluster, SLOW);
+    cluster.connect().batch_execute(SLOW_COMMIT).unwrap();
+    run_stories(&cluster, SLOW_COMMITS);
 }
 
 /// Ends the worker as a DBA would, and waits until it has gone.
@@ -339,7 +311,7 @@ const TERMINATED: &[Story] = &[
     Story::new(
         "worker stopped and terminated, commit",
         |scene| {
-            // It does not get to know before it runs again.
+            // It receives the signal when it runs again.
             let stopped = StoppedWorker::new(scene);
             let terminate = "SELECT pg_terminate_backend($1)";
             scene.observer.query(terminate, &[&stopped.0]).unwrap();

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pg_test::{
-    Client, Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_durable,
-    assert_durable_in, column, install_extension, launchers, plain_start, preloaded_cluster,
+    Client, Cluster, HasError, Listener, PRELOADED, Session, Signal, assert_autonomous,
+    assert_autonomous_in, column, fallback_start, install_extension, launchers, preloaded_cluster,
     preloaded_cluster_with, send_signal, sleeps, status_of, wait_for, wait_for_served,
     wait_for_worker, worker_of,
 };
@@ -61,14 +61,14 @@ fn databases_beyond_max_worker_processes_fall_back_and_say_why() {
         });
         for database in databases {
             if served.iter().any(|name| name == database) {
-                assert_durable(cluster, database);
+                assert_autonomous(cluster, database);
                 continue;
             }
             let mut session = Session::new(cluster, database);
             let mut observer = cluster.connect_to(database, "postgres");
             let started = Instant::now();
             for _ in 0..5 {
-                let warning = plain_start(&mut session, &mut observer);
+                let warning = fallback_start(&mut session, &mut observer);
                 assert!(warning.contains("No background worker could be started"), "{warning}");
             }
             let took = started.elapsed();
@@ -113,7 +113,7 @@ fn without_a_slot_even_for_the_launcher_starts_are_transactional_and_quick() {
         let mut observer = cluster.connect();
         let started = Instant::now();
         for _ in 0..4 {
-            plain_start(&mut session, &mut observer);
+            fallback_start(&mut session, &mut observer);
         }
         let took = started.elapsed();
         assert!(
@@ -132,7 +132,7 @@ fn idle_processes_sleep_and_log_nothing() {
     let (cluster, mut client) = cluster_with(&["a", "b"], "");
     wait_for_served(&mut client, &["a", "b"]);
     // Busy first: what that leaves behind is to calm down by itself.
-    assert_durable(&cluster, "a");
+    assert_autonomous(&cluster, "a");
     let mut loader = Session::new(&cluster, "b");
     loader.run("BEGIN");
     loader.start();
@@ -253,7 +253,7 @@ fn a_reload_reaches_worker_and_launcher() {
         wait_for("worker and launcher to log as they are told", || {
             // Something to do for each of them.
             let (worker_before, launcher_before) = (lines_of(worker), lines_of(launcher));
-            assert_durable(&cluster, "postgres");
+            assert_autonomous(&cluster, "postgres");
             client.batch_execute("CREATE DATABASE brief").unwrap();
             client.batch_execute("DROP DATABASE brief").unwrap();
             quiet_worker = lines_of(worker) - worker_before;
@@ -284,7 +284,7 @@ fn a_reload_reaches_worker_and_launcher() {
         let mut other = other.connect(postgres::NoTls).unwrap();
         column::<String>(&mut other, "SHOW search_path") == ["nowhere"]
     });
-    assert_durable_in(session(), session());
+    assert_autonomous_in(session(), session());
     assert!(!cluster.log().contains("ERROR"), "{}", cluster.log());
 }
 
@@ -405,8 +405,8 @@ fn after_a_crash_there_is_one_launcher_and_one_worker_a_database() {
         let mut session = cluster.connect_to("a", "postgres");
         wait_for("the failure", || status_of(&mut session, id).as_deref() == Some("FAILED"));
         drop(session);
-        assert_durable(&cluster, "a");
-        assert_durable(&cluster, "b");
+        assert_autonomous(&cluster, "a");
+        assert_autonomous(&cluster, "b");
         assert_eq!(launchers(&mut client).len(), 1);
         wait_for_served(&mut client, &["a", "b"]);
     }
@@ -431,7 +431,7 @@ fn a_terminated_worker_is_replaced() {
     }
     loader.run("ROLLBACK");
     wait_for("the failure", || status_of(&mut client, id).as_deref() == Some("FAILED"));
-    assert_durable(&cluster, "postgres");
+    assert_autonomous(&cluster, "postgres");
 }
 
 #[test]
@@ -455,7 +455,7 @@ fn a_worker_that_comes_while_the_history_is_locked_stays_and_serves_when_it_is_n
             next != before && status.is_ok() && pg_test::sleeps(next) > 40
         });
         dba.run("COMMIT");
-        assert_durable(&cluster, "postgres");
+        assert_autonomous(&cluster, "postgres");
         assert_eq!(worker_of(&mut observer, "postgres"), next, "{table}: it has stayed");
         assert_eq!(status(&mut observer, "last_error"), None, "{table}: nothing was wrong");
         let log = cluster.log()[log..].to_owned();
@@ -607,7 +607,7 @@ fn starts_that_find_the_queue_full_fall_back_and_say_so() {
     );
     let count = "SELECT count(*) FROM loader.execution_history";
     assert_eq!(column::<i64>(&mut observer, count), [18]);
-    assert_durable(&cluster, "postgres");
+    assert_autonomous(&cluster, "postgres");
 }
 
 #[test]
@@ -630,7 +630,7 @@ fn an_execution_of_a_transaction_that_nobody_knows_stays_running_and_is_named() 
     let before = worker_of(&mut observer, "postgres");
     observer.execute("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
     wait_for("another worker to look", || column::<i64>(&mut observer, watched).is_empty());
-    assert_durable(&cluster, "postgres");
+    assert_autonomous(&cluster, "postgres");
     let running = "SELECT id FROM loader.execution_history WHERE status = 'RUNNING' ORDER BY 1";
     assert_eq!(column::<i64>(&mut observer, running), [1000, 1001]);
     let text = "the status of the transaction that started execution 1000 is not known any more; it stays RUNNING";
@@ -658,7 +658,7 @@ fn a_terminated_launcher_is_replaced() {
     client.execute("SELECT pg_terminate_backend($1)", &[&workers[0]]).unwrap();
     wait_for("another worker", || worker_of(&mut client, "a") != workers[0]);
     wait_for_served(&mut client, &["a", "b", "c"]);
-    assert_durable(&cluster, "a");
+    assert_autonomous(&cluster, "a");
     assert_eq!(launchers(&mut client).len(), 1);
 }
 
@@ -732,7 +732,7 @@ fn recorder_status_says_why_starts_fall_back() {
 
     let worker = pg_test::freeze_worker(&mut client);
     let started = Instant::now();
-    let warning = plain_start(&mut session, &mut client);
+    let warning = fallback_start(&mut session, &mut client);
     assert!(warning.contains("did not answer in time"), "{warning}");
     let first = started.elapsed();
     assert!((2_000..15_000).contains(&first.as_millis()), "{first:?}");
@@ -741,12 +741,12 @@ fn recorder_status_says_why_starts_fall_back() {
     // Nobody waits again for a worker that does not answer.
     let started = Instant::now();
     for _ in 0..10 {
-        plain_start(&mut session, &mut client);
+        fallback_start(&mut session, &mut client);
     }
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     send_signal(worker, Signal::SIGCONT);
     wait_for("the worker to be well", || status(&mut client, "detail").is_none());
-    assert_durable(&cluster, "postgres");
+    assert_autonomous(&cluster, "postgres");
     assert_eq!(worker_of(&mut client, "postgres"), worker);
 
     session.run("SET loader_history.autonomous_start = off");
@@ -769,12 +769,12 @@ fn a_locked_table_is_named_and_is_no_error_of_the_workers() {
     let log = cluster.log().len();
     dba.run("BEGIN; LOCK TABLE loader_history.watched_transaction IN SHARE ROW EXCLUSIVE MODE");
     let started = Instant::now();
-    let warning = plain_start(&mut session, &mut observer);
+    let warning = fallback_start(&mut session, &mut observer);
     assert!(warning.contains("A table of the history is locked, by this"), "{warning}");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     dba.run("COMMIT");
     assert_eq!(status(&mut observer, "last_error"), None);
-    assert_durable(&cluster, "postgres");
+    assert_autonomous(&cluster, "postgres");
     let log = cluster.log()[log..].to_owned();
     assert!(!log.contains("loader_history worker"), "{log}");
 }

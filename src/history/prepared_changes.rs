@@ -11,7 +11,7 @@ use crate::model::error::Error;
 use crate::model::event::Event;
 use crate::model::execution::Status;
 use crate::model::timestamp::from_postgres;
-use crate::pg::relation::require;
+use crate::pg::relation::{require, trusted};
 use crate::pg::security_context::OwnersRights;
 use crate::pg::spi::{Rows, SavedPlan, Snapshot, with_active_snapshot};
 
@@ -72,6 +72,10 @@ pub fn insert(changes: impl Iterator<Item = (i64, Status)>) -> Result<(), Error>
 /// # Errors
 /// [`Error::TableLocked`], or what SPI reports.
 pub fn take(count: usize) -> Result<Taken, Error> {
+    if trusted(PREPARED_CHANGE)?.is_none() {
+        // The extension was dropped.
+        return Ok(Taken { payloads: Vec::new(), has_more: false });
+    }
     tables::try_lock_all(&[PREPARED_CHANGE], pg_sys::RowExclusiveLock)?;
     Spi::connect(|client| {
         let count = i64::try_from(count).unwrap_or(i64::MAX);

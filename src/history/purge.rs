@@ -21,6 +21,10 @@ use crate::pg::xact::{clock_timestamp, require_writable};
 /// Executions that a batch of `loader_history.purge_execution_history` looks at, at most.
 const LOOKED_AT_ONCE: i64 = 1_000;
 
+/// HINTs about the arguments.
+const AGE_HINT: &str = "Pass an age such as '90 days'.";
+const MAX_ROWS_HINT: &str = "Pass the number of rows to delete at most, or nothing for 10000.";
+
 const MICROS_PER_DAY: i128 = 24 * 60 * 60 * 1_000_000;
 
 /// Settings under which the statements are planned. Each has one good plan, along the index by end,
@@ -220,12 +224,15 @@ fn purge_execution_history(
     older_than: Option<Interval>,
     max_rows: Option<i64>,
 ) -> Result<i64, ErrorReport> {
-    let older_than = older_than.ok_or(Error::MissingArgument("older_than"))?;
-    let max_rows = max_rows.ok_or(Error::MissingArgument("max_rows"))?;
+    let older_than = older_than.ok_or(Error::MissingArgument("older_than", AGE_HINT))?;
+    let max_rows = max_rows.ok_or(Error::MissingArgument("max_rows", MAX_ROWS_HINT))?;
+    let invalid = |message: String, hint: &str| {
+        Error::InvalidArgument { message, hint: hint.to_owned() }.into()
+    };
     if approximate_micros(&older_than) < 0 {
-        return Err(Error::NegativeAge.into());
+        return Err(invalid("older_than is negative".to_owned(), AGE_HINT));
     } else if max_rows < 0 {
-        return Err(Error::NegativeMaxRows(max_rows).into());
+        return Err(invalid(format!("max_rows {max_rows} is negative"), MAX_ROWS_HINT));
     }
     require_writable()?;
     let Some(cutoff) = cutoff(older_than) else { return Ok(0) };

@@ -8,7 +8,7 @@ use pgrx::pg_sys::{self, BuiltinOid};
 use super::tables::{self, EXECUTION_HISTORY, WATCHED_TRANSACTION};
 use crate::model::error::Error;
 use crate::pg::index_scan::{Key, find};
-use crate::pg::relation::require;
+use crate::pg::relation::open;
 use crate::pg::spi::{SavedPlan, Snapshot};
 use crate::pg::xact::{self, XactStatus};
 use crate::shmem::start_queue::Start;
@@ -123,7 +123,8 @@ pub fn delete(execution_ids: &[i64]) -> Result<(), Error> {
 /// # Errors
 /// What keeps the table from being used.
 pub fn is_open_elsewhere(execution_id: i64) -> Result<bool, Error> {
-    let table = require(WATCHED_TRANSACTION, pg_sys::AccessShareLock)?;
+    // The SQL of version 1.5.0 has no such table.
+    let Some(table) = open(WATCHED_TRANSACTION, pg_sys::AccessShareLock)? else { return Ok(false) };
     // SAFETY: column 2 of the table is an xid8, which is passed by value as a bigint is.
     let xid = find(&table, &Key::id(execution_id), |row| unsafe { row.get::<i64>(2) }).flatten();
     Ok(xid.is_some_and(|xid| {

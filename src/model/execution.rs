@@ -64,6 +64,15 @@ impl Status {
     }
 }
 
+/// "A, B or C"
+pub fn listed(statuses: &[Status]) -> String {
+    let names: Vec<_> = statuses.iter().map(|status| status.as_str()).collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => names.concat(),
+    }
+}
+
 /// Whole seconds from `start` to `end`, rounded down and kept within an integer; 0 where the clock
 /// stepped back.
 pub fn duration_seconds(start: DateTime<Utc>, end: DateTime<Utc>) -> i32 {

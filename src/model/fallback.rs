@@ -9,6 +9,8 @@ pub enum Reason {
     LoaderUncommitted,
     /// No other session can see the extension yet.
     ExtensionUncommitted,
+    /// The SQL objects are those of version 1.5.0.
+    OldSql,
     /// The foreign key references a column of a type that the worker cannot lock a row by.
     ForeignKey,
     /// The queue is full.
@@ -46,6 +48,9 @@ impl fmt::Display for Fallback {
             Reason::LoaderUncommitted => "The loader's row is not committed.",
             Reason::ExtensionUncommitted => {
                 "The extension was created or updated in this transaction."
+            }
+            Reason::OldSql => {
+                "The SQL objects are those of an older version: run ALTER EXTENSION loader_history UPDATE."
             }
             Reason::ForeignKey => "The background worker cannot lock by the key of loader.loader.",
             Reason::QueueFull => "The queue to the background workers is full.",

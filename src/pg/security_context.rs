@@ -60,14 +60,14 @@ impl Restricted {
     /// table that is no superuser's refers to one: planning its check calls functions of that table's owner.
     ///
     /// # Errors
-    /// [`Error::ForeignAction`], where it would fire that table's triggers too.
+    /// [`Error::UntrustedCascade`], where it would fire that table's triggers too.
     pub fn for_deleting(tables: &[&OpenRelation]) -> Result<Option<Self>, Error> {
         // SAFETY: asks who the current user is, in a transaction.
         if !unsafe { pg_sys::superuser() } {
             return Ok(None);
         }
         if let Some(table) = tables.iter().find_map(|table| table.untrusted_cascading_table()) {
-            return Err(Error::ForeignAction(table));
+            return Err(Error::UntrustedCascade(table));
         }
         let is_referred_to =
             tables.iter().any(|table| table.untrusted_referencing_table().is_some());

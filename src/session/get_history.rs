@@ -10,8 +10,8 @@ use pgrx::{AnyElement, FromDatum, Spi, direct_function_call_as_datum, pg_extern}
 use serde::Serialize;
 
 use crate::model::cursor::Cursor;
-use crate::model::error::Error;
-use crate::model::execution::{MAX_PAGE_SIZE, Status};
+use crate::model::error::{Error, shown};
+use crate::model::execution::{MAX_PAGE_SIZE, Status, listed};
 use crate::model::timestamp::from_postgres;
 use crate::pg::guc_scope::{GucScope, Setting};
 use crate::pg::spi::{Rows, SavedPlanCell, Snapshot, timestamptz};
@@ -177,17 +177,30 @@ fn get_execution_history(
     started_from: Option<TimestampWithTimeZone>,
     started_before: Option<TimestampWithTimeZone>,
 ) -> Result<Option<AnyElement>, ErrorReport> {
-    let page_size = page_size.ok_or(Error::MissingArgument("page_size"))?;
+    let page_size = page_size.ok_or(Error::MissingArgument(
+        "page_size",
+        "Leave the argument out for pages of 50 executions.",
+    ))?;
+    let invalid = |message: String, hint: String| Error::InvalidArgument { message, hint };
     if !(1..=MAX_PAGE_SIZE).contains(&page_size) {
-        return Err(Error::PageSizeOutOfRange(page_size).into());
+        let hint =
+            format!("Pass a number from 1 to {MAX_PAGE_SIZE}; next_cursor leads to the rest.");
+        return Err(invalid(format!("page_size {page_size} is out of range"), hint).into());
     }
     let cursor = cursor
-        .map(|text| text.parse::<Cursor>().map_err(|_| Error::MalformedCursor(text.to_owned())))
+        .map(|text| {
+            let message = || format!("malformed cursor \"{}\"", shown(text));
+            let hint =
+                "Pass next_cursor of the page before, unchanged, or NULL for the first page.";
+            text.parse::<Cursor>().map_err(|_| invalid(message(), hint.to_owned()))
+        })
         .transpose()?;
     let status = status
         .map(|text| {
-            Status::parse(text, &Status::ALL)
-                .ok_or_else(|| Error::UnknownStatusFilter(text.to_owned()))
+            Status::parse(text, &Status::ALL).ok_or_else(|| {
+                let hint = format!("Pass {}, or NULL for all.", listed(&Status::ALL));
+                invalid(format!("unknown status \"{}\"", shown(text)), hint)
+            })
         })
         .transpose()?;
 
@@ -216,16 +229,15 @@ fn get_execution_history(
             let sql = || CString::new(conditions.sql()).unwrap_or_default().into();
             plans[conditions.number()].run(client, sql, &ARGUMENTS, Snapshot::Active, &arguments)
         })?;
-        Ok((0..found.len()).map(|row| read_row(&found, row)).collect::<Vec<_>>())
-    })
-    .map_err(Error::Spi)?;
+        Ok::<_, Error>((0..found.len()).map(|row| read_row(&found, row)).collect::<Vec<_>>())
+    })?;
 
     let size = usize::try_from(page_size).unwrap_or_default();
     let more = rows.len() > size;
     rows.truncate(size);
     let next_cursor = rows.last().filter(|_| more).map(|(position, _)| position.to_string());
     let page = Page { executions: rows.into_iter().map(|(_, row)| row).collect(), next_cursor };
-    let json = serde_json::to_string(&page).map_err(Error::Json)?;
+    let json = serde_json::to_string(&page).map_err(Error::from)?;
     Ok(jsonb(CString::new(json).unwrap_or_default()))
 }
 

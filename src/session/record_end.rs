@@ -7,8 +7,8 @@ use pgrx::{PgLogLevel, PgSqlErrorCode, Spi, function_name, pg_extern};
 
 use crate::history::tables::{EXECUTION_HISTORY, SERVER_OUTCOME};
 use crate::history::{outcomes, watched_transactions};
-use crate::model::error::Error;
-use crate::model::execution::{MAX_ERROR_MESSAGE_BYTES, Status, column, duration_seconds};
+use crate::model::error::{EXECUTION_ID_HINT, Error, shown};
+use crate::model::execution::{MAX_ERROR_MESSAGE_BYTES, Status, column, duration_seconds, listed};
 use crate::model::timestamp::{end_of_execution, from_postgres};
 use crate::pg::index_scan::{Key, find};
 use crate::pg::relation::{OpenRelation, require};
@@ -49,12 +49,20 @@ fn record_execution_end(
     record_count: Option<i64>,
     error_message: Option<&str>,
 ) -> Result<i32, ErrorReport> {
-    let execution_id = execution_id.ok_or(Error::MissingArgument("execution_id"))?;
-    let status = status.ok_or(Error::MissingArgument("status"))?;
-    let outcome = Status::parse(status, &Status::OUTCOMES)
-        .ok_or_else(|| Error::NoOutcome(status.to_owned()))?;
+    let execution_id =
+        execution_id.ok_or(Error::MissingArgument("execution_id", EXECUTION_ID_HINT))?;
+    let status = status.ok_or(Error::MissingArgument("status", "Pass SUCCESS or FAILED."))?;
+    let outcome =
+        Status::parse(status, &Status::OUTCOMES).ok_or_else(|| Error::InvalidArgument {
+            message: format!("an execution cannot end in status \"{}\"", shown(status)),
+            hint: format!("Pass {}.", listed(&Status::OUTCOMES)),
+        })?;
     if let Some(count) = record_count.filter(|&count| count < 0) {
-        return Err(Error::NegativeRecordCount(count).into());
+        return Err(Error::InvalidArgument {
+            message: format!("record_count {count} is negative"),
+            hint: "Pass the number of records loaded, or NULL if it is not known.".to_owned(),
+        }
+        .into());
     }
     if let Some(message) = error_message.filter(|message| message.len() > MAX_ERROR_MESSAGE_BYTES) {
         return Err(Error::MessageTooLong(message.len()).into());

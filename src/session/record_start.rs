@@ -18,7 +18,8 @@ use crate::pg::xact::{clock_timestamp, require_writable};
 /// Records that loader `loader_id` starts an execution, and returns the execution's id.
 #[pg_extern(sql = false)]
 fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
-    let loader_id = loader_id.ok_or(Error::MissingArgument("loader_id"))?;
+    let loader_id = loader_id
+        .ok_or(Error::MissingArgument("loader_id", "Pass the id of a row of loader.loader."))?;
     require_writable()?;
     let time = clock_timestamp();
     let fallback = match autonomous_start::start(loader_id, time)? {

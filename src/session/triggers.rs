@@ -130,11 +130,15 @@ fn message_start(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Option<(String, bool
     Some((start.to_owned(), bytes.len() < whole_size))
 }
 
-/// Drops rows that replication brings: they tell of another cluster. The worker has the same session_replication_role as an
-/// apply worker.
+/// Drops rows that replication brings: they hold another cluster's transaction ids.
 #[pg_trigger(sql = false)]
 fn drop_replicated_row<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
-    Ok(trigger.new().filter(|_| bgworker::is_worker() || !is_replica()))
+    Ok(own_row(trigger))
+}
+
+/// The row, unless replication brings it. The worker has the same session_replication_role as an apply worker.
+fn own_row<'a>(trigger: &'a PgTrigger<'a>) -> Option<Row<'a>> {
+    trigger.new().filter(|_| bgworker::is_worker() || !is_replica())
 }
 
 /// Raises `error` from a trigger, where returned it would lose its SQLSTATE in the wrapper that pgrx generates.
@@ -142,7 +146,9 @@ fn raise(error: Error) {
     ErrorReport::from(error).report(PgLogLevel::ERROR);
 }
 
-/// The triggers of version 1.5.0, until ALTER EXTENSION UPDATE. Its conditions decide what is an event.
+// The triggers of version 1.5.0, until ALTER EXTENSION UPDATE.
+
+/// Emits an event. The conditions of the triggers decide what is one.
 #[pg_trigger(sql = false)]
 fn notify_execution<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
     if gucs::NOTIFY.get()
@@ -154,8 +160,14 @@ fn notify_execution<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, I
     Ok(None)
 }
 
-/// The other one: the update finds the loaders of the whole history.
+/// Nothing: the update finds the loaders of the whole history.
 #[pg_trigger(sql = false)]
 fn remember_loader<'a>(_trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
     Ok(None)
+}
+
+/// The same as [`drop_replicated_row`].
+#[pg_trigger(sql = false)]
+fn refuse_foreign_binding<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
+    Ok(own_row(trigger))
 }

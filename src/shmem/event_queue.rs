@@ -105,8 +105,7 @@ pub fn with<R: Default>(work: impl FnOnce(&mut Queue<'_>) -> R) -> R {
 impl Header {
     fn all_free(slots: usize) -> Self {
         let free_count = u32::try_from(slots).unwrap_or_default();
-        let next_sequence_number = FIRST_NUMBER;
-        Self { free: 0, free_count, batches: 0, next_sequence_number, next_left: 0 }
+        Self { free: 0, free_count, batches: 0, next_sequence_number: FIRST_NUMBER, next_left: 0 }
     }
 }
 
@@ -325,12 +324,16 @@ mod tests {
     fn what_a_worker_leaves_comes_first() {
         with_queue(8, |queue| {
             let session = reserve(queue, MINE, b"a").expect("room");
-            queue.publish(session);
-            assert!(queue.leave(MINE, b"b") && queue.leave(MINE, b"c"));
-            let taken = queue.take(MINE, false);
-            let payloads: Vec<_> = taken.iter().map(|&batch| queue.payloads(batch).0).collect();
-            assert_eq!(payloads, [b"b", b"c", b"a"]);
-            assert!(taken[1].is_left_by_worker() && !taken[2].is_left_by_worker());
+            let mut leave = |payloads: &[u8]| {
+                let none = pg_sys::InvalidTransactionId;
+                queue.reserve(MINE, none, payloads).expect("room")
+            };
+            let (first, second) = (leave(b"b"), leave(b"c"));
+            assert!(first.is_left_by_worker() && !session.is_left_by_worker());
+            for batch in [session, first, second] {
+                queue.slot(batch).state = State::Published;
+            }
+            assert_eq!(queue.take(MINE, false), [first, second, session]);
         });
     }
 

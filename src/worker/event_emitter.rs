@@ -243,9 +243,9 @@ impl EventEmitter {
             }
         }
         let payloads = event::join(context.events.drain(..));
-        let left = payloads.is_empty()
-            || event_queue::with(|queue| queue.leave(context.database, &payloads));
-        if !left {
+        if !payloads.is_empty()
+            && !event_queue::with(|queue| queue.leave(context.database, &payloads))
+        {
             context.report(&events_dropped(format!(
                 "{} events are dropped with the worker's end",
                 event::split(&payloads).count()

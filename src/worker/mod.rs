@@ -344,7 +344,8 @@ fn extension() -> Result<pg_sys::Oid, XactError> {
             pg_sys::InvalidateSystemCaches();
             pg_sys::get_extension_oid(EXTENSION.as_ptr(), true)
         };
-        let is_current = trusted(WATCHED_TRANSACTION)?.is_some();
+        // Where the extension is gone others may have created what they like.
+        let is_current = oid != pg_sys::InvalidOid && trusted(WATCHED_TRANSACTION)?.is_some();
         Ok(if is_current { oid } else { pg_sys::InvalidOid })
     })
 }
