@@ -491,7 +491,11 @@ fn judge(cluster: &Cluster, all: &[Known], figures: &mut Figures) -> Vec<String>
                 wrong.push(format!("{name}: its id is yet to come, for another: {it:?}"));
             }
             let may_be = if it.warned { None } else { Some("FAILED") };
-            if it.start == Told::RolledBack && row.is_some_and(|row| may_be != Some(&row.1)) {
+            if it.start == Told::RolledBack
+                && row.is_some_and(|row| may_be != Some(&row.1))
+                // Its ROLLBACK PREPARED may be lost.
+                && !found.prepared.contains(&it.gid)
+            {
                 wrong.push(format!("{name}: {row:?}, and was rolled back: {it:?}"));
             }
             let start = match (it.start, it.trace) {
@@ -534,7 +538,7 @@ fn end_prepared(cluster: &Cluster, random: &mut StdRng, all: &mut [Known]) {
             let told = if commit { Told::Committed } else { Told::RolledBack };
             for it in all.iter_mut().filter(|it| it.database == place && it.gid == gid) {
                 for part in [Some(&mut it.start), it.end.as_mut()].into_iter().flatten() {
-                    if *part == Told::Prepared || *part == Told::Asked {
+                    if matches!(*part, Told::Asked | Told::Prepared | Told::RolledBack) {
                         *part = told;
                     }
                 }

@@ -862,3 +862,41 @@ fn failures_that_the_server_finds_have_events_where_the_session_that_started_wan
         assert_eq!(heard, expected, "the loader's setting is {of_the_loader}");
     }
 }
+
+#[test]
+fn events_have_an_error_text_only_if_they_are_to() {
+    for with_errors in [false, true] {
+        let setting = format!("loader_history.notify_error_message = {with_errors}\n");
+        let cluster = preloaded_cluster_with(&setting);
+        let (mut client, mut listener) = (cluster.connect(), Listener::new(&cluster));
+        let fail = |id: i64, text: &str| {
+            format!("SELECT loader.record_execution_end({id}, 'FAILED', NULL, '{text}')")
+        };
+        let reported = start(&mut client);
+        client.batch_execute(&fail(reported, "no such file")).unwrap();
+        client.batch_execute("BEGIN").unwrap();
+        let found = start(&mut client);
+        client.batch_execute("SELECT 1 / 0").error("22012");
+        client.batch_execute("ROLLBACK; BEGIN").unwrap();
+        let prepared = start(&mut client);
+        client.batch_execute(&fail(prepared, "no such table")).unwrap();
+        client.batch_execute("PREPARE TRANSACTION 'load'").unwrap();
+        client.batch_execute("COMMIT PREPARED 'load'").unwrap();
+        for (id, text) in [
+            (reported, "no such file"),
+            (found, "22012: division by zero"),
+            (prepared, "no such table"),
+        ] {
+            let is_it = |event: &serde_json::Value| {
+                event["execution_id"] == id && event["event_type"] == "EXECUTION_FAILED"
+            };
+            if !listener.events.iter().any(is_it) {
+                listener.receive_until(text, is_it);
+            }
+            let event = listener.events.iter().find(|event| is_it(event)).unwrap();
+            let message = event["message"].as_str().unwrap();
+            assert_eq!(event["error_message"].as_str(), with_errors.then_some(text));
+            assert_eq!(message.ends_with(text), with_errors, "{message}");
+        }
+    }
+}
