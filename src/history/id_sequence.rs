@@ -36,9 +36,6 @@ thread_local! {
 
 /// Skips the ids that may have been given on the timeline that this server's branched off from. Called by the worker
 /// before it takes an id, in a transaction.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI reports.
 pub fn skip_lost_ids() -> Result<(), Error> {
     tables::try_lock_all(&[LAST_TIMELINE, EXECUTION_HISTORY_ID_SEQ], pg_sys::RowExclusiveLock)?;
     // SAFETY: the server is not in recovery, or no worker would run.

@@ -65,9 +65,6 @@ pub enum Ended {
 }
 
 /// Locks the tables that are written when it is known how a transaction ended, if no other session has them.
-///
-/// # Errors
-/// [`Error::TableLocked`].
 pub fn lock_tables() -> Result<(), Error> {
     let tables = [EXECUTION_HISTORY, WATCHED_TRANSACTION, SERVER_OUTCOME];
     tables::try_lock_all(&tables, pg_sys::RowExclusiveLock)
@@ -81,9 +78,6 @@ pub fn fire_triggers() {
 
 /// Has deletes from the internal tables fire no triggers until this is dropped: foreign keys that reference them would run
 /// their owners' code.
-///
-/// # Errors
-/// What keeps the tables from being used.
 pub fn without_triggers() -> Result<Option<GucScope>, Error> {
     for table in [WATCHED_TRANSACTION, SERVER_OUTCOME] {
         let table = require(table, pg_sys::RowExclusiveLock)?;
@@ -95,9 +89,6 @@ pub fn without_triggers() -> Result<Option<GucScope>, Error> {
 }
 
 /// Ends an execution whose start was rolled back as FAILED, and notes that the server did.
-///
-/// # Errors
-/// What SPI reports; errors of the statements pass unchanged.
 pub fn fail(execution_id: i64, message: &str) -> Result<Ended, Error> {
     Spi::connect(|client| {
         let id = || DatumWithOid::from(execution_id);
@@ -135,9 +126,6 @@ pub fn fail(execution_id: i64, message: &str) -> Result<Ended, Error> {
 }
 
 /// Removes an execution as if it had never been recorded.
-///
-/// # Errors
-/// What SPI reports.
 pub fn remove(execution_id: i64) -> Result<(), Error> {
     Spi::connect(|client| {
         for statement in [&DELETE_WATCHED, &DELETE_OUTCOME, &DELETE_EXECUTION] {
@@ -150,9 +138,6 @@ pub fn remove(execution_id: i64) -> Result<(), Error> {
 
 /// When the server ended an execution, in PostgreSQL's microseconds, and where that is noted; `None` if it did not, or the
 /// loader has reported an outcome since.
-///
-/// # Errors
-/// What keeps the table from being used.
 pub fn server_outcome(execution_id: i64) -> Result<Option<(i64, ItemPointerData)>, Error> {
     let table = require(SERVER_OUTCOME, pg_sys::AccessShareLock)?;
     // SAFETY: column 2 of the table is a timestamptz, which is passed by value as a bigint is.

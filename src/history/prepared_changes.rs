@@ -50,9 +50,6 @@ pub struct Taken {
 
 /// Notes changes made by the current transaction, which is about to be prepared. The session's user needs no privilege
 /// for it.
-///
-/// # Errors
-/// What SPI reports; errors of the statement pass unchanged.
 pub fn insert(changes: impl Iterator<Item = (i64, Status)>) -> Result<(), Error> {
     let table = require(PREPARED_CHANGE, pg_sys::RowExclusiveLock)?;
     let _rights = OwnersRights::of(&table);
@@ -68,9 +65,6 @@ pub fn insert(changes: impl Iterator<Item = (i64, Status)>) -> Result<(), Error>
 }
 
 /// Takes at most `count` changes of committed transactions. Called in a transaction of the worker, which emits them.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI reports.
 pub fn take(count: usize) -> Result<Taken, Error> {
     if trusted(PREPARED_CHANGE)?.is_none() {
         // The extension was dropped.

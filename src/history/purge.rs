@@ -126,9 +126,6 @@ impl Position {
 }
 
 /// Locks the tables that the worker's purge writes, if no other session has them, and opens those that it deletes from.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what keeps the tables from being used.
 pub fn lock_tables() -> Result<[OpenRelation; 2], Error> {
     let tables = [EXECUTION_HISTORY, SERVER_OUTCOME, PURGE_POSITION];
     tables::try_lock_all(&tables, pg_sys::RowExclusiveLock)?;
@@ -137,9 +134,6 @@ pub fn lock_tables() -> Result<[OpenRelation; 2], Error> {
 }
 
 /// How far the worker has purged.
-///
-/// # Errors
-/// What SPI reports.
 pub fn position() -> Result<Position, Error> {
     Spi::connect(|client| {
         let rows = SELECT_POSITION.with(|plan| plan.run(client, Snapshot::Transaction, &[]))?;
@@ -150,9 +144,6 @@ pub fn position() -> Result<Position, Error> {
 }
 
 /// Notes how far the worker has purged.
-///
-/// # Errors
-/// What SPI reports.
 pub fn set_position(position: Position) -> Result<(), Error> {
     Spi::connect(|client| {
         let arguments = [timestamptz(position.end), position.id.into()];
@@ -162,9 +153,6 @@ pub fn set_position(position: Position) -> Result<(), Error> {
 }
 
 /// The newest start in the history.
-///
-/// # Errors
-/// What SPI reports.
 pub fn newest_start() -> Result<Option<i64>, Error> {
     let _pinned = GucScope::set(&PLANNER_SETTINGS);
     Spi::connect(|client| {
@@ -175,9 +163,6 @@ pub fn newest_start() -> Result<Option<i64>, Error> {
 
 /// The position of the last one of the next `looked` executions behind `after` that ended before `cutoff`;
 /// `None` where there are fewer.
-///
-/// # Errors
-/// What SPI says of a call.
 pub fn reach(cutoff: i64, after: Position, looked: i64) -> Result<Option<Position>, Error> {
     let _pinned = GucScope::set(&PLANNER_SETTINGS);
     Spi::connect(|client| {
@@ -192,9 +177,6 @@ pub fn reach(cutoff: i64, after: Position, looked: i64) -> Result<Option<Positio
 /// Deletes what may go of the executions behind `after` that ended before `cutoff`, up to `last`, or
 /// all of them where that is `None`, but no more than `max_rows`; and what was noted of them. Rows that
 /// others lock stay. Returns how many went.
-///
-/// # Errors
-/// What SPI says of a call.
 pub fn delete(
     cutoff: i64,
     after: Position,

@@ -38,9 +38,6 @@ thread_local! {
 
 /// Makes sure that the table has `loader_id`, for a row that was written or is about to be. The OID of the trigger
 /// tells one extension from another that was created after it.
-///
-/// # Errors
-/// What SPI says of a call.
 pub fn insert(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
     let scope = Some((trigger, xact::assign_xids().0, xact::current_subtransaction()));
     let known = KNOWN.with_borrow_mut(|known| {
@@ -75,9 +72,6 @@ pub fn insert(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
 
 /// Does what the trigger does, if the trigger does not fire in the worker, whose session_replication_role is replica: after
 /// a restore with `--disable-triggers`, which leaves all triggers so.
-///
-/// # Errors
-/// What SPI reports.
 pub fn insert_if_trigger_skipped(mut loaders: impl Iterator<Item = i64>) -> Result<(), Error> {
     let history = require(EXECUTION_HISTORY, pg_sys::RowExclusiveLock)?;
     match history.trigger_skipped_in_replica_role(c"history_inserted") {

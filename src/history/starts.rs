@@ -32,9 +32,6 @@ thread_local! {
 }
 
 /// Locks the tables that an autonomous start is written into, if no other session has them.
-///
-/// # Errors
-/// [`Error::TableLocked`].
 pub fn lock_tables() -> Result<(), Error> {
     let tables =
         [EXECUTION_HISTORY, EXECUTION_HISTORY_ID_SEQ, WATCHED_TRANSACTION, RECORDED_LOADER];
@@ -42,18 +39,12 @@ pub fn lock_tables() -> Result<(), Error> {
 }
 
 /// Locks the loader's row if no other session holds it against that.
-///
-/// # Errors
-/// What keeps the history from being used.
 pub fn lock_loader(loader_id: i64) -> Result<LoaderRow, Error> {
     let history = require(EXECUTION_HISTORY, pg_sys::AccessShareLock)?;
     Ok(loader_fk::lock(&history, loader_id, LockWaitPolicy::LockWaitSkip))
 }
 
 /// Takes the id of an execution.
-///
-/// # Errors
-/// What keeps the sequence from being used.
 pub fn next_id() -> Result<i64, Error> {
     let sequence = trusted(EXECUTION_HISTORY_ID_SEQ)?;
     let missing = || Error::MissingRelation(EXECUTION_HISTORY_ID_SEQ.to_string());
@@ -61,9 +52,6 @@ pub fn next_id() -> Result<i64, Error> {
 }
 
 /// Inserts a RUNNING execution.
-///
-/// # Errors
-/// [`Error::Suppressed`], or what SPI reports; errors of the statement pass unchanged.
 pub fn insert_one(execution_id: i64, loader_id: i64, time: i64) -> Result<(), Error> {
     Spi::connect(|client| {
         let time = TimestampWithTimeZone::try_from(time).ok();
@@ -75,9 +63,6 @@ pub fn insert_one(execution_id: i64, loader_id: i64, time: i64) -> Result<(), Er
 }
 
 /// Inserts RUNNING executions with these ids, and the transactions that started them.
-///
-/// # Errors
-/// As of [`insert_one`].
 pub fn insert(starts: &[(i64, Start)]) -> Result<(), Error> {
     if starts.is_empty() {
         return Ok(());
@@ -104,9 +89,6 @@ fn insert_all(starts: &[(i64, Start)]) -> Result<(), Error> {
 }
 
 /// The payload of the event that an execution has started.
-///
-/// # Errors
-/// None in practice, as of [`Event::payload`].
 pub fn event(execution_id: i64, start: &Start) -> Result<String, Error> {
     Ok(Event::started(execution_id, start.loader_id, start.time).payload()?)
 }

@@ -61,9 +61,6 @@ fn xid8(xid: u64) -> DatumWithOid<'static> {
 }
 
 /// Inserts the transactions that have made starts, under these execution ids.
-///
-/// # Errors
-/// What SPI reports.
 pub fn insert(starts: &[(i64, Start)]) -> Result<(), Error> {
     Spi::connect(|client| {
         if let [(id, start)] = starts {
@@ -83,9 +80,6 @@ pub fn insert(starts: &[(i64, Start)]) -> Result<(), Error> {
 }
 
 /// All rows.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI reports.
 pub fn all() -> Result<Vec<WatchedTransaction>, Error> {
     tables::try_lock_all(&[WATCHED_TRANSACTION, EXECUTION_HISTORY], pg_sys::AccessShareLock)?;
     Spi::connect(|client| {
@@ -104,9 +98,6 @@ pub fn all() -> Result<Vec<WatchedTransaction>, Error> {
 }
 
 /// Deletes the rows of executions.
-///
-/// # Errors
-/// What SPI reports.
 pub fn delete(execution_ids: &[i64]) -> Result<(), Error> {
     if execution_ids.is_empty() {
         return Ok(());
@@ -119,9 +110,6 @@ pub fn delete(execution_ids: &[i64]) -> Result<(), Error> {
 }
 
 /// Whether an execution was started by a transaction of another session, or a prepared one, that is open.
-///
-/// # Errors
-/// What keeps the table from being used.
 pub fn is_open_elsewhere(execution_id: i64) -> Result<bool, Error> {
     // The SQL of version 1.5.0 has no such table.
     let Some(table) = open(WATCHED_TRANSACTION, pg_sys::AccessShareLock)? else { return Ok(false) };

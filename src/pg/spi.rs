@@ -43,9 +43,6 @@ impl SavedPlan {
     }
 
     /// Runs the statement.
-    ///
-    /// # Errors
-    /// What SPI says of the call; errors of the statement itself pass as PostgreSQL raised them.
     pub fn run<'conn>(
         &self,
         client: &SpiClient<'conn>,
@@ -63,9 +60,6 @@ impl SavedPlanCell {
     }
 
     /// Runs the statement `sql`, always the same one, whose `$n` are of the types `types`.
-    ///
-    /// # Errors
-    /// What SPI says of the call; errors of the statement itself pass as PostgreSQL raised them.
     pub fn run<'conn>(
         &self,
         client: &SpiClient<'conn>,
@@ -96,9 +90,6 @@ impl SavedPlanCell {
 }
 
 /// Prepares `sql`, whose `$n` are of the types `arguments`, for as long as the SPI connection lasts.
-///
-/// # Errors
-/// What SPI says of the call.
 fn prepare(
     _client: &SpiClient<'_>,
     sql: &CStr,
@@ -118,9 +109,6 @@ fn prepare(
 }
 
 /// Runs a prepared statement.
-///
-/// # Errors
-/// What SPI says of the call.
 ///
 /// # Safety
 /// `plan` is a plan that SPI returned and that has not been freed, for as many arguments, of these types.

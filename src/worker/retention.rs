@@ -110,8 +110,6 @@ enum Batch {
 }
 
 impl Retention {
-    /// # Errors
-    /// What went wrong with reading the database's settings.
     pub fn new(database: pg_sys::Oid) -> Result<Self, XactError> {
         let now = Instant::now();
         Ok(Self {
@@ -129,9 +127,6 @@ impl Retention {
     }
 
     /// Checks whether the database's setting has changed.
-    ///
-    /// # Errors
-    /// What went wrong with reading it.
     pub fn check_setting(&mut self, database: pg_sys::Oid) -> Result<(), XactError> {
         self.is_outdated = transaction(|| setting_of(database))? != self.database_setting;
         Ok(())
@@ -143,9 +138,6 @@ impl Retention {
     }
 
     /// Purges a batch if that is due; whether it did anything.
-    ///
-    /// # Errors
-    /// What a DBA should know, once a pass.
     fn purge(&mut self) -> Result<bool, XactError> {
         let now = Instant::now();
         let age = gucs::retention();
