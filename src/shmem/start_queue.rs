@@ -103,7 +103,7 @@ pub fn initialize(count: usize) {
 
 /// Calls `work` with the queue, under the lock.
 pub fn with<R: Default>(work: impl FnOnce(&mut Queue<'_>) -> R) -> R {
-    QUEUE.lock().map(|mut queue| work(&mut queue)).unwrap_or_default()
+    QUEUE.with(work).unwrap_or_default()
 }
 
 /// Answers a request that the worker has committed; false if no caller waits any more.

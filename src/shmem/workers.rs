@@ -119,7 +119,7 @@ pub fn is_preloaded() -> bool {
 }
 
 fn with<R>(work: impl FnOnce(&mut Workers<'_>) -> R) -> Option<R> {
-    WORKERS.lock().map(|mut workers| work(&mut workers))
+    WORKERS.with(work)
 }
 
 /// Calls `work` with the block of `database`, if there is one, under the lock.

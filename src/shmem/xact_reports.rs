@@ -50,7 +50,7 @@ pub fn initialize(count: usize) {
 
 /// Calls `work` with the reports, under the lock. Nothing of it can fail.
 pub fn with<R: Default>(work: impl FnOnce(&mut Reports<'_>) -> R) -> R {
-    REPORTS.lock().map(|mut reports| work(&mut reports)).unwrap_or_default()
+    REPORTS.with(work).unwrap_or_default()
 }
 
 impl Report {
