@@ -119,23 +119,6 @@ pub fn set(name: &CStr, value: &CStr) {
     }
 }
 
-/// Sets a setting until the current transaction ends.
-pub fn set_local(name: &CStr, value: &CStr) {
-    // SAFETY: as set(); called in a transaction.
-    unsafe {
-        pg_sys::set_config_option(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-            pg_sys::GucAction::GUC_ACTION_LOCAL,
-            true,
-            0,
-            false,
-        );
-    }
-}
-
 /// Runs `body` in a transaction. Any error in it rolls it back, and is returned.
 pub fn transaction<R>(body: impl FnOnce() -> Result<R, Error>) -> Result<R, XactError> {
     // SAFETY: called outside of a transaction, which it begins and in every case ends.

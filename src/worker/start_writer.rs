@@ -13,7 +13,8 @@ use crate::history::loader_fk::LoaderRow;
 use crate::history::starts;
 use crate::model::error::Error;
 use crate::model::fallback::Reason;
-use crate::pg::bgworker::{XactError, last_commit_lsn, report_activity, set_local, transaction};
+use crate::pg::bgworker::{XactError, last_commit_lsn, report_activity, transaction};
+use crate::pg::guc_scope::set_local;
 use crate::shmem::start_queue::{self, Recorded, RequestId, Start};
 
 /// How long starts are retried while a table is locked, and the pause between.
