@@ -126,12 +126,10 @@ pub fn lock_tables() -> Result<[OpenRelation; 2], Error> {
     Ok([open(EXECUTION_HISTORY)?, open(SERVER_OUTCOME)?])
 }
 
-/// How far the worker has purged.
 pub fn position() -> Result<Position, Error> {
     Ok(query(&SELECT_POSITION, &[], Position::read)?.unwrap_or(Position::FIRST))
 }
 
-/// Notes how far the worker has purged.
 pub fn set_position(position: Position) -> Result<(), Error> {
     execute(&SET_POSITION, &[timestamptz(position.end), position.id.into()])?;
     Ok(())

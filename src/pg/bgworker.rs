@@ -17,7 +17,6 @@ thread_local! {
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
 }
 
-/// This process is a database's worker.
 pub fn set_is_worker() {
     IS_WORKER.set(true);
 }
@@ -30,9 +29,7 @@ pub fn is_worker() -> bool {
 /// The error that rolled a transaction of a background worker back.
 #[derive(Debug, Clone)]
 pub struct XactError {
-    /// Its SQLSTATE.
     pub sqlstate: PgSqlErrorCode,
-    /// Its message.
     pub message: String,
 }
 
@@ -154,7 +151,6 @@ pub fn last_commit_lsn() -> u64 {
     unsafe { pg_sys::XactLastCommitEnd }
 }
 
-/// Writes a message to the server log.
 pub fn log(message: &str) {
     pgrx::log!("{message}");
 }

@@ -28,7 +28,6 @@ pub struct Name {
 }
 
 impl Name {
-    /// Relation `name` in schema `schema`.
     pub const fn new(schema: &'static CStr, name: &'static CStr) -> Self {
         Self { schema, name }
     }
@@ -65,7 +64,6 @@ fn named(name: Name) -> Option<pg_sys::Oid> {
     (oid != pg_sys::InvalidOid).then_some(oid)
 }
 
-/// Whether `oid` is a member of the extension.
 fn is_member(oid: pg_sys::Oid) -> bool {
     if MEMBERS.with_borrow(|members| members.contains(&oid)) {
         return true;
@@ -153,7 +151,6 @@ pub fn try_lock(name: Name, lock: u32) -> Result<(), Error> {
 pub struct OpenRelation(pg_sys::Relation);
 
 impl OpenRelation {
-    /// Opens the table or sequence `oid`.
     pub fn table(oid: pg_sys::Oid, lock: u32) -> Self {
         // SAFETY: in a transaction; raises PostgreSQL's own error where there is no such relation.
         Self(unsafe { pg_sys::table_open(oid, lock.cast_signed()) })
@@ -165,7 +162,6 @@ impl OpenRelation {
         unsafe { (*self.0).rd_createSubid != 0 }
     }
 
-    /// Whose it is.
     pub fn owner(&self) -> pg_sys::Oid {
         // SAFETY: the relation is open, and so has its row of pg_class.
         unsafe { (*(*self.0).rd_rel).relowner }

@@ -81,7 +81,6 @@ impl Restricted {
 }
 
 impl OwnersRights {
-    /// Takes the rights of the owner of `table`.
     pub fn of(table: &OpenRelation) -> Self {
         let restriction = pg_sys::SECURITY_LOCAL_USERID_CHANGE;
         let user = PreviousUser::leave(Some(table.owner()), restriction);

@@ -41,7 +41,6 @@ pub fn end() {
     clear();
 }
 
-/// Removes the error.
 pub fn clear() {
     TEXT.with(|text| {
         if let Ok(mut text) = text.try_borrow_mut() {

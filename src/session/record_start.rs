@@ -34,7 +34,6 @@ fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
     Ok(id)
 }
 
-/// Records a start in the current transaction.
 fn start_in_transaction(loader_id: i64, time: i64) -> Result<i64, Error> {
     // The foreign key's check plans a query of loader.loader.
     let history = require(EXECUTION_HISTORY, pg_sys::RowExclusiveLock)?;

@@ -31,7 +31,6 @@ pub fn install() {
     }
 }
 
-/// What PostgreSQL passes to the hook.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Call {

@@ -11,7 +11,6 @@ pub struct Text {
 }
 
 impl Text {
-    /// No text.
     pub const EMPTY: Self = Self { length: 0, bytes: [0; TEXT_BYTES] };
 
     /// Sets the text to `bytes`, or their beginning.

@@ -50,7 +50,6 @@ const PREPARED_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the worker tries to emit its events before it ends.
 const LAST_TRIES: u32 = 5;
 
-/// The emitter.
 pub struct EventEmitter {
     /// Batches that the worker has taken.
     batches: Vec<Batch>,

@@ -5,7 +5,6 @@ use std::time::Instant;
 use super::{Context, Part};
 use crate::shmem::xact_reports;
 
-/// The reader.
 pub struct ReportReader;
 
 impl Part for ReportReader {

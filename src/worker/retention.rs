@@ -100,7 +100,6 @@ pub struct Retention {
     reported: HashSet<String>,
 }
 
-/// The result of a batch.
 enum Batch {
     /// It looked at all executions up to the position, or to the end.
     Done(Option<Position>),

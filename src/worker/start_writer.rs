@@ -21,7 +21,6 @@ use crate::shmem::start_queue::{self, Recorded, RequestId, Start};
 const LOCK_PATIENCE: Duration = Duration::from_millis(20);
 const LOCK_PAUSE: Duration = Duration::from_millis(4);
 
-/// The writer.
 pub struct StartWriter;
 
 impl Part for StartWriter {

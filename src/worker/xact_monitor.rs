@@ -65,7 +65,6 @@ struct Failed {
     notify: bool,
 }
 
-/// The monitor.
 pub struct XactMonitor {
     /// Executions to end.
     failed: VecDeque<Failed>,
@@ -88,7 +87,6 @@ impl Default for WatchedTransactions {
 }
 
 impl WatchedTransactions {
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.by_execution.is_empty()
     }
@@ -178,7 +176,6 @@ impl Part for XactMonitor {
 }
 
 impl XactMonitor {
-    /// Nothing is known yet.
     pub fn new() -> Self {
         let now = Instant::now();
         Self {
