@@ -24,10 +24,6 @@ const LOCK_PAUSE: Duration = Duration::from_millis(4);
 pub struct StartWriter;
 
 impl Part for StartWriter {
-    fn due(&self, _context: &Context) -> Option<Instant> {
-        None
-    }
-
     fn run(&mut self, context: &mut Context) -> bool {
         let mut taken = start_queue::with(|queue| queue.take(context.database));
         if taken.is_empty() {
