@@ -8,6 +8,7 @@ use std::fmt;
 
 use pgrx::pg_sys;
 
+use super::syscache;
 use crate::model::EXTENSION;
 use crate::model::error::Error;
 
@@ -82,21 +83,9 @@ fn is_member(oid: pg_sys::Oid) -> bool {
     is_member
 }
 
-/// The row of `pg_class` of a relation; `None` where there is none.
 fn class_of(oid: pg_sys::Oid) -> Option<pg_sys::FormData_pg_class> {
-    // SAFETY: a catalog lookup, in a transaction; the fixed part of the tuple is copied before it is released.
-    unsafe {
-        let tuple = pg_sys::SearchSysCache1(
-            pg_sys::SysCacheIdentifier::RELOID.cast_signed(),
-            pg_sys::Datum::from(oid),
-        );
-        if tuple.is_null() {
-            return None;
-        }
-        let class = *pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
-        pg_sys::ReleaseSysCache(tuple);
-        Some(class)
-    }
+    // SAFETY: in a transaction; the cache is that of pg_class, by OID.
+    unsafe { syscache::row(pg_sys::SysCacheIdentifier::RELOID, oid) }
 }
 
 /// Whether `oid` is a relation of one of `kinds` that a superuser owns.

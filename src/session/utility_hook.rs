@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use pgrx::pg_sys::TransactionStmtKind::{TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED};
 use pgrx::pg_sys::{self, NodeTag};
-use pgrx::{is_a, pg_guard};
+use pgrx::{PgList, is_a, pg_guard};
 
 use super::xact_callbacks;
 use crate::model::EXTENSION;
 use crate::pg::latch::wait_in_session;
+use crate::pg::syscache;
 use crate::pg::xact::my_database;
 use crate::shmem::workers;
 
@@ -295,11 +296,9 @@ fn changes_extension(name: Option<CString>) -> Option<Command> {
 /// # Safety
 /// `options` is a list of `DefElem` as the parser makes it.
 unsafe fn template(options: *mut pg_sys::List) -> Option<CString> {
-    // SAFETY: as the caller says; places are below the list's length.
+    // SAFETY: as the caller says.
     unsafe {
-        let count = if options.is_null() { 0 } else { (*options).length };
-        (0..count).find_map(|place| {
-            let option = pg_sys::list_nth(options, place).cast::<pg_sys::DefElem>();
+        PgList::<pg_sys::DefElem>::from_pg(options).iter_ptr().find_map(|option| {
             let is_template = CStr::from_ptr((*option).defname) == c"template";
             (is_template && is_a((*option).arg, NodeTag::T_String))
                 .then(|| owned(pg_sys::defGetString(option)))
@@ -310,20 +309,13 @@ unsafe fn template(options: *mut pg_sys::List) -> Option<CString> {
 
 /// The database of that name, if the current user owns it: another role must not make a worker leave.
 fn database_to_close(name: &CStr) -> Option<pg_sys::Oid> {
-    // SAFETY: catalog lookups in the command's transaction; the tuple is read before it is released.
+    // SAFETY: catalog lookups in the command's transaction; the cache is that of pg_database, by OID.
     unsafe {
         let oid = pg_sys::get_database_oid(name.as_ptr(), true);
-        let tuple = pg_sys::SearchSysCache1(
-            pg_sys::SysCacheIdentifier::DATABASEOID.cast_signed(),
-            pg_sys::Datum::from(oid),
-        );
-        if tuple.is_null() {
-            return None;
-        }
-        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+        let row: pg_sys::FormData_pg_database =
+            syscache::row(pg_sys::SysCacheIdentifier::DATABASEOID, oid)?;
         let allowed =
-            pg_sys::superuser() || pg_sys::has_privs_of_role(pg_sys::GetUserId(), (*form).datdba);
-        pg_sys::ReleaseSysCache(tuple);
+            pg_sys::superuser() || pg_sys::has_privs_of_role(pg_sys::GetUserId(), row.datdba);
         allowed.then_some(oid)
     }
 }
