@@ -71,6 +71,12 @@ fn every_client_gets_every_event_as_notified_and_in_order() {
         event["execution_id"] == last && event["event_type"] == "EXECUTION_SUCCESS"
     });
     assert_eq!(listener.events.len(), 202);
+    // Their form is described.
+    let (_, described) = DESCRIPTION.split_once("\n    EventPayload:\n").unwrap();
+    let (described, _) = described.split_once("\n    FailedLoaderCounts:").unwrap();
+    for key in listener.events[0].as_object().unwrap().keys() {
+        assert!(described.contains(&format!("\n        {key}: ")), "{key}");
+    }
     for stream in &mut streams {
         assert_eq!(payloads(&stream.read_until(is_last)), listener.events);
     }

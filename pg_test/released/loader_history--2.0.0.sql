@@ -40,6 +40,7 @@ BEGIN
     SELECT quote_ident(r.rolname) INTO owner
       FROM pg_namespace AS n
       JOIN pg_extension AS e ON e.extname = 'loader_history' AND e.xmin = n.xmin
+                              AND e.extowner = n.nspowner
       JOIN pg_database AS d ON d.datname = current_database()
       JOIN pg_roles AS r ON r.oid = d.datdba AND r.oid <> n.nspowner
      WHERE n.nspname = 'loader' AND n.nspacl IS NULL
@@ -1263,7 +1264,7 @@ DELETE FROM pg_init_privs
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/history/purge.rs:218
+-- src/history/purge.rs:222
 -- loader_history::history::purge::purge_execution_history
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */

@@ -1,5 +1,6 @@
-//! Promises: a start is never lost, SUCCESS commits with the data, a failure is never lost, and none is
-//! false, whatever is killed, stopped, cut off or full meanwhile.
+//! Promises: a start without a WARNING is never lost, one with a WARNING is in the history exactly if its transaction
+//! has committed, SUCCESS commits with the data, a failure is never lost, and none is false, whatever is killed,
+//! stopped, cut off or full meanwhile.
 //!
 //! Loads of many sessions run while a chaos loop kills what it finds. Each load leaves rows of its own
 //! in the transactions that it records in, and what is there in the end says what the history must say.
@@ -93,7 +94,6 @@ fn the_history_says_what_became_of_every_load() {
     let tally = lock(&tally);
     println!("rounds: {rounds}, clients: {clients}, seed: {seed}");
     println!("{tally}");
-    println!("of these, not in the history: {}", tally.warned_and_missing(&cluster).len());
     let full = FULL.load(Ordering::Relaxed);
     println!("starts that found the queue full: {full}");
     assert!(full > 0 || rounds < MANY_ROUNDS, "no start found the queue full");
@@ -134,9 +134,9 @@ fn connect(config: &Config) -> Client {
 /// A start whose call returned.
 struct Returned {
     loader_id: i64,
-    /// Whether it came with a WARNING: it is as durable as the transaction, or as the server's memory.
+    /// Whether it came with a WARNING: it is in the transaction.
     warned: bool,
-    /// What [`CRASHES`] said before.
+    /// What [`CRASHES`] said before: a crash may give the id of a start that is lost to another.
     crashes: u64,
 }
 
@@ -163,8 +163,7 @@ struct Tally {
     loads: usize,
     starts: usize,
     warned: usize,
-    /// By database and execution. What came with a WARNING and was lost in a crash may have left its
-    /// id to another.
+    /// By database and execution.
     returned: HashMap<(usize, i64), Returned>,
     /// Bare starts whose transaction is known to have committed.
     bare: HashSet<(usize, i64)>,
@@ -690,20 +689,6 @@ fn check_log(log: &str, counts: &Counts) -> usize {
     restarts.len()
 }
 
-/// How many rolled back starts the workers say they had no place for since the server last started. Each says how
-/// many there are in its database; the process that it is begins the line.
-fn without_place(log: &str) -> usize {
-    let begun = log.rfind("database system is ready to accept connections").unwrap_or(0);
-    let mut most = BTreeMap::new();
-    for line in log[begun..].lines().filter(|line| line.contains("the queue was full: ")) {
-        let process = line.split(['[', ']']).nth(1).expect("a process");
-        let count = line.rsplit(": ").next().and_then(|count| count.parse().ok());
-        let known = most.entry(process).or_insert(0);
-        *known = count.unwrap_or(0).max(*known);
-    }
-    most.values().sum()
-}
-
 /// Passes connections on to the server, and can cut them without a word.
 struct Relay {
     directory: PathBuf,
@@ -781,7 +766,7 @@ fn wait_until_settled(cluster: &Cluster, random: &mut StdRng) -> Duration {
                 FROM loader_history.recorder_state()
                 WHERE obstacle IS NOT NULL OR queue_depth > 0
                    OR EXISTS (SELECT FROM loader_history.watched_transaction)
-                   OR EXISTS (SELECT FROM loader_history.prepared_start)";
+                   OR EXISTS (SELECT FROM loader_history.prepared_change)";
             column::<String>(client, query).pop()
         };
         while let Some(state) = unsettled() {
@@ -796,7 +781,7 @@ impl Tally {
     /// What the history says that is not so, or does not say.
     fn violations(&self, cluster: &Cluster) -> Vec<String> {
         let mut wrong = self.wrong.clone();
-        let (mut remembered, mut forgotten) = (0, Vec::new());
+        let crashes = CRASHES.load(Ordering::SeqCst);
         for (place, database) in DATABASES.iter().enumerate() {
             let mut client = connect(&cluster.config(database, "postgres"));
             let query = "SELECT id, loader_id, status, error_message FROM loader.execution_history";
@@ -820,14 +805,24 @@ impl Tally {
             };
             let (opened, loaded, reported) =
                 (executions_in("opened"), executions_in("loaded"), executions_in("reported"));
-            let returned = |id: i64| self.returned.get(&(place, id));
+            let returned = |id: i64| {
+                let start = self.returned.get(&(place, id));
+                start.filter(|start| !start.warned || start.crashes == crashes)
+            };
             let mut open_bare = 0;
             for (&id, (_, loader_id, status, error)) in &history {
+                let has_committed = opened.contains(&id) || self.bare.contains(&(place, id));
+                if !has_committed && returned(id).is_some_and(|start| start.warned) {
+                    wrong.push(format!(
+                        "{database}: execution {id} is {status} ({error:?}): its start came with a WARNING, and \
+                         was rolled back"
+                    ));
+                }
                 let expected = if loaded.contains(&id) {
                     "SUCCESS"
                 } else if reported.contains(&id) {
                     "FAILED"
-                } else if opened.contains(&id) || self.bare.contains(&(place, id)) {
+                } else if has_committed {
                     "RUNNING"
                 } else if *loader_id == BARE_LOADER && returned(id).is_none() {
                     // Nobody knows whether its start has committed.
@@ -841,7 +836,7 @@ impl Tally {
                     wrong.push(format!(
                         "{database}: execution {id} of loader {loader_id} is {status} ({error:?}), \
                          not {expected}: its start {}, its work {}, its report {}; {}",
-                        committed(opened.contains(&id) || self.bare.contains(&(place, id))),
+                        committed(has_committed),
                         committed(loaded.contains(&id)),
                         committed(reported.contains(&id)),
                         match returned(id) {
@@ -861,79 +856,20 @@ impl Tally {
                     self.unanswered[place]
                 ));
             }
-            let durable = self
+            let autonomous = self
                 .returned
                 .iter()
                 .filter(|((at, id), start)| {
                     *at == place && (!start.warned || self.bare.contains(&(place, *id)))
                 })
                 .map(|(&(_, id), _)| (id, "returned"));
-            // Since the server was last taken down, what was rolled back is FAILED, too, but for what the
-            // worker says that there was no place for.
-            let crashes = CRASHES.load(Ordering::SeqCst);
-            let since = |start: &Returned| start.crashes == crashes;
-            let mut missing = self.warned_and_missing_in(&mut client, place, since);
-            let begun = Instant::now();
-            while !missing.is_empty() && begun.elapsed() < Duration::from_secs(3) {
-                thread::sleep(Duration::from_millis(50));
-                missing = self.warned_and_missing_in(&mut client, place, since);
-            }
-            remembered += self.warned_in(place, since).count();
-            forgotten.extend(missing.iter().map(|id| format!("{database}: execution {id}")));
             let rows = [(&opened, "in opened"), (&loaded, "in loaded"), (&reported, "in reported")];
             let rows = rows.iter().flat_map(|&(ids, how)| ids.iter().map(move |&id| (id, how)));
-            for (id, how) in durable.chain(rows).filter(|(id, _)| !history.contains_key(id)) {
+            for (id, how) in autonomous.chain(rows).filter(|(id, _)| !history.contains_key(id)) {
                 wrong.push(format!("{database}: execution {id}, {how}, is not in the history"));
             }
         }
-        let without_place = without_place(&cluster.log());
-        println!(
-            "starts with a WARNING since the last crash: {remembered}, of which not in the history: {}; \
-             the workers say that there was no place for {without_place}",
-            forgotten.len()
-        );
-        if forgotten.len() > without_place {
-            wrong.push(format!(
-                "of these, which came with a WARNING, the workers lack {without_place}, and the history \
-                 all: {forgotten:?}"
-            ));
-        }
         wrong
-    }
-
-    /// Executions of a database whose start came with a WARNING.
-    fn warned_in(
-        &self,
-        place: usize,
-        wanted: impl Fn(&Returned) -> bool,
-    ) -> impl Iterator<Item = i64> {
-        self.returned
-            .iter()
-            .filter(move |((at, _), start)| *at == place && start.warned && wanted(start))
-            .map(|(&(_, id), _)| id)
-    }
-
-    /// Those of them that are not in the history.
-    fn warned_and_missing_in(
-        &self,
-        client: &mut Client,
-        place: usize,
-        wanted: impl Fn(&Returned) -> bool,
-    ) -> Vec<i64> {
-        let warned: Vec<_> = self.warned_in(place, wanted).collect();
-        let query = "SELECT id FROM unnest($1::bigint[]) AS id
-                      WHERE id NOT IN (SELECT id FROM loader.execution_history)";
-        let rows = client.query(query, &[&warned]).unwrap();
-        rows.iter().map(|row| row.get(0)).collect()
-    }
-
-    /// All executions whose start came with a WARNING and that are not in the history.
-    fn warned_and_missing(&self, cluster: &Cluster) -> Vec<i64> {
-        let missing_in = |(place, database): (usize, &&str)| {
-            let mut client = connect(&cluster.config(database, "postgres"));
-            self.warned_and_missing_in(&mut client, place, |_| true)
-        };
-        DATABASES.iter().enumerate().flat_map(missing_in).collect()
     }
 
     /// How the executions ended, for a reader.

@@ -62,8 +62,8 @@ fn loads(program: ClientProgram, text: &str, errors: &str) {
     let failed = site.newest();
     println!("{program:?}: {failed}");
     assert!(failed.starts_with(&format!("FAILED {text}")), "the loader's own text: {failed}");
-    let derived = "SELECT count(*) FROM loader_history.server_outcome";
-    assert_eq!(column::<i64>(&mut site.observer, derived), [0], "it is the loader's word");
+    let outcomes = "SELECT count(*) FROM loader_history.server_outcome";
+    assert_eq!(column::<i64>(&mut site.observer, outcomes), [0], "the loader reported it");
     assert_eq!(site.planes(), PLANES);
 
     site.observer.batch_execute("TRUNCATE planes").unwrap();

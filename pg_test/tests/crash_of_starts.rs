@@ -79,7 +79,7 @@ fn starts_that_have_returned_survive_a_crash() {
 /// Statements that start an execution of loader 5 and go on.
 const STATEMENTS: [&str; 3] = [
     "DO $$ BEGIN PERFORM loader.record_execution_start(5); PERFORM pg_sleep(600); END $$",
-    "SELECT loader.record_execution_start(5), pg_sleep(600)",
+    "SELECT public.load()",
     "BEGIN; SELECT loader.record_execution_start(5)",
 ];
 
@@ -108,6 +108,9 @@ fn assert_survives(cluster: &mut Cluster, what: &str) {
 #[test]
 fn starts_whose_transaction_goes_on_survive_a_crash() {
     let mut cluster = preloaded_cluster_with(LAZY);
+    let function = "CREATE FUNCTION public.load() RETURNS void LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM loader.record_execution_start(5); PERFORM pg_sleep(600); END $$";
+    cluster.connect().batch_execute(function).unwrap();
     for statement in STATEMENTS {
         let mut client = cluster.connect();
         // The session of an open block stays as long as the server.

@@ -70,7 +70,7 @@ fn each_database_with_the_extension_has_a_worker_and_no_other() {
 }
 
 #[test]
-fn a_start_right_after_the_servers_start_is_durable() {
+fn a_start_right_after_the_servers_start_is_autonomous() {
     let (mut cluster, client) = cluster_with(&["a", "b", "c", "d"]);
     drop(client);
     for _ in 0..3 {
@@ -89,7 +89,7 @@ fn templates_and_databases_without_connections_have_none() {
     fast(&mut client, "ALTER DATABASE b ALLOW_CONNECTIONS false");
     wait_for_served(&mut client, &["c"]);
 
-    // In a template starts are plain, and say so, at once.
+    // In a template starts fall back, and say so, at once.
     let mut session = Session::new(&cluster, "a");
     let started = Instant::now();
     session.run("BEGIN");
@@ -300,7 +300,7 @@ fn a_database_with_a_worker_can_be_copied() {
     let rolled_back = loader.start();
     loader.run("ROLLBACK");
     drop(loader);
-    // At once: bindings that nobody has looked at yet are copied with the rest.
+    // At once: watched transactions that nobody has looked at yet are copied with the rest.
     wait_for_no_clients(&cluster, "a");
     fast(&mut client, "CREATE DATABASE copy TEMPLATE a");
     wait_for_served(&mut client, &["a", "copy"]);
@@ -453,7 +453,7 @@ fn a_worker_that_looks_while_the_extension_is_created_stays_and_serves() {
 }
 
 #[test]
-fn creating_the_extension_and_starting_in_one_transaction_is_plain_with_a_warning() {
+fn a_start_in_the_transaction_that_creates_the_extension_falls_back() {
     let (cluster, mut client) = cluster_with(&["a"]);
     let mut session = Session::new(&cluster, "postgres");
     session.run(APPLICATION_SQL);

@@ -25,7 +25,7 @@ fn events(listener: &mut Client, sender: &mut Client) -> Vec<Value> {
 }
 
 #[test]
-fn starts_and_outcomes_are_events() {
+fn an_event_is_the_row_of_the_feed_and_has_an_error_text_only_if_it_is_to() {
     let cluster = cluster_with_extension();
     let (mut client, mut listener) = (cluster.connect(), cluster.connect());
     listener.batch_execute("LISTEN loader_execution").unwrap();

@@ -49,10 +49,15 @@ fn key(client: &mut Client) -> String {
         .get(0)
 }
 
+/// Whether the key is there and valid, and what else recorder_status says than that the library is not preloaded.
 fn status(client: &mut Client) -> (bool, Option<String>) {
+    const NOT_PRELOADED: &str = "Starts are recorded in the caller's own transaction: \
+        shared_preload_libraries does not contain loader_history.";
     let row =
         client.query_one("SELECT foreign_key, detail FROM loader.recorder_status()", &[]).unwrap();
-    (row.get(0), row.get(1))
+    let detail: String = row.get(1);
+    let rest = detail.strip_prefix(NOT_PRELOADED).unwrap_or(&detail).trim();
+    (row.get(0), (!rest.is_empty()).then(|| rest.to_owned()))
 }
 
 fn attach(client: &mut Client) -> bool {

@@ -278,6 +278,9 @@ fn a_database_with_the_sql_of_an_old_version_is_upgraded_and_then_updated() {
         let report = format!("SELECT loader.record_execution_end({committed}, 'SUCCESS', 5)");
         client.batch_execute(&report).unwrap();
         assert_eq!(status_of(&mut client, committed).as_deref(), Some("SUCCESS"), "{version}");
-        assert_eq!(complaints(&new), [] as [&str; 0], "{version}");
+        let mut complaints = complaints(&new);
+        // Until the update.
+        complaints.retain(|line| !line.contains("was recorded in this transaction"));
+        assert_eq!(complaints, [] as [&str; 0], "{version}");
     }
 }

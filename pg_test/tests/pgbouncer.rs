@@ -157,7 +157,7 @@ fn failures_and_lost_clients_are_found() {
     wait_for("the failure", || pool.site.newest() == "FAILED 22012: division by zero");
     // The catch block comes over any connection.
     end(&mut client, id, "'FAILED', NULL, 'no such file'");
-    assert_eq!(pool.site.newest(), "FAILED no such file");
+    assert_eq!(pool.site.newest(), "FAILED no such file\nserver: 22012: division by zero");
 
     // A client that goes away in a transaction: PgBouncer closes its server connection.
     client.batch_execute("BEGIN").unwrap();
@@ -209,7 +209,7 @@ fn a_setting_of_the_session_is_that_of_whoever_comes_next() {
     one.batch_execute("SET loader_history.autonomous_start = off").unwrap();
     other.batch_execute("BEGIN").unwrap();
     start(&mut other);
-    assert_eq!(pool.site.newest(), "", "the other's start is not durable");
+    assert_eq!(pool.site.newest(), "", "the other's start is transactional");
     other.batch_execute("ROLLBACK").unwrap();
     one.batch_execute("RESET loader_history.autonomous_start").unwrap();
 

@@ -171,6 +171,16 @@ fn parameters(function: &str) -> &'static [(&'static str, Kind, bool)] {
     }
 }
 
+/// The schema that a function is in.
+fn schema(function: &str) -> &'static str {
+    match function {
+        "purge_execution_history" | "grant_recorder" | "grant_reader" | "attach_foreign_key" => {
+            "loader_history"
+        }
+        _ => "loader",
+    }
+}
+
 /// A call to make: a statement, and the values of its parameters. Without `values` (not even none)
 /// it goes by the simple protocol, all arguments as literals.
 struct Call {
@@ -245,7 +255,7 @@ impl Source {
         };
         Call {
             function,
-            sql: format!("SELECT loader.{function}({})", arguments.join(", ")),
+            sql: format!("SELECT {}.{function}({})", schema(function), arguments.join(", ")),
             values: (!simple).then_some(values),
             begin,
             end,
@@ -702,7 +712,10 @@ fn check_events(listener: &mut Client) -> usize {
         let payload = event.payload();
         assert!(payload.len() < EVENT_BYTES, "an event of {} bytes", payload.len());
         let json: Json = serde_json::from_str(payload).expect("an event is JSON");
-        assert!(json["execution_id"].is_i64() && json["event_type"].is_string(), "{json}");
+        assert!(
+            json["execution_id"].is_i64() && json["event_type"].is_string() && payload.is_ascii(),
+            "{json}"
+        );
         count += 1;
     }
     count
@@ -727,7 +740,8 @@ fn no_argument_breaks_anything() {
          CREATE ROLE \"Odd \"\"Name\";
          SELECT loader_history.grant_recorder('recorder'), loader_history.grant_reader('reader');
          -- A test that fails names its case; megabytes of it in the log would only take time.
-         ALTER DATABASE postgres SET log_min_error_statement = panic;",
+         ALTER DATABASE postgres SET log_min_error_statement = panic;
+         ALTER DATABASE postgres SET loader_history.notify_error_message = on;",
     )
     .unwrap();
     let roles = dba

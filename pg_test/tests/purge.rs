@@ -60,7 +60,7 @@ fn what_runs_and_a_loaders_newest_are_kept_however_old() {
             (1, 86, Some(85), "SUCCESS"),
             (1, 84, Some(83), "SUCCESS"),
             (2, 99, Some(98), "FAILED"),
-            // Started last, and is the newest success although it ended first.
+            // Started before the newest success, and ended after it.
             (3, 90, Some(50), "SUCCESS"),
             (3, 80, Some(70), "SUCCESS"),
             (4, 90, Some(60), "SUCCESS"),

@@ -128,12 +128,12 @@ fn subscriber(publisher: &Cluster) -> Cluster {
 }
 
 #[test]
-fn a_subscriber_takes_no_bindings_and_fails_nothing_by_itself() {
+fn a_subscriber_takes_no_watched_transactions_and_fails_nothing_by_itself() {
     let publisher = preloaded_cluster_with("wal_level = logical\n");
     let mut loader = Session::new(&publisher, "postgres");
     loader.run("CREATE PUBLICATION everything FOR ALL TABLES");
-    // One that is copied together with its binding: the worker is stopped, and does not find out that
-    // the transaction is over. (PostgreSQL makes no replication slot while a transaction is open.)
+    // One that is copied together with its watched transaction: the worker is stopped, and does not find out
+    // that the transaction is over. (PostgreSQL makes no replication slot while a transaction is open.)
     loader.run("BEGIN");
     let copied = loader.start();
     let worker = freeze_worker(&mut publisher.connect());

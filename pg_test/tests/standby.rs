@@ -17,16 +17,16 @@ const ROLES: &str = "
 
 /// Every function that writes, and who may call it.
 const WRITES: [(&str, &str); 10] = [
-    ("etl", "record_execution_start(4)"),
-    ("etl", "record_execution_start(4711)"),
-    ("etl", "record_execution_end(302, 'SUCCESS')"),
-    ("etl", "record_execution_end(302, 'FAILED', 7, 'x')"),
-    ("etl", "record_execution_end(1, 'SUCCESS', error_message => 'it has ended')"),
-    ("postgres", "purge_execution_history('1 day')"),
-    ("postgres", "purge_execution_history('1000000 years', 0)"),
-    ("postgres", "attach_foreign_key()"),
-    ("postgres", "grant_recorder('dashboard')"),
-    ("postgres", "grant_reader('etl')"),
+    ("etl", "loader.record_execution_start(4)"),
+    ("etl", "loader.record_execution_start(4711)"),
+    ("etl", "loader.record_execution_end(302, 'SUCCESS')"),
+    ("etl", "loader.record_execution_end(302, 'FAILED', 7, 'x')"),
+    ("etl", "loader.record_execution_end(1, 'SUCCESS', error_message => 'it has ended')"),
+    ("postgres", "loader_history.purge_execution_history('1 day')"),
+    ("postgres", "loader_history.purge_execution_history('1000000 years', 0)"),
+    ("postgres", "loader_history.attach_foreign_key()"),
+    ("postgres", "loader_history.grant_recorder('dashboard')"),
+    ("postgres", "loader_history.grant_reader('etl')"),
 ];
 
 /// The ids on all pages of `arguments`, from the first to the last, seven a page.
@@ -91,13 +91,13 @@ fn assert_reads_and_refuses_writes(primary: &Cluster, standby: &Cluster) {
             let mut writer = standby.connect_to("postgres", role);
             for begin in [begin.clone(), format!("{begin} READ ONLY")] {
                 writer.batch_execute(&begin).unwrap();
-                let error = writer.query(&format!("SELECT loader.{call}"), &[]).error("25006");
+                let error = writer.query(&format!("SELECT {call}"), &[]).error("25006");
                 assert_eq!(error.hint(), Some("Connect to the primary server."), "{call}");
                 writer.batch_execute("ROLLBACK").unwrap();
             }
         }
     }
-    // PostgreSQL's own limits, which docs/scale.md names.
+    // PostgreSQL's own limits.
     here.batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT").error("0A000");
     here.batch_execute("ROLLBACK").unwrap();
     here.batch_execute("LISTEN loader_execution").error("25006");
@@ -124,13 +124,13 @@ fn a_standby_reads_and_points_writers_to_the_primary() {
 fn so_do_those_of_a_primary_that_preloads_the_library() {
     let primary = preloaded_cluster();
     primary.connect().batch_execute(&format!("{ROLES} {HISTORY}")).unwrap();
-    // RUNNING on the standby too, though the transaction is open, with its binding.
+    // RUNNING on the standby too, though the transaction is open, and watched.
     let mut loader = Session::new(&primary, "postgres");
     loader.run("BEGIN");
     let open = loader.start();
     // The worker is done with the others.
     let mut there = primary.connect();
-    wait_for_equal("the open bindings", &vec![1], || {
+    wait_for_equal("one watched transaction", &vec![1], || {
         column::<i64>(&mut there, "SELECT watched_running FROM loader.recorder_status()")
     });
     for libraries in ["loader_history", ""] {
@@ -156,7 +156,7 @@ fn so_do_those_of_a_primary_that_preloads_the_library() {
         let detail: Option<String> = row.get(3);
         assert_eq!(detail.is_some_and(|text| text.contains("standby")), !libraries.is_empty());
     }
-    assert!(loader.warnings().is_empty(), "the start is durable");
+    assert!(loader.warnings().is_empty(), "the start is autonomous");
 }
 
 #[test]

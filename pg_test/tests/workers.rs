@@ -43,10 +43,10 @@ fn reconnect(cluster: &Cluster) -> Client {
     client.unwrap()
 }
 
-// Room
+// Slots
 
 #[test]
-fn databases_beyond_max_worker_processes_record_plainly_and_say_why() {
+fn databases_beyond_max_worker_processes_fall_back_and_say_why() {
     // PostgreSQL's own launcher of logical replication takes one, ours another: two are left.
     // The long timeout shows whether somebody waits for it.
     let (mut cluster, mut client) =
@@ -55,7 +55,7 @@ fn databases_beyond_max_worker_processes_record_plainly_and_say_why() {
         // Those that look into databases without the extension do not count: they leave.
         let databases = ["a", "b", "c", "d"];
         let mut served = Vec::new();
-        wait_for("the two workers that there is room for", || {
+        wait_for("the two workers that there are slots for", || {
             served = pg_test::served(client);
             served.len() == 2 && served.iter().all(|name| databases.contains(&name.as_str()))
         });
@@ -72,7 +72,7 @@ fn databases_beyond_max_worker_processes_record_plainly_and_say_why() {
                 assert!(warning.contains("No background worker could be started"), "{warning}");
             }
             let took = started.elapsed();
-            assert!(took < Duration::from_secs(15), "five plain starts took {took:?}");
+            assert!(took < Duration::from_secs(15), "five starts took {took:?}");
             let detail = status(&mut observer, "detail").unwrap_or_default();
             assert!(detail.contains("max_worker_processes"), "{detail}");
             assert_eq!(status(&mut observer, "worker_pid"), None);
@@ -90,7 +90,7 @@ fn databases_beyond_max_worker_processes_record_plainly_and_say_why() {
     check(&cluster, &mut client);
     assert_eq!(served.len(), 2);
 
-    // Where room comes, so does a worker.
+    // A slot that becomes free gets a worker.
     let now_served = pg_test::served(&mut client);
     client.batch_execute(&format!("DROP DATABASE {}", now_served[0])).unwrap();
     wait_for("a worker in a database that had none", || {
@@ -98,12 +98,12 @@ fn databases_beyond_max_worker_processes_record_plainly_and_say_why() {
         found.len() == 2 && !found.contains(&now_served[0])
     });
     // It was logged, and not over and over.
-    let lines = cluster.log().matches("no room for a background worker").count();
-    assert!((1..=8).contains(&lines), "{lines} lines about no room");
+    let lines = cluster.log().matches("no slot for a background worker").count();
+    assert!((1..=8).contains(&lines), "{lines} lines about no slot");
 }
 
 #[test]
-fn without_room_even_for_the_launcher_starts_are_plain_and_quick() {
+fn without_a_slot_even_for_the_launcher_starts_are_transactional_and_quick() {
     for processes in [0, 1] {
         let cluster = Cluster::start_with(&format!(
             "{PRELOADED}max_worker_processes = {processes}\nloader_history.worker_timeout = '5s'\n"
@@ -166,7 +166,7 @@ fn the_launcher_sleeps_when_failed_workers_are_wanted_no_more() {
     let mut sessions: Vec<_> = ["a", "b", "c"]
         .into_iter()
         .map(|database| {
-            // A worker that cannot read the bindings ends, and so does the next.
+            // A worker that cannot read the watched transactions ends, and so does the next.
             let worker = worker_of(&mut client, database);
             let mut session = Session::new(&cluster, database);
             session.run(
@@ -177,7 +177,7 @@ fn the_launcher_sleeps_when_failed_workers_are_wanted_no_more() {
         })
         .collect();
     wait_for("workers to fail, and the launcher to start others", || {
-        cluster.log().matches("loader_history worker: column b.xid").count() >= 6
+        cluster.log().matches("loader_history worker: column w.xid").count() >= 6
     });
     sessions[0].run("DROP EXTENSION loader_history");
     client.batch_execute("DROP DATABASE b WITH (FORCE)").unwrap();
@@ -552,10 +552,10 @@ fn a_trigger_that_swallows_rows_makes_no_start_that_is_nowhere() {
     });
     listener.receive_all(&mut observer);
     assert_eq!(listener.by_execution().into_values().collect::<Vec<_>>(), [["STARTED"]]);
-    let bound =
+    let watched =
         "SELECT loader_id FROM loader_history.watched_transaction JOIN loader.execution_history ON id = execution_id
                   WHERE loader_id = 4";
-    assert_eq!(column::<i64>(&mut observer, bound), [4]);
+    assert_eq!(column::<i64>(&mut observer, watched), [4]);
     observer.batch_execute("DROP TRIGGER swallow_end ON loader.execution_history").unwrap();
     let failed =
         "SELECT count(*) FROM loader.execution_history WHERE loader_id = 4 AND status = 'FAILED'";
@@ -593,7 +593,7 @@ fn a_trigger_that_starts_an_execution_in_the_worker_makes_no_other_wait() {
 }
 
 #[test]
-fn starts_that_find_the_queue_full_are_plain_and_say_so() {
+fn starts_that_find_the_queue_full_fall_back_and_say_so() {
     let cluster = pg_test::preloaded_cluster_with("loader_history.queue_size = 16\n");
     let mut observer = cluster.connect();
     let warnings = start_together(&cluster, &mut observer, &[1; 18]);
@@ -614,26 +614,26 @@ fn starts_that_find_the_queue_full_are_plain_and_say_so() {
 fn an_execution_of_a_transaction_that_nobody_knows_stays_running_and_is_named() {
     let cluster = preloaded_cluster();
     let mut observer = cluster.connect();
-    // A far future, as after a reset of the log; and another cluster's, which is not the worker's to write.
+    // A far future, as after a reset of the log; and another cluster's, which replication brings.
     observer
         .batch_execute(
             "INSERT INTO loader.execution_history (id, loader_id, execution_start, status)
              VALUES (1000, 1, now(), 'RUNNING'), (1001, 1, now(), 'RUNNING');
-             ALTER TABLE loader_history.watched_transaction DISABLE TRIGGER drop_replicated_row;
-             INSERT INTO loader_history.watched_transaction VALUES (1000, '4000000000000', NULL);
-             ALTER TABLE loader_history.watched_transaction ENABLE ALWAYS TRIGGER drop_replicated_row;
-             INSERT INTO loader_history.watched_transaction VALUES (1001, '3', NULL)",
+             INSERT INTO loader_history.watched_transaction VALUES (1000, '4000000000000', NULL, true);
+             SET session_replication_role = replica;
+             INSERT INTO loader_history.watched_transaction VALUES (1001, '3', NULL, true);
+             RESET session_replication_role",
         )
         .unwrap();
-    let bound = "SELECT execution_id FROM loader_history.watched_transaction ORDER BY 1";
-    assert_eq!(column::<i64>(&mut observer, bound), [1000], "what only the worker writes");
+    let watched = "SELECT execution_id FROM loader_history.watched_transaction ORDER BY 1";
+    assert_eq!(column::<i64>(&mut observer, watched), [1000], "nothing that replication brings");
     let before = worker_of(&mut observer, "postgres");
     observer.execute("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
-    wait_for("another worker to look", || column::<i64>(&mut observer, bound).is_empty());
+    wait_for("another worker to look", || column::<i64>(&mut observer, watched).is_empty());
     assert_autonomous(&cluster, "postgres");
     let running = "SELECT id FROM loader.execution_history WHERE status = 'RUNNING' ORDER BY 1";
     assert_eq!(column::<i64>(&mut observer, running), [1000, 1001]);
-    let text = "what became of the transaction that started execution 1000 is not known any more; it stays RUNNING";
+    let text = "the status of the transaction that started execution 1000 is not known any more; it stays RUNNING";
     assert_eq!(status(&mut observer, "last_error").as_deref(), Some(text));
     let is_new = "last_error_at BETWEEN pg_postmaster_start_time() AND clock_timestamp()";
     assert_eq!(status(&mut observer, is_new).as_deref(), Some("true"));
@@ -703,13 +703,17 @@ fn recorder_status_shows_a_load() {
     let id = loader.start();
     assert_eq!(status(&mut client, columns).as_deref(), Some("t 0 1 0 t"));
     loader.run(&format!("SELECT loader.record_execution_end({id}, 'SUCCESS'); COMMIT"));
-    wait_for("the binding to go", || status(&mut client, columns).as_deref() == Some("t 0 0 0 t"));
+    wait_for("the transaction to be settled", || {
+        status(&mut client, columns).as_deref() == Some("t 0 0 0 t")
+    });
 
     // Committed, and not ended: no transaction will end it.
     loader.run("BEGIN");
     loader.start();
     loader.run("COMMIT");
-    wait_for("the binding to go", || status(&mut client, columns).as_deref() == Some("t 0 0 1 t"));
+    wait_for("the transaction to be settled", || {
+        status(&mut client, columns).as_deref() == Some("t 0 0 1 t")
+    });
 
     // As a reader sees it.
     client
@@ -721,7 +725,7 @@ fn recorder_status_shows_a_load() {
 }
 
 #[test]
-fn recorder_status_says_why_starts_are_plain() {
+fn recorder_status_says_why_starts_fall_back() {
     let cluster = preloaded_cluster_with("loader_history.worker_timeout = '2s'\n");
     let mut client = cluster.connect();
     let mut session = Session::new(&cluster, "postgres");

@@ -115,6 +115,27 @@ pub fn flush_wal(lsn: u64) {
     unsafe { pg_sys::XLogFlush(lsn) };
 }
 
+/// Whether the client's own statement calls, outside of a transaction block: the commit follows when the statement ends, and
+/// the client learns nothing before. Not from PL/pgSQL, or another language that uses SPI, where much may come first.
+pub fn commit_follows() -> bool {
+    // SAFETY: reads the state of the current process. SPI_unregister_relation() takes a C string that names none of a
+    // caller's relations, and changes nothing.
+    unsafe {
+        !pg_sys::MyProcPort.is_null()
+            && !pg_sys::IsTransactionBlock()
+            && pg_sys::GetCurrentTransactionNestLevel() == 1
+            && pg_sys::MyXactFlags.cast_unsigned() & pg_sys::XACT_FLAGS_PIPELINING == 0
+            && pg_sys::SPI_unregister_relation(c"loader_history".as_ptr())
+                == pg_sys::SPI_ERROR_UNCONNECTED
+    }
+}
+
+/// Has the commit of the current transaction wait for the disk, also with synchronous_commit = off.
+pub fn force_sync_commit() {
+    // SAFETY: in a transaction; only notes that its commit waits.
+    unsafe { pg_sys::ForceSyncCommit() };
+}
+
 /// Has the commit of the current transaction wait for the disk and for standbys as the session's settings say, as if it
 /// had written the WAL up to `lsn`. PostgreSQL does so only if a transaction has written WAL itself.
 pub fn wait_at_commit(lsn: u64) {

@@ -17,6 +17,9 @@ const SLOTS_PER_EVENT: usize = 4;
 /// No slot.
 const NONE: u32 = u32::MAX;
 
+/// The first number of the batches that transactions make; those that a worker leaves have lower ones.
+const FIRST_NUMBER: u64 = 1 << 63;
+
 static QUEUE: Segment<Header, Slot> = Segment::new(c"loader_history event queue");
 
 /// What the slots of all databases have in common.
@@ -27,8 +30,10 @@ pub struct Header {
     free_count: u32,
     /// How many batches there are.
     batches: u32,
-    /// The next batch's number, in the order in which transactions begin to commit.
+    /// The number of the next batch of a transaction, in the order in which transactions begin to commit.
     next_sequence_number: u64,
+    /// The number of the next batch that a worker leaves.
+    next_left: u64,
 }
 
 /// A part of a batch. All but `next` and `bytes` is that of the batch, in its first slot.
@@ -37,7 +42,7 @@ pub struct Slot {
     /// The next free slot, or the next of the batch.
     next: u32,
     database: pg_sys::Oid,
-    /// The transaction that made the batch.
+    /// The transaction that made the batch; invalid if a worker has left it.
     xid: pg_sys::TransactionId,
     sequence_number: u64,
     /// Slots of the batch.
@@ -74,6 +79,13 @@ pub struct Batch {
     slot: u32,
 }
 
+impl Batch {
+    /// Whether a worker has left it. The events in it come before those of all transactions.
+    pub const fn is_left_by_worker(self) -> bool {
+        self.sequence_number < FIRST_NUMBER
+    }
+}
+
 /// Requests room for about `count` events.
 pub fn request(count: usize) {
     QUEUE.request(count * SLOTS_PER_EVENT);
@@ -93,7 +105,7 @@ pub fn with<R: Default>(work: impl FnOnce(&mut Queue<'_>) -> R) -> R {
 impl Header {
     fn all_free(slots: usize) -> Self {
         let free_count = u32::try_from(slots).unwrap_or_default();
-        Self { free: 0, free_count, batches: 0, next_sequence_number: 0 }
+        Self { free: 0, free_count, batches: 0, next_sequence_number: FIRST_NUMBER, next_left: 0 }
     }
 }
 
@@ -140,8 +152,12 @@ impl Queue<'_> {
         self.header.free = place;
         self.header.free_count -= count;
         self.header.batches += 1;
-        let sequence_number = self.header.next_sequence_number;
-        self.header.next_sequence_number += 1;
+        let next = match xid {
+            pg_sys::InvalidTransactionId => &mut self.header.next_left,
+            _ => &mut self.header.next_sequence_number,
+        };
+        let sequence_number = *next;
+        *next += 1;
         let head = &mut self.entries[first as usize];
         head.state = State::Reserved;
         head.database = database;
@@ -180,6 +196,12 @@ impl Queue<'_> {
             .collect();
         batches.sort_unstable_by_key(|(batch, _)| *batch);
         batches
+    }
+
+    /// Leaves a worker's own events to the next worker of `database`; false if there is no room for them.
+    pub fn leave(&mut self, database: pg_sys::Oid, payloads: &[u8]) -> bool {
+        let batch = self.reserve(database, pg_sys::InvalidTransactionId, payloads);
+        batch.map(|batch| self.publish(batch)).is_some()
     }
 
     /// Publishes a batch, for the worker to take.
@@ -295,6 +317,23 @@ mod tests {
                 queue.slot(batch).state = State::Published;
             }
             assert_eq!(queue.take(MINE, false), [second, third]);
+        });
+    }
+
+    #[test]
+    fn what_a_worker_leaves_comes_first() {
+        with_queue(8, |queue| {
+            let session = reserve(queue, MINE, b"a").expect("room");
+            let mut leave = |payloads: &[u8]| {
+                let none = pg_sys::InvalidTransactionId;
+                queue.reserve(MINE, none, payloads).expect("room")
+            };
+            let (first, second) = (leave(b"b"), leave(b"c"));
+            assert!(first.is_left_by_worker() && !session.is_left_by_worker());
+            for batch in [session, first, second] {
+                queue.slot(batch).state = State::Published;
+            }
+            assert_eq!(queue.take(MINE, false), [first, second, session]);
         });
     }
 

@@ -380,9 +380,7 @@ pub fn start(database: pg_sys::Oid) -> bool {
         block
             .map(|block| {
                 if !known {
-                    // A server before this one may have left changes of prepared transactions.
-                    *block =
-                        WorkerBlock { database, prepared_changes: true, ..WorkerBlock::UNUSED };
+                    *block = WorkerBlock { database, ..WorkerBlock::UNUSED };
                 }
                 block.state = WorkerState::Starting;
             })

@@ -1,8 +1,8 @@
 //! Emits events, many in a transaction: the worker's own, those of prepared transactions that were committed, and those
 //! that other transactions have published.
 //!
-//! The events of one execution are emitted in their order. The worker's own come first: it makes them when it commits, and
-//! no other session can change the execution before. A session that changes an execution after another one sees its
+//! The events of one execution are emitted in their order. The worker's own come first, those that a worker before it has
+//! left before them: it makes them when it commits, and no other session can change the execution before. A session that changes an execution after another one sees its
 //! commit, so its batch has a higher number: a batch waits while a transaction with a lower number has committed and not
 //! yet published its events, which is a matter of microseconds.
 
@@ -157,27 +157,37 @@ impl EventEmitter {
             notify::free_queue_pages();
         }
         let mut emitted = Emitted::default();
-        for payload in context.events.iter().take(self.at_once) {
+        let left = self.batches.partition_point(|batch| batch.is_left_by_worker());
+        if !self.emit_batches(&self.batches[..left], &mut emitted) {
+            return Ok(emitted);
+        }
+        for payload in context.events.iter().take(self.at_once - emitted.count) {
             notify::emit(payload.as_bytes());
             emitted.own += 1;
+            emitted.count += 1;
         }
-        emitted.count = emitted.own;
         if has_prepared && emitted.count < self.at_once {
             emitted.count += self.emit_prepared(context.database, self.at_once - emitted.count)?;
         }
-        for batch in &self.batches[..ready] {
+        self.emit_batches(&self.batches[left..ready], &mut emitted);
+        Ok(emitted)
+    }
+
+    /// Emits batches; false if there are more events in them than may be emitted at once.
+    fn emit_batches(&self, batches: &[Batch], emitted: &mut Emitted) -> bool {
+        for batch in batches {
             let (payloads, before) = event_queue::with(|queue| queue.payloads(*batch));
             for (number, payload) in event::split(&payloads).enumerate().skip(before) {
                 if emitted.count == self.at_once {
                     emitted.of_next = Some(number);
-                    return Ok(emitted);
+                    return false;
                 }
                 notify::emit(payload);
                 emitted.count += 1;
             }
             emitted.batches += 1;
         }
-        Ok(emitted)
+        true
     }
 
     /// Emits at most `count` events of prepared transactions that were committed; how many.
@@ -223,7 +233,7 @@ impl EventEmitter {
         }
     }
 
-    /// Emits what there is, before the worker ends. What is left of its own goes into the queue, for another worker.
+    /// Emits what there is, before the worker ends, and leaves what it cannot emit of its own to the next worker.
     pub fn finish(&mut self, context: &mut Context) {
         for _ in 0..LAST_TRIES {
             match self.emit(context) {
@@ -233,16 +243,13 @@ impl EventEmitter {
             }
         }
         let payloads = event::join(context.events.drain(..));
-        if payloads.is_empty() {
-            return;
-        }
-        let xid = pg_sys::InvalidTransactionId;
-        match event_queue::with(|queue| queue.reserve(context.database, xid, &payloads)) {
-            Some(batch) => event_queue::with(|queue| queue.publish(batch)),
-            None => context.report(&events_dropped(format!(
+        if !payloads.is_empty()
+            && !event_queue::with(|queue| queue.leave(context.database, &payloads))
+        {
+            context.report(&events_dropped(format!(
                 "{} events are dropped with the worker's end",
                 event::split(&payloads).count()
-            ))),
+            )));
         }
     }
 }

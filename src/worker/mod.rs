@@ -235,6 +235,8 @@ impl Worker {
         transaction(id_sequence::skip_lost_ids)?;
         self.monitor.load(&mut self.context)?;
         self.starts.take_over(&mut self.context)?;
+        // Some may have been prepared before there was a worker.
+        workers::block(self.context.database, |worker| worker.prepared_changes = true);
         workers::set_running(self.context.database);
         Ok(())
     }
@@ -267,6 +269,8 @@ impl Worker {
             }
             if self.extension == pg_sys::InvalidOid {
                 xact_reports::with(|reports| reports.take(|oid| oid == database));
+                // Their table does not exist.
+                workers::block(database, |worker| worker.prepared_changes = false);
                 self.emitter.finish(&mut self.context);
                 return Ok(Leaving::ForGood);
             }

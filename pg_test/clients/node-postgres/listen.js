@@ -7,8 +7,8 @@ async function listen(dsn) {
   await db.connect();
   db.on('notification', ({ payload }) => {
     const event = JSON.parse(payload);
-    console.log(event.event, event.execution_id, event.status);
-    if (event.event !== 'EXECUTION_STARTED') db.end();
+    console.log(event.event_type, event.execution_id, event.status);
+    if (event.event_type !== 'EXECUTION_STARTED') db.end();
   });
   await db.query('LISTEN loader_execution');
   console.log('listening');

@@ -12,8 +12,8 @@ def listen(dsn):
         print("listening", flush=True)
         for notification in db.notifies():
             event = json.loads(notification.payload)
-            print(event["event"], event["execution_id"], event["status"], flush=True)
-            if event["event"] != "EXECUTION_STARTED":
+            print(event["event_type"], event["execution_id"], event["status"], flush=True)
+            if event["event_type"] != "EXECUTION_STARTED":
                 break
 
 

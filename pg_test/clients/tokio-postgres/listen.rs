@@ -21,8 +21,8 @@ async fn listen(dsn: &str) -> Result<(), Box<dyn Error>> {
     while let Some(message) = messages.recv().await {
         let AsyncMessage::Notification(notification) = message else { continue };
         let event: Value = serde_json::from_str(notification.payload())?;
-        println!("{} {} {}", event["event"], event["execution_id"], event["status"]);
-        if event["event"] != "EXECUTION_STARTED" {
+        println!("{} {} {}", event["event_type"], event["execution_id"], event["status"]);
+        if event["event_type"] != "EXECUTION_STARTED" {
             return Ok(());
         }
     }

@@ -339,9 +339,8 @@ impl<'a> Soak<'a> {
         }
     }
 
-    /// While the worker stands still, as many starts as the queue has places wait for it, one more finds
-    /// no room and is transactional, and all of the former are autonomous when it goes on. And as many errors as
-    /// there are places for messages reach it.
+    /// While the worker stands still, as many starts as the queue has places wait for it, one more falls back, and
+    /// none of the former does when it goes on. And as many errors as there are places for reports reach it.
     fn check_queue(&mut self) {
         let mut sessions: Vec<_> = (0..QUEUE_SIZE).map(|_| Session::new(self.cluster)).collect();
         let mut one_more = Session::new(self.cluster);
@@ -366,10 +365,12 @@ impl<'a> Soak<'a> {
         });
         let warnings: u64 = sessions.iter().map(|session| session.warnings.count()).sum();
         let refused = one_more.warnings.count();
-        println!("Places in the queue: {depth} of {QUEUE_SIZE} taken; transactional: {warnings}");
+        println!(
+            "Places in the queue: {depth} of {QUEUE_SIZE} taken; fallbacks of these: {warnings}"
+        );
         if depth != QUEUE_SIZE || warnings != 0 || refused != 1 {
             self.problems.push(format!(
-                "queue: {depth} of {QUEUE_SIZE} places, {warnings} starts were transactional, one more got {refused} warnings"
+                "queue: {depth} of {QUEUE_SIZE} places, {warnings} fallbacks, one more got {refused} warnings"
             ));
         }
         one_more.roll_back();
@@ -383,12 +384,12 @@ impl<'a> Soak<'a> {
         self.wait_until_idle();
         let query =
             "SELECT count(*) FROM loader.execution_history WHERE error_message = 'P0001: full'";
-        let arrived: i64 = self.admin.query_one(query, &[]).expect("the count").get(0);
+        let told: i64 = self.admin.query_one(query, &[]).expect("the count").get(0);
         // The last quarter is for other databases.
         let places = QUEUE_SIZE / 4 * 3;
-        println!("Places for messages: {arrived} of {places} taken");
-        if usize::try_from(arrived) != Ok(places) {
-            self.problems.push(format!("messages: {arrived} of {places} arrived"));
+        println!("Places for reports: {told} of {places} taken");
+        if usize::try_from(told) != Ok(places) {
+            self.problems.push(format!("reports: {told} of {places} arrived"));
         }
     }
 
@@ -604,7 +605,7 @@ impl Session {
         }
     }
 
-    /// A loader that no other session sees: its start is transactional, and rolled back with it.
+    /// A loader that nobody else sees: its start falls back, and goes with it.
     fn round_of_new_loader(&mut self) -> (u64, u64) {
         self.run("BEGIN; INSERT INTO loader.loader VALUES (1000, 'NEW')");
         self.start_of(1000);
@@ -613,7 +614,7 @@ impl Session {
         (0, 0)
     }
 
-    /// A start that the worker can't record: it is transactional, and gone with the rollback.
+    /// A start that the worker can't record: it falls back, and a rollback removes it.
     fn round_without_table(&mut self) -> (u64, u64) {
         self.run("BEGIN; LOCK TABLE loader.execution_history IN SHARE ROW EXCLUSIVE MODE");
         let id = self.start();
