@@ -49,9 +49,10 @@ fn key(client: &mut Client) -> String {
         .get(0)
 }
 
+/// Whether the key is there and valid, and what there is to say of it.
 fn status(client: &mut Client) -> (bool, Option<String>) {
-    let row =
-        client.query_one("SELECT foreign_key, detail FROM loader.recorder_status()", &[]).unwrap();
+    let query = "SELECT foreign_key, substring(detail FROM 'The foreign key.*') FROM loader.recorder_status()";
+    let row = client.query_one(query, &[]).unwrap();
     (row.get(0), row.get(1))
 }
 
