@@ -294,7 +294,6 @@ fn links_lead_somewhere() {
 
 /// Files of the sources that a page names are there.
 #[test]
-#[ignore = "until src/shmem/README.md and src/worker/README.md exist"]
 fn named_files_exist() {
     let mut missing = Vec::new();
     for (name, page) in PAGES {
