@@ -74,7 +74,7 @@ fn try_lock(
         // SAFETY: a catalog lookup by a C string; partitions have the columns in orders of their own.
         let column = unsafe { pg_sys::get_attnum(oid, name) };
         let Some(key) = Key::number(column, column_type, loader_id) else { break };
-        let Some((tid, writer)) = find(&table, &key, |row| (row.tid(), row.writer())) else {
+        let Some((tid, writer)) = find(&table, &key, |row| (row.tid, row.writer)) else {
             continue;
         };
         return match tuple_lock::lock(&table, tid, LockTupleMode::LockTupleKeyShare, wait) {

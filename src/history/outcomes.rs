@@ -122,7 +122,7 @@ pub fn server_outcome(execution_id: i64) -> Result<Option<(i64, ItemPointerData)
     let table = require(SERVER_OUTCOME, pg_sys::AccessShareLock)?;
     // SAFETY: column 2 of the table is a timestamptz, which is passed by value as a bigint is.
     Ok(find(&table, &Key::id(execution_id), |row| unsafe {
-        row.get::<i64>(2).map(|end| (end, row.tid()))
+        row.get::<i64>(2).map(|end| (end, row.tid))
     })
     .flatten())
 }

@@ -10,27 +10,14 @@ use super::relation::OpenRelation;
 pub struct Found {
     tuple: pg_sys::HeapTuple,
     descriptor: pg_sys::TupleDesc,
+    pub tid: pg_sys::ItemPointerData,
+    /// The transaction that wrote this version of the row.
+    pub writer: pg_sys::TransactionId,
+    /// Whether an update wrote it.
+    pub is_updated: bool,
 }
 
 impl Found {
-    /// Where the row is.
-    pub fn tid(&self) -> pg_sys::ItemPointerData {
-        // SAFETY: the tuple is valid while `self` is: find_once() lends it out, and then ends the scan.
-        unsafe { (*self.tuple).t_self }
-    }
-
-    /// The transaction that wrote the row as it is.
-    pub fn writer(&self) -> pg_sys::TransactionId {
-        // SAFETY: as of tid(); a tuple on disk begins with these fields.
-        unsafe { (*(*self.tuple).t_data).t_choice.t_heap.t_xmin }
-    }
-
-    /// Whether an update wrote it.
-    pub fn is_updated(&self) -> bool {
-        // SAFETY: as of tid().
-        u32::from(unsafe { (*(*self.tuple).t_data).t_infomask }) & pg_sys::HEAP_UPDATED != 0
-    }
-
     /// The value of column number `column`, counted from 1; `None` where it is NULL.
     ///
     /// # Safety
@@ -38,7 +25,8 @@ impl Found {
     /// row.
     pub unsafe fn get<T: FromDatum + IntoDatum>(&self, column: usize) -> Option<T> {
         let column = std::num::NonZeroUsize::new(column)?;
-        // SAFETY: tuple and descriptor are valid as in tid(); the caller vouches for the column and the type.
+        // SAFETY: tuple and descriptor are valid while `self` is: find_once() lends it out, and then ends the
+        // scan. The caller vouches for the column and the type.
         unsafe {
             let datum = heap_getattr_raw(self.tuple, column, self.descriptor)?;
             T::from_datum(datum, false)
@@ -94,7 +82,7 @@ fn find_once<R>(
 ) -> Option<R> {
     let relation = table.as_ptr();
     // SAFETY: the relation is open; the key compares a column with a value of its type by the built-in
-    // function; what is found is read before the scan ends.
+    // function; the row is read before the scan ends. A tuple on disk begins with t_heap.
     unsafe {
         let mut scan_key = pg_sys::ScanKeyData::default();
         pg_sys::ScanKeyInit(
@@ -113,8 +101,16 @@ fn find_once<R>(
             &raw mut scan_key,
         );
         let tuple = pg_sys::systable_getnext(scan);
-        let result =
-            (!tuple.is_null()).then(|| read(&Found { tuple, descriptor: (*relation).rd_att }));
+        let result = (!tuple.is_null()).then(|| {
+            let header = (*tuple).t_data;
+            read(&Found {
+                tuple,
+                descriptor: (*relation).rd_att,
+                tid: (*tuple).t_self,
+                writer: (*header).t_choice.t_heap.t_xmin,
+                is_updated: u32::from((*header).t_infomask) & pg_sys::HEAP_UPDATED != 0,
+            })
+        });
         pg_sys::systable_endscan(scan);
         result
     }

@@ -170,9 +170,9 @@ fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, E
         // and the status is a varchar.
         find(history, &Key::id(execution_id), |row| unsafe {
             Some(State {
-                tid: row.tid(),
-                own: xact::is_current(row.writer()),
-                inserted: !row.is_updated(),
+                tid: row.tid,
+                own: xact::is_current(row.writer),
+                inserted: !row.is_updated,
                 start: row.get(column::EXECUTION_START.get())?,
                 end: row.get(column::EXECUTION_END.get()),
                 status: row.get(column::STATUS.get())?,
