@@ -1,14 +1,13 @@
 //! `loader_history.watched_transaction`: the transactions that have made autonomous starts and whose end is not known. Only
 //! the worker writes it.
 
-use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 
 use super::tables::{self, EXECUTION_HISTORY, WATCHED_TRANSACTION};
 use crate::model::error::Error;
 use crate::pg::index_scan::{Key, find};
 use crate::pg::relation::open;
-use crate::pg::spi::{SavedPlan, execute, query};
+use crate::pg::spi::{SavedPlan, execute, query, xid8};
 use crate::pg::xact::{self, XactStatus};
 use crate::shmem::start_queue::Start;
 
@@ -43,11 +42,6 @@ pub struct WatchedTransaction {
     pub subxid: u64,
     /// Whether the session that started it wants events.
     pub notify: bool,
-}
-
-fn xid8(xid: u64) -> DatumWithOid<'static> {
-    // SAFETY: an xid8 is passed by value, as a bigint is.
-    unsafe { DatumWithOid::new((xid != 0).then(|| xid.cast_signed()), pg_sys::XID8OID) }
 }
 
 /// Inserts the transactions that have made starts, under these execution ids.

@@ -47,15 +47,14 @@ pub fn free_queue_pages() -> usize {
     // Since version 17 it is a setting; before, the queue had these, and could not use the last segment.
     const PAGES: u32 = 1 << 20;
     const SEGMENT: u32 = 34;
-    // SAFETY: a setting's value as text, which is read at once; NULL where there is no such setting.
-    let setting: Option<u32> = unsafe {
+    // SAFETY: a setting's value as text, which is read at once, or NULL if there is no such setting. The
+    // function takes no argument and returns a double precision.
+    let (setting, usage): (Option<u32>, Option<f64>) = unsafe {
         let value = pg_sys::GetConfigOption(c"max_notify_queue_pages".as_ptr(), true, false);
-        (!value.is_null()).then(|| CStr::from_ptr(value).to_str().ok()?.parse().ok()).flatten()
+        let value = (!value.is_null()).then(|| CStr::from_ptr(value).to_str().ok()?.parse().ok());
+        (value.flatten(), direct_function_call(pg_sys::pg_notification_queue_usage, &[]))
     };
     let (all, usable) = setting.map_or((PAGES, PAGES - SEGMENT), |pages| (pages, pages));
-    // SAFETY: the function takes no argument and returns a double precision.
-    let usage: Option<f64> =
-        unsafe { direct_function_call(pg_sys::pg_notification_queue_usage, &[]) };
     let used = (usage.unwrap_or_default() * f64::from(all)).ceil();
     (f64::from(usable) - used).max(0.0) as usize
 }

@@ -51,7 +51,7 @@ pub fn trusted(name: Name) -> Result<Option<pg_sys::Oid>, Error> {
     if is_member && is_a_superusers(oid, &[pg_sys::RELKIND_RELATION, pg_sys::RELKIND_SEQUENCE]) {
         return Ok(Some(oid));
     }
-    let owner = is_member.then(|| class_of(oid)).flatten().map(|class| name_of(class.relowner));
+    let owner = is_member.then(|| class_of(oid)).flatten().map(|class| role_name(class.relowner));
     Err(Error::Untrusted { relation: name.to_string(), owner })
 }
 
@@ -96,8 +96,14 @@ fn is_a_superusers(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
     })
 }
 
+/// A trigger's name.
+fn name_of(trigger: &pg_sys::Trigger) -> &CStr {
+    // SAFETY: it is a C string, which lives as long as the trigger.
+    unsafe { CStr::from_ptr(trigger.tgname) }
+}
+
 /// A role's name.
-fn name_of(role: pg_sys::Oid) -> String {
+fn role_name(role: pg_sys::Oid) -> String {
     // SAFETY: a catalog lookup, in a transaction; it returns a C string, or NULL.
     unsafe {
         let name = pg_sys::GetUserNameFromId(role, true);
@@ -176,9 +182,7 @@ impl OpenRelation {
     /// end of the transaction.
     pub fn has_other_triggers(&self, known: &[&CStr]) -> bool {
         self.triggers().iter().any(|trigger| {
-            // SAFETY: a trigger's name is a C string.
-            let name = || unsafe { CStr::from_ptr(trigger.tgname) };
-            trigger.tgdeferrable || !trigger.tgisinternal && !known.contains(&name())
+            trigger.tgdeferrable || !trigger.tgisinternal && !known.contains(&name_of(trigger))
         })
     }
 
@@ -186,8 +190,7 @@ impl OpenRelation {
     pub fn trigger_skipped_in_replica_role(&self, name: &CStr) -> Option<pg_sys::Oid> {
         self.triggers()
             .iter()
-            // SAFETY: a trigger's name is a C string.
-            .find(|trigger| unsafe { CStr::from_ptr(trigger.tgname) } == name)
+            .find(|trigger| name_of(trigger) == name)
             .filter(|trigger| {
                 let fires = [pg_sys::TRIGGER_FIRES_ALWAYS, pg_sys::TRIGGER_FIRES_ON_REPLICA];
                 !fires.contains(&trigger.tgenabled.cast_unsigned())

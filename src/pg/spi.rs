@@ -223,8 +223,17 @@ impl Rows<'_> {
 
 /// A `timestamptz` of PostgreSQL's microseconds; the ends of the range are its infinities.
 pub fn timestamptz(micros: i64) -> DatumWithOid<'static> {
-    // SAFETY: a timestamptz is passed by value, as a bigint is, and all values of one are values of it.
-    unsafe { DatumWithOid::new(micros, pg_sys::TIMESTAMPTZOID) }
+    eight_bytes(Some(micros), pg_sys::TIMESTAMPTZOID)
+}
+
+/// An `xid8`; NULL for 0.
+pub fn xid8(xid: u64) -> DatumWithOid<'static> {
+    eight_bytes((xid != 0).then(|| xid.cast_signed()), pg_sys::XID8OID)
+}
+
+fn eight_bytes(value: Option<i64>, oid: pg_sys::Oid) -> DatumWithOid<'static> {
+    // SAFETY: a value of the types above is passed by value, as a bigint is, and may have any bits.
+    unsafe { DatumWithOid::new(value, oid) }
 }
 
 /// Runs `body` with a new snapshot active: outside of a statement there is none.

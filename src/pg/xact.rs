@@ -101,20 +101,19 @@ pub fn clock_timestamp() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+pub fn my_pid() -> i32 {
+    // SAFETY: a read of the process's own global.
+    unsafe { pg_sys::MyProcPid }
+}
+
 pub fn my_database() -> pg_sys::Oid {
     // SAFETY: a read of the process's own global.
     unsafe { pg_sys::MyDatabaseId }
 }
 
-/// Waits until the WAL is flushed up to `lsn`.
-pub fn flush_wal(lsn: u64) {
-    // SAFETY: in a server that is not in recovery; the WAL goes that far.
-    unsafe { pg_sys::XLogFlush(lsn) };
-}
-
 /// Whether the client's own statement calls, outside of a transaction block: the commit follows when the statement ends, and
 /// the client learns nothing before. Not from PL/pgSQL, or another language that uses SPI, where much may come first.
-pub fn commit_follows() -> bool {
+fn commit_follows() -> bool {
     // SAFETY: reads the state of the current process. SPI_unregister_relation() takes a C string that names none of a
     // caller's relations, and changes nothing.
     unsafe {
@@ -127,19 +126,20 @@ pub fn commit_follows() -> bool {
     }
 }
 
-/// Has the commit of the current transaction wait for the disk, also with synchronous_commit = off.
-pub fn force_sync_commit() {
-    // SAFETY: in a transaction; only notes that its commit waits.
-    unsafe { pg_sys::ForceSyncCommit() };
-}
-
-/// Has the commit of the current transaction wait for the disk and for standbys as the session's settings say, as if it
-/// had written the WAL up to `lsn`. PostgreSQL does so only if a transaction has written WAL itself.
-pub fn wait_at_commit(lsn: u64) {
-    // SAFETY: in a transaction with an id. The record of its commit, which is what is waited for, is newer.
+/// Has the commit of the current transaction, or this function, wait until the WAL up to `lsn` is on disk,
+/// also with synchronous_commit = off. The commit then waits for standbys as the session's settings say, which
+/// PostgreSQL does only if a transaction has written WAL itself.
+pub fn wait_for_wal(lsn: u64) {
+    // SAFETY: in a transaction with an id, of a server that is not in recovery; the WAL goes as far as
+    // `lsn`. The commit record, which is what is waited for, is newer.
     unsafe {
         if pg_sys::XactLastRecEnd == 0 {
             pg_sys::XactLastRecEnd = lsn;
+        }
+        if commit_follows() {
+            pg_sys::ForceSyncCommit();
+        } else {
+            pg_sys::XLogFlush(lsn);
         }
     }
 }

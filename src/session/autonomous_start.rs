@@ -60,12 +60,7 @@ pub fn start(loader_id: i64, time: i64) -> Result<Started, Error> {
     let notify = gucs::NOTIFY.get();
     match hand_over(Start { loader_id, time, xid, subxid, check_loader, notify }) {
         Ok(recorded) => {
-            xact::wait_at_commit(recorded.commit_lsn);
-            if xact::commit_follows() {
-                xact::force_sync_commit();
-            } else {
-                xact::flush_wal(recorded.commit_lsn);
-            }
+            xact::wait_for_wal(recorded.commit_lsn);
             Ok(Started::Autonomous(recorded.execution_id))
         }
         Err(reason) => Ok(Started::Fallback(reason)),

@@ -65,7 +65,7 @@ fn with_hint_for_unknown_loaders<R>(statement: impl FnOnce() -> R) -> R {
         fn errhint(format: *const c_char, ...) -> c_int;
     }
 
-    unsafe extern "C-unwind" fn add_hint(_argument: *mut c_void) {
+    extern "C-unwind" fn add_hint(_argument: *mut c_void) {
         // SAFETY: PostgreSQL calls this from errfinish(), while an error is being reported, which
         // is where geterrcode() and errhint() may be called; the hint has no place for arguments.
         unsafe {
@@ -87,13 +87,17 @@ fn with_hint_for_unknown_loaders<R>(statement: impl FnOnce() -> R) -> R {
         }
     }
 
-    // SAFETY: a read of a pointer that PostgreSQL keeps valid on the backend's main thread.
-    let previous = unsafe { pg_sys::error_context_stack };
-    let mut callback =
-        pg_sys::ErrorContextCallback { previous, callback: Some(add_hint), arg: ptr::null_mut() };
-    let _restore = Restore(previous);
-    // SAFETY: `callback` outlives its place on the stack: `_restore`, declared after it, is dropped
-    // before it, on return and on unwinding alike.
-    unsafe { pg_sys::error_context_stack = &raw mut callback };
+    let mut callback = pg_sys::ErrorContextCallback {
+        previous: ptr::null_mut(),
+        callback: Some(add_hint),
+        arg: ptr::null_mut(),
+    };
+    // SAFETY: `callback` outlives its place on the stack: `_restore`, declared after it, is dropped before
+    // it, on return and on unwinding alike.
+    unsafe {
+        callback.previous = pg_sys::error_context_stack;
+        pg_sys::error_context_stack = &raw mut callback;
+    }
+    let _restore = Restore(callback.previous);
     statement()
 }

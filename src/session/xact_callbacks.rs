@@ -279,7 +279,7 @@ fn emit(payloads: &[u8]) {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn on_transaction(event: XactEvent::Type, _argument: *mut c_void) {
+extern "C-unwind" fn on_transaction(event: XactEvent::Type, _argument: *mut c_void) {
     use XactEvent::{
         XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PRE_PREPARE,
         XACT_EVENT_PREPARE,
@@ -295,7 +295,7 @@ unsafe extern "C-unwind" fn on_transaction(event: XactEvent::Type, _argument: *m
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn on_subtransaction(
+extern "C-unwind" fn on_subtransaction(
     event: SubXactEvent::Type,
     mine: SubTransactionId,
     parent: SubTransactionId,

@@ -34,7 +34,7 @@ fn databases() -> usize {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn request() {
+extern "C-unwind" fn request() {
     // SAFETY: called by the postmaster when memory may be requested; the hook was set before by another library.
     unsafe {
         if let Some(next) = NEXT_REQUEST_HOOK {
@@ -48,7 +48,7 @@ unsafe extern "C-unwind" fn request() {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn initialize() {
+extern "C-unwind" fn initialize() {
     // SAFETY: called by the postmaster when shared memory is new; the hook was set before by another library.
     unsafe {
         if let Some(next) = NEXT_STARTUP_HOOK {

@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 use super::text::Text;
 use crate::pg::latch::ProcLatch;
 use crate::pg::segment::{Contents, Segment};
+use crate::pg::xact::{clock_timestamp, my_pid};
 
 /// Databases that can be announced, or closed to workers, before the launcher has looked.
 const NOTES: usize = 64;
@@ -119,11 +120,6 @@ fn with<R>(work: impl FnOnce(&mut Workers<'_>) -> R) -> Option<R> {
 /// Calls `work` with the block of `database`, if there is one, under the lock.
 pub fn block<R: Default>(database: pg_sys::Oid, work: impl FnOnce(&mut WorkerBlock) -> R) -> R {
     with(|workers| workers.block(database).map(work)).flatten().unwrap_or_default()
-}
-
-fn my_pid() -> i32 {
-    // SAFETY: a read of the process's own global.
-    unsafe { pg_sys::MyProcPid }
 }
 
 // What sessions do
@@ -284,8 +280,7 @@ pub fn set_running(database: pg_sys::Oid) {
 
 /// Keeps an error of the worker of `database`, for `recorder_status`.
 pub fn set_last_error(database: pg_sys::Oid, error: &str) {
-    // SAFETY: reads the clock.
-    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    let now = clock_timestamp();
     block(database, |block| {
         block.last_error.set(error.as_bytes());
         block.last_error_at = now;

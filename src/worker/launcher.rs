@@ -16,6 +16,7 @@ use super::drop_queued;
 use crate::model::fallback::Reason;
 use crate::pg::bgworker::{self, report_activity, transaction};
 use crate::pg::latch::wait_in_worker;
+use crate::pg::xact::my_pid;
 use crate::shmem::workers::{self, WorkerState};
 use crate::shmem::{start_queue, xact_reports};
 
@@ -216,8 +217,7 @@ impl Launcher {
     fn start_worker(&mut self, database: pg_sys::Oid, now: Instant) {
         let worker = builder("loader_history worker", "loader_history_worker_main")
             .set_argument(Some(pg_sys::Datum::from(database)))
-            // SAFETY: a read of the process's own global.
-            .set_notify_pid(unsafe { pg_sys::MyProcPid })
+            .set_notify_pid(my_pid())
             .load_dynamic();
         if let Ok(worker) = worker {
             self.started.insert(database, worker);

@@ -109,7 +109,7 @@ pub extern "C-unwind" fn loader_history_worker_main(argument: pg_sys::Datum) {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn at_exit(_code: i32, argument: pg_sys::Datum) {
+extern "C-unwind" fn at_exit(_code: i32, argument: pg_sys::Datum) {
     let database = pg_sys::Oid::from(u32::try_from(argument.value()).unwrap_or_default());
     workers::exit(database, STATE_AT_EXIT.get());
     if COMES_BACK.get() {
