@@ -120,6 +120,56 @@ fn an_abandoned_start_is_recorded_by_its_caller_alone() {
     }
 }
 
+/// Each caller waits about as long as the worker takes: it abandons some starts, and not others.
+#[test]
+fn starts_abandoned_at_any_time_are_recorded_once() {
+    const TIMES: usize = 150;
+    let cluster = cluster_with_slow_worker();
+    let insert =
+        "INSERT INTO loader.loader SELECT 1000 + n, 'SLOW' FROM generate_series(1, 4) AS n";
+    cluster.connect().batch_execute(insert).unwrap();
+    let seed = seed();
+    let expected: Vec<_> = thread::scope(|scope| {
+        let sessions: Vec<_> = (1..=4_u64)
+            .map(|number| {
+                let mut random = StdRng::seed_from_u64(seed.wrapping_add(number));
+                let mut session = Session::new(&cluster, "postgres");
+                scope.spawn(move || {
+                    let mut expected = Vec::new();
+                    for _ in 0..TIMES {
+                        let timeout = random.random_range(1..40);
+                        session
+                            .run(&format!("SET loader_history.worker_timeout = {timeout}; BEGIN"));
+                        let call =
+                            format!("SELECT loader.record_execution_start({})", 1000 + number);
+                        let id: i64 = column(&mut session.client, &call)[0];
+                        let falls_back = !session.warnings().is_empty();
+                        let commits = random.random();
+                        session.run(if commits { "COMMIT" } else { "ROLLBACK" });
+                        expected.push((id, falls_back, commits));
+                    }
+                    expected
+                })
+            })
+            .collect();
+        sessions.into_iter().flat_map(|session| session.join().unwrap()).collect()
+    });
+    let fallbacks = expected.iter().filter(|(_, falls_back, _)| *falls_back).count();
+    println!("{fallbacks} of {} starts abandoned or not taken", expected.len());
+    let_the_worker_poll(&cluster);
+    let expected: BTreeSet<_> = expected
+        .into_iter()
+        .filter(|(_, falls_back, commits)| *commits || !falls_back)
+        .map(|(id, _, commits)| format!("{id} {}", if commits { "RUNNING" } else { "FAILED" }))
+        .collect();
+    let mut observer = cluster.connect();
+    let query =
+        "SELECT concat_ws(' ', id, status) FROM loader.execution_history WHERE loader_id > 1000";
+    wait_for_equal("the executions", &expected, || {
+        column(&mut observer, query).into_iter().collect()
+    });
+}
+
 /// Executions of loaders that do not exist.
 fn without_loader(client: &mut Client) -> Vec<i64> {
     column(

@@ -279,9 +279,9 @@ fn the_recipe_of_the_page_keeps_sources_apart() {
     assert!(events.len() == 2 && events.iter().all(stray), "{events:?}");
 
     // All well, and after a crash as well.
-    let status = "SELECT watched_running, foreign_key, detail FROM loader.recorder_status()";
+    let status = "SELECT watched_running, foreign_key FROM loader.recorder_status()";
     for client in &mut collected {
-        assert_eq!(rows(client, status), [[Some("0".to_owned()), Some("t".to_owned()), None]]);
+        assert_eq!(rows(client, status), [[Some("0".to_owned()), Some("t".to_owned())]]);
     }
     recipe.assert_overview(&mut collected);
     assert_eq!(complaints(&collector), [] as [&str; 0]);

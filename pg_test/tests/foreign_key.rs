@@ -49,15 +49,11 @@ fn key(client: &mut Client) -> String {
         .get(0)
 }
 
-/// Whether the key is there and valid, and what else recorder_status says than that the library is not preloaded.
+/// Whether the key is there and valid, and what there is to say of it.
 fn status(client: &mut Client) -> (bool, Option<String>) {
-    const NOT_PRELOADED: &str = "Starts are recorded in the caller's own transaction: \
-        shared_preload_libraries does not contain loader_history.";
-    let row =
-        client.query_one("SELECT foreign_key, detail FROM loader.recorder_status()", &[]).unwrap();
-    let detail: String = row.get(1);
-    let rest = detail.strip_prefix(NOT_PRELOADED).unwrap_or(&detail).trim();
-    (row.get(0), (!rest.is_empty()).then(|| rest.to_owned()))
+    let query = "SELECT foreign_key, substring(detail FROM 'The foreign key.*') FROM loader.recorder_status()";
+    let row = client.query_one(query, &[]).unwrap();
+    (row.get(0), row.get(1))
 }
 
 fn attach(client: &mut Client) -> bool {

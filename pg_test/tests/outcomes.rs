@@ -254,7 +254,7 @@ fn a_report_at_once_after_a_rollback_is_the_outcome() {
             loader.batch_execute("SELECT 1/0").error("22012");
             loader.batch_execute("ROLLBACK").unwrap();
             // The worker polls a moment after the rollback.
-            thread::sleep(Duration::from_micros(time as u64 * 50));
+            thread::sleep(Duration::from_micros(time as u64 * 10));
             loader.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}")).unwrap();
             end(&mut loader, id, "FAILED", Some("no such file")).unwrap();
             loader.batch_execute("COMMIT").unwrap();

@@ -787,8 +787,13 @@ fn recorder_status_without_preloading() {
         "concat_ws(' ', preloaded, queue_depth, watched_running, unwatched_running, foreign_key)";
     client.batch_execute("SELECT loader.record_execution_start(1)").unwrap();
     assert_eq!(status(&mut client, columns).as_deref(), Some("f 0 0 1 t"));
-    for empty in ["worker_pid", "last_error", "last_error_at", "detail"] {
+    for empty in ["worker_pid", "last_error", "last_error_at"] {
         assert_eq!(status(&mut client, empty), None, "{empty}");
     }
+    let detail = status(&mut client, "detail").unwrap_or_default();
+    assert!(
+        detail.contains("shared_preload_libraries does not contain loader_history"),
+        "{detail}"
+    );
     assert!(pg_test::served(&mut client).is_empty() && launchers(&mut client).is_empty());
 }

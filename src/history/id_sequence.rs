@@ -2,12 +2,11 @@
 //! to a point in time, continue where their WAL ended. A loader that reports by an id that was lost would end another
 //! execution, so these ids are skipped.
 
-use pgrx::pg_sys::{self, BuiltinOid};
-use pgrx::{Spi, datum::DatumWithOid};
+use pgrx::pg_sys;
 
 use super::tables::{self, EXECUTION_HISTORY_ID_SEQ, LAST_TIMELINE};
 use crate::model::error::Error;
-use crate::pg::spi::{SavedPlan, Snapshot};
+use crate::pg::spi::{SavedPlan, execute, query};
 
 /// How many ids are skipped, times the timeline: each timeline has a part of its own, larger than what a server gives in
 /// the minutes that a standby may be behind.
@@ -16,11 +15,9 @@ const SKIPPED: i64 = 1_000_000;
 thread_local! {
     static SELECT_LAST: SavedPlan = const { SavedPlan::new(
         c"SELECT last_value FROM loader_history.last_timeline",
-        &[],
     ) };
     static SET_LAST: SavedPlan = const { SavedPlan::new(
         c"SELECT setval('loader_history.last_timeline', $1)",
-        &[BuiltinOid::INT8OID],
     ) };
     // Nothing is skipped if the sequence can't count that far.
     static SKIP: SavedPlan = const { SavedPlan::new(
@@ -30,34 +27,23 @@ thread_local! {
                         FROM loader.execution_history_id_seq) AS next \
           WHERE s.seqrelid = 'loader.execution_history_id_seq'::regclass \
             AND next.id BETWEEN s.seqmin AND s.seqmax",
-        &[BuiltinOid::INT8OID],
     ) };
 }
 
 /// Skips the ids that may have been given on the timeline that this server's branched off from. Called by the worker
 /// before it takes an id, in a transaction.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI reports.
 pub fn skip_lost_ids() -> Result<(), Error> {
     tables::try_lock_all(&[LAST_TIMELINE, EXECUTION_HISTORY_ID_SEQ], pg_sys::RowExclusiveLock)?;
     // SAFETY: the server is not in recovery, or no worker would run.
     let timeline = i64::from(unsafe { pg_sys::GetWALInsertionTimeLine() });
-    let run = |statement: &'static std::thread::LocalKey<SavedPlan>,
-               arguments: &[DatumWithOid<'_>]| {
-        Spi::connect(|client| {
-            let rows = statement.with(|plan| plan.run(client, Snapshot::Transaction, arguments))?;
-            Ok::<_, Error>(rows.get::<i64>(0, 1))
-        })
-    };
-    let last = run(&SELECT_LAST, &[])?.unwrap_or_default();
+    let last = query(&SELECT_LAST, &[], |rows| rows.get::<i64>(0, 1))?.unwrap_or_default();
     if last == timeline {
         return Ok(());
     }
     // It is 0 in a new extension; pg_upgrade starts from the first timeline again.
     if last != 0 && timeline > last {
-        run(&SKIP, &[(timeline * SKIPPED).into()])?;
+        execute(&SKIP, &[(timeline * SKIPPED).into()])?;
     }
-    run(&SET_LAST, &[timeline.into()])?;
+    execute(&SET_LAST, &[timeline.into()])?;
     Ok(())
 }

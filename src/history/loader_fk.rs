@@ -114,9 +114,6 @@ fn tables(table: &OpenRelation, oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 }
 
 /// Whether the history's foreign key exists and is valid.
-///
-/// # Errors
-/// What keeps the history from being used.
 pub fn is_valid() -> Result<bool, Error> {
     let history = require(EXECUTION_HISTORY, pg_sys::AccessShareLock)?;
     Ok(key(&history, |key| key.conoid).is_some_and(is_constraint_valid))

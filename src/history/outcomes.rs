@@ -1,9 +1,8 @@
 //! Ends executions on the server's finding: the transaction that started them was rolled back. An outcome that the server
 //! has found is noted in `loader_history.server_outcome`, for the loader's report outranks it.
 
-use pgrx::Spi;
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
-use pgrx::pg_sys::{self, BuiltinOid, ItemPointerData};
+use pgrx::pg_sys::{self, ItemPointerData};
 
 use super::tables::{self, EXECUTION_HISTORY, SERVER_OUTCOME, WATCHED_TRANSACTION};
 use crate::gucs;
@@ -16,41 +15,34 @@ use crate::pg::guc_scope::GucScope;
 use crate::pg::index_scan::{Key, find};
 use crate::pg::relation::require;
 use crate::pg::security_context;
-use crate::pg::spi::{SavedPlan, Snapshot};
+use crate::pg::spi::{SavedPlan, execute, query};
 use crate::pg::xact::clock_timestamp;
 
 thread_local! {
     static SELECT_END: SavedPlan = const { SavedPlan::new(
         c"SELECT execution_end FROM loader.execution_history WHERE id = $1",
-        &[BuiltinOid::INT8OID],
     ) };
     static LOCK_RUNNING: SavedPlan = const { SavedPlan::new(
         c"SELECT execution_start, loader_id, record_count FROM loader.execution_history \
           WHERE id = $1 AND status = 'RUNNING' FOR NO KEY UPDATE SKIP LOCKED",
-        &[BuiltinOid::INT8OID],
     ) };
     static UPDATE_FAILED: SavedPlan = const { SavedPlan::new(
         c"UPDATE loader.execution_history \
           SET execution_end = $2, status = 'FAILED', error_message = $3, duration_seconds = $4 \
           WHERE id = $1",
-        &[BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TEXTOID, BuiltinOid::INT4OID],
     ) };
     static INSERT_OUTCOME: SavedPlan = const { SavedPlan::new(
         c"INSERT INTO loader_history.server_outcome (execution_id, execution_end) VALUES ($1, $2) \
           ON CONFLICT (execution_id) DO UPDATE SET execution_end = EXCLUDED.execution_end",
-        &[BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
     ) };
     static DELETE_WATCHED: SavedPlan = const { SavedPlan::new(
         c"DELETE FROM loader_history.watched_transaction WHERE execution_id = $1",
-        &[BuiltinOid::INT8OID],
     ) };
     static DELETE_OUTCOME: SavedPlan = const { SavedPlan::new(
         c"DELETE FROM loader_history.server_outcome WHERE execution_id = $1",
-        &[BuiltinOid::INT8OID],
     ) };
     static DELETE_EXECUTION: SavedPlan = const { SavedPlan::new(
         c"DELETE FROM loader.execution_history WHERE id = $1",
-        &[BuiltinOid::INT8OID],
     ) };
 }
 
@@ -65,9 +57,6 @@ pub enum Ended {
 }
 
 /// Locks the tables that are written when it is known how a transaction ended, if no other session has them.
-///
-/// # Errors
-/// [`Error::TableLocked`].
 pub fn lock_tables() -> Result<(), Error> {
     let tables = [EXECUTION_HISTORY, WATCHED_TRANSACTION, SERVER_OUTCOME];
     tables::try_lock_all(&tables, pg_sys::RowExclusiveLock)
@@ -81,9 +70,6 @@ pub fn fire_triggers() {
 
 /// Has deletes from the internal tables fire no triggers until this is dropped: foreign keys that reference them would run
 /// their owners' code.
-///
-/// # Errors
-/// What keeps the tables from being used.
 pub fn without_triggers() -> Result<Option<GucScope>, Error> {
     for table in [WATCHED_TRANSACTION, SERVER_OUTCOME] {
         let table = require(table, pg_sys::RowExclusiveLock)?;
@@ -95,64 +81,44 @@ pub fn without_triggers() -> Result<Option<GucScope>, Error> {
 }
 
 /// Ends an execution whose start was rolled back as FAILED, and notes that the server did.
-///
-/// # Errors
-/// What SPI reports; errors of the statements pass unchanged.
 pub fn fail(execution_id: i64, message: &str) -> Result<Ended, Error> {
-    Spi::connect(|client| {
-        let id = || DatumWithOid::from(execution_id);
-        let locked = LOCK_RUNNING.with(|lock| lock.run(client, Snapshot::Transaction, &[id()]))?;
-        let start =
-            locked.get::<TimestampWithTimeZone>(0, 1).map(TimestampWithTimeZone::into_inner);
-        let (Some(start), Some(loader_id)) = (start, locked.get::<i64>(0, 2)) else {
-            let rows =
-                SELECT_END.with(|select| select.run(client, Snapshot::Transaction, &[id()]))?;
-            let has_ended = rows.is_empty() || rows.get::<TimestampWithTimeZone>(0, 1).is_some();
-            return Ok(if has_ended { Ended::Before } else { Ended::Busy });
-        };
-        let record_count = locked.get(0, 3);
-        let end = end_of_execution(start, clock_timestamp());
-        let seconds = duration_seconds(from_postgres(start), from_postgres(end));
-        let stored_end = || DatumWithOid::from(TimestampWithTimeZone::try_from(end).ok());
-        let arguments = [id(), stored_end(), message.into(), seconds.into()];
-        let updated =
-            UPDATE_FAILED.with(|update| update.run(client, Snapshot::Transaction, &arguments))?;
-        tables::require_written(updated.len(), 1)?;
-        let arguments = [id(), stored_end()];
-        INSERT_OUTCOME.with(|insert| insert.run(client, Snapshot::Transaction, &arguments))?;
-        let event = Event {
-            execution_id,
-            loader_id,
-            status: Status::Failed,
-            time: from_postgres(end),
-            record_count,
-            duration_seconds: Some(seconds),
-            error_message: Some(message).filter(|_| gucs::NOTIFY_ERROR_MESSAGE.get()),
-            truncated: false,
-        };
-        Ok(Ended::Failed(event.payload()?))
-    })
+    let id = || DatumWithOid::from(execution_id);
+    let (start, loader_id, record_count) =
+        query(&LOCK_RUNNING, &[id()], |rows| (rows.time(0, 1), rows.get(0, 2), rows.get(0, 3)))?;
+    let (Some(start), Some(loader_id)) = (start, loader_id) else {
+        let has_ended =
+            query(&SELECT_END, &[id()], |rows| rows.len() == 0 || rows.time(0, 1).is_some())?;
+        return Ok(if has_ended { Ended::Before } else { Ended::Busy });
+    };
+    let end = end_of_execution(start, clock_timestamp());
+    let seconds = duration_seconds(from_postgres(start), from_postgres(end));
+    let stored_end = || DatumWithOid::from(TimestampWithTimeZone::try_from(end).ok());
+    let arguments = [id(), stored_end(), message.into(), seconds.into()];
+    tables::require_written(execute(&UPDATE_FAILED, &arguments)?, 1)?;
+    execute(&INSERT_OUTCOME, &[id(), stored_end()])?;
+    let event = Event {
+        execution_id,
+        loader_id,
+        status: Status::Failed,
+        time: from_postgres(end),
+        record_count,
+        duration_seconds: Some(seconds),
+        error_message: Some(message).filter(|_| gucs::NOTIFY_ERROR_MESSAGE.get()),
+        truncated: false,
+    };
+    Ok(Ended::Failed(event.payload()?))
 }
 
 /// Removes an execution as if it had never been recorded.
-///
-/// # Errors
-/// What SPI reports.
 pub fn remove(execution_id: i64) -> Result<(), Error> {
-    Spi::connect(|client| {
-        for statement in [&DELETE_WATCHED, &DELETE_OUTCOME, &DELETE_EXECUTION] {
-            let arguments = [execution_id.into()];
-            statement.with(|delete| delete.run(client, Snapshot::Transaction, &arguments))?;
-        }
-        Ok(())
-    })
+    for statement in [&DELETE_WATCHED, &DELETE_OUTCOME, &DELETE_EXECUTION] {
+        execute(statement, &[execution_id.into()])?;
+    }
+    Ok(())
 }
 
 /// When the server ended an execution, in PostgreSQL's microseconds, and where that is noted; `None` if it did not, or the
 /// loader has reported an outcome since.
-///
-/// # Errors
-/// What keeps the table from being used.
 pub fn server_outcome(execution_id: i64) -> Result<Option<(i64, ItemPointerData)>, Error> {
     let table = require(SERVER_OUTCOME, pg_sys::AccessShareLock)?;
     // SAFETY: column 2 of the table is a timestamptz, which is passed by value as a bigint is.

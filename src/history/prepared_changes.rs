@@ -1,9 +1,7 @@
 //! `loader_history.prepared_change`: the executions that prepared transactions have changed. A row shares the fate of its
 //! transaction, so the worker sees it exactly after COMMIT PREPARED. It emits the event from the history then.
 
-use pgrx::Spi;
-use pgrx::datum::TimestampWithTimeZone;
-use pgrx::pg_sys::{self, BuiltinOid};
+use pgrx::pg_sys;
 
 use super::tables::{self, PREPARED_CHANGE};
 use crate::gucs;
@@ -13,13 +11,12 @@ use crate::model::execution::Status;
 use crate::model::timestamp::from_postgres;
 use crate::pg::relation::{require, trusted};
 use crate::pg::security_context::OwnersRights;
-use crate::pg::spi::{Rows, SavedPlan, Snapshot, with_active_snapshot};
+use crate::pg::spi::{Rows, SavedPlan, execute, query, with_active_snapshot};
 
 thread_local! {
     static INSERT: SavedPlan = const { SavedPlan::new(
         c"INSERT INTO loader_history.prepared_change (execution_id, xid, status) \
           VALUES ($1, pg_catalog.pg_current_xact_id(), $2) ON CONFLICT DO NOTHING",
-        &[BuiltinOid::INT8OID, BuiltinOid::TEXTOID],
     ) };
     // A transaction's changes of one execution in the order in which they can happen.
     static TAKE: SavedPlan = const { SavedPlan::new(
@@ -31,12 +28,10 @@ thread_local! {
                  h.record_count, h.duration_seconds, h.error_message \
           FROM taken AS t JOIN loader.execution_history AS h ON h.id = t.execution_id \
           ORDER BY h.id, t.status <> 'RUNNING'",
-        &[BuiltinOid::INT8OID],
     ) };
     static IS_ANY_LEFT: SavedPlan = const { SavedPlan::new(
         c"SELECT EXISTS (SELECT FROM loader_history.prepared_change) \
               OR EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database())",
-        &[],
     ) };
 }
 
@@ -50,49 +45,35 @@ pub struct Taken {
 
 /// Notes changes made by the current transaction, which is about to be prepared. The session's user needs no privilege
 /// for it.
-///
-/// # Errors
-/// What SPI reports; errors of the statement pass unchanged.
 pub fn insert(changes: impl Iterator<Item = (i64, Status)>) -> Result<(), Error> {
     let table = require(PREPARED_CHANGE, pg_sys::RowExclusiveLock)?;
     let _rights = OwnersRights::of(&table);
     with_active_snapshot(|| {
-        Spi::connect(|client| {
-            for (execution_id, status) in changes {
-                let arguments = [execution_id.into(), status.as_str().into()];
-                INSERT.with(|insert| insert.run(client, Snapshot::Transaction, &arguments))?;
-            }
-            Ok(())
-        })
+        for (execution_id, status) in changes {
+            execute(&INSERT, &[execution_id.into(), status.as_str().into()])?;
+        }
+        Ok(())
     })
 }
 
 /// Takes at most `count` changes of committed transactions. Called in a transaction of the worker, which emits them.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI reports.
 pub fn take(count: usize) -> Result<Taken, Error> {
     if trusted(PREPARED_CHANGE)?.is_none() {
         // The extension was dropped.
         return Ok(Taken { payloads: Vec::new(), has_more: false });
     }
     tables::try_lock_all(&[PREPARED_CHANGE], pg_sys::RowExclusiveLock)?;
-    Spi::connect(|client| {
-        let count = i64::try_from(count).unwrap_or(i64::MAX);
-        let rows = TAKE.with(|take| take.run(client, Snapshot::Transaction, &[count.into()]))?;
-        let payloads: Result<Vec<_>, Error> =
-            (0..rows.len()).filter_map(|row| event(&rows, row).transpose()).collect();
-        let payloads = payloads?;
-        let left = IS_ANY_LEFT.with(|left| left.run(client, Snapshot::Transaction, &[]))?;
-        Ok(Taken { payloads, has_more: left.get(0, 1).unwrap_or(true) })
-    })
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let payloads = query(&TAKE, &[count.into()], |rows| {
+        (0..rows.len()).filter_map(|row| event(rows, row).transpose()).collect::<Result<_, _>>()
+    })??;
+    let has_more = query(&IS_ANY_LEFT, &[], |rows| rows.get(0, 1).unwrap_or(true))?;
+    Ok(Taken { payloads, has_more })
 }
 
 /// The payload of the event of a change; `None` if the execution has gone back to RUNNING.
 fn event(rows: &Rows<'_>, row: u64) -> Result<Option<String>, Error> {
-    let time = |column| {
-        rows.get::<TimestampWithTimeZone>(row, column).map(TimestampWithTimeZone::into_inner)
-    };
+    let time = |column| rows.time(row, column);
     let status = |column| {
         let text = rows.get::<String>(row, column);
         text.and_then(|text| Status::parse(&text, &Status::ALL))

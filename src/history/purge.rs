@@ -4,10 +4,10 @@
 //! rule: never a RUNNING execution, nor a loader's newest, its newest SUCCESS or its newest FAILED. What
 //! is newest stays so under every purge, so purges need not know of each other.
 
-use pgrx::datum::{Interval, TimestampWithTimeZone};
+use pgrx::datum::Interval;
+use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::pg_sys::{self, BuiltinOid};
-use pgrx::{IntoDatum, Spi, direct_function_call, pg_extern};
+use pgrx::{IntoDatum, direct_function_call, pg_extern};
 
 use super::tables::{self, EXECUTION_HISTORY, PURGE_POSITION, SERVER_OUTCOME};
 use crate::model::error::Error;
@@ -15,7 +15,7 @@ use crate::model::timestamp::FIRST_TIMESTAMP;
 use crate::pg::guc_scope::{GucScope, Setting};
 use crate::pg::relation::{OpenRelation, require};
 use crate::pg::security_context::Restricted;
-use crate::pg::spi::{SavedPlan, Snapshot, timestamptz};
+use crate::pg::spi::{Rows, SavedPlan, execute, query, timestamptz};
 use crate::pg::xact::{clock_timestamp, require_writable};
 
 /// Executions that a batch of `loader_history.purge_execution_history` looks at, at most.
@@ -44,26 +44,19 @@ const PLANNER_SETTINGS: [Setting; 9] = [
 thread_local! {
     static SELECT_POSITION: SavedPlan = const { SavedPlan::new(
         c"SELECT execution_end, id FROM loader_history.purge_position",
-        &[],
     ) };
     static SET_POSITION: SavedPlan = const { SavedPlan::new(
         c"INSERT INTO loader_history.purge_position (execution_end, id) VALUES ($1, $2) \
           ON CONFLICT (is_only) DO UPDATE SET execution_end = EXCLUDED.execution_end, id = EXCLUDED.id",
-        &[BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID],
     ) };
     static SELECT_NEWEST: SavedPlan = const { SavedPlan::new(
         c"SELECT execution_start FROM ONLY loader.execution_history \
           ORDER BY execution_start DESC, id DESC LIMIT 1",
-        &[],
     ) };
     static REACH: SavedPlan = const { SavedPlan::new(
         c"SELECT execution_end, id FROM ONLY loader.execution_history \
           WHERE execution_end < $1 AND (execution_end, id) > ($2, $3) \
           ORDER BY execution_end, id OFFSET $4 - 1 LIMIT 1",
-        &[
-            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID,
-            BuiltinOid::INT8OID,
-        ],
     ) };
     // Which of a loader's executions is the newest is looked up where the newest are, in pages that are in use
     // anyway. BETWEEN, and the same column first in the order, leave an index in that order as the only good
@@ -99,10 +92,6 @@ thread_local! {
               DELETE FROM loader_history.server_outcome \
               WHERE execution_id = ANY (ARRAY(SELECT id FROM purged))) \
           SELECT count(*) FROM purged",
-        &[
-            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID,
-            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::INT8OID, BuiltinOid::INT8OID,
-        ],
     ) };
 }
 
@@ -123,12 +112,13 @@ impl Position {
     pub const fn before(end: i64) -> Self {
         Self { end, id: i64::MIN }
     }
+
+    fn read(rows: &Rows<'_>) -> Option<Self> {
+        rows.time(0, 1).zip(rows.get(0, 2)).map(|(end, id)| Self { end, id })
+    }
 }
 
 /// Locks the tables that the worker's purge writes, if no other session has them, and opens those that it deletes from.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what keeps the tables from being used.
 pub fn lock_tables() -> Result<[OpenRelation; 2], Error> {
     let tables = [EXECUTION_HISTORY, SERVER_OUTCOME, PURGE_POSITION];
     tables::try_lock_all(&tables, pg_sys::RowExclusiveLock)?;
@@ -137,64 +127,33 @@ pub fn lock_tables() -> Result<[OpenRelation; 2], Error> {
 }
 
 /// How far the worker has purged.
-///
-/// # Errors
-/// What SPI reports.
 pub fn position() -> Result<Position, Error> {
-    Spi::connect(|client| {
-        let rows = SELECT_POSITION.with(|plan| plan.run(client, Snapshot::Transaction, &[]))?;
-        let end = rows.get::<TimestampWithTimeZone>(0, 1).map(TimestampWithTimeZone::into_inner);
-        let position = end.zip(rows.get(0, 2)).map(|(end, id)| Position { end, id });
-        Ok(position.unwrap_or(Position::FIRST))
-    })
+    Ok(query(&SELECT_POSITION, &[], Position::read)?.unwrap_or(Position::FIRST))
 }
 
 /// Notes how far the worker has purged.
-///
-/// # Errors
-/// What SPI reports.
 pub fn set_position(position: Position) -> Result<(), Error> {
-    Spi::connect(|client| {
-        let arguments = [timestamptz(position.end), position.id.into()];
-        SET_POSITION.with(|plan| plan.run(client, Snapshot::Transaction, &arguments))?;
-        Ok(())
-    })
+    execute(&SET_POSITION, &[timestamptz(position.end), position.id.into()])?;
+    Ok(())
 }
 
 /// The newest start in the history.
-///
-/// # Errors
-/// What SPI reports.
 pub fn newest_start() -> Result<Option<i64>, Error> {
     let _pinned = GucScope::set(&PLANNER_SETTINGS);
-    Spi::connect(|client| {
-        let rows = SELECT_NEWEST.with(|plan| plan.run(client, Snapshot::Transaction, &[]))?;
-        Ok(rows.get::<TimestampWithTimeZone>(0, 1).map(TimestampWithTimeZone::into_inner))
-    })
+    query(&SELECT_NEWEST, &[], |rows| rows.time(0, 1))
 }
 
 /// The position of the last one of the next `looked` executions behind `after` that ended before `cutoff`;
 /// `None` where there are fewer.
-///
-/// # Errors
-/// What SPI says of a call.
 pub fn reach(cutoff: i64, after: Position, looked: i64) -> Result<Option<Position>, Error> {
     let _pinned = GucScope::set(&PLANNER_SETTINGS);
-    Spi::connect(|client| {
-        let arguments =
-            [timestamptz(cutoff), timestamptz(after.end), after.id.into(), looked.into()];
-        let rows = REACH.with(|reach| reach.run(client, Snapshot::Transaction, &arguments))?;
-        let end = rows.get::<TimestampWithTimeZone>(0, 1).map(TimestampWithTimeZone::into_inner);
-        Ok(end.zip(rows.get(0, 2)).map(|(end, id)| Position { end, id }))
-    })
+    let arguments = [timestamptz(cutoff), timestamptz(after.end), after.id.into(), looked.into()];
+    query(&REACH, &arguments, Position::read)
 }
 
 /// Deletes what may go of the executions behind `after` that ended before `cutoff`, up to `last`, or
 /// all of them where that is `None`, but no more than `max_rows`; and what was noted of them. Rows that
 /// others lock stay. Returns how many went.
-///
-/// # Errors
-/// What SPI says of a call.
 pub fn delete(
     cutoff: i64,
     after: Position,
@@ -203,18 +162,15 @@ pub fn delete(
 ) -> Result<i64, Error> {
     let _pinned = GucScope::set(&PLANNER_SETTINGS);
     let last = last.unwrap_or(Position::LAST);
-    Spi::connect(|client| {
-        let arguments = [
-            timestamptz(cutoff),
-            timestamptz(after.end),
-            after.id.into(),
-            timestamptz(last.end),
-            last.id.into(),
-            max_rows.into(),
-        ];
-        let rows = DELETE.with(|delete| delete.run(client, Snapshot::Transaction, &arguments))?;
-        Ok(rows.get(0, 1).unwrap_or_default())
-    })
+    let arguments = [
+        timestamptz(cutoff),
+        timestamptz(after.end),
+        after.id.into(),
+        timestamptz(last.end),
+        last.id.into(),
+        max_rows.into(),
+    ];
+    query(&DELETE, &arguments, |rows| rows.get(0, 1).unwrap_or_default())
 }
 
 /// Deletes at most `max_rows` executions that ended longer ago than `older_than`, oldest first, with the

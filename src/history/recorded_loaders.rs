@@ -6,15 +6,14 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 
-use pgrx::Spi;
-use pgrx::pg_sys::{self, BuiltinOid};
+use pgrx::pg_sys;
 
 use super::tables::{EXECUTION_HISTORY, RECORDED_LOADER};
 use crate::model::error::Error;
 use crate::pg::index_scan::{Key, find};
 use crate::pg::relation::require;
 use crate::pg::security_context::OwnersRights;
-use crate::pg::spi::{SavedPlan, Snapshot};
+use crate::pg::spi::{SavedPlan, execute};
 use crate::pg::xact;
 
 /// Loaders known to be in the table, as one subtransaction saw it.
@@ -32,15 +31,11 @@ thread_local! {
     static KNOWN: RefCell<Known> = RefCell::default();
     static INSERT_KNOWN: SavedPlan = const { SavedPlan::new(
         c"INSERT INTO loader_history.recorded_loader (loader_id) VALUES ($1)",
-        &[BuiltinOid::INT8OID],
     ) };
 }
 
 /// Makes sure that the table has `loader_id`, for a row that was written or is about to be. The OID of the trigger
 /// tells one extension from another that was created after it.
-///
-/// # Errors
-/// What SPI says of a call.
 pub fn insert(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
     let scope = Some((trigger, xact::assign_xids().0, xact::current_subtransaction()));
     let known = KNOWN.with_borrow_mut(|known| {
@@ -59,11 +54,7 @@ pub fn insert(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
         // Whoever may write the history need not have a right to this table. (SECURITY
         // DEFINER with a search_path would take longer than to look does, at each start.)
         let _rights = OwnersRights::of(&table);
-        Spi::connect(|client| {
-            let arguments = [loader_id.into()];
-            INSERT_KNOWN.with(|insert| insert.run(client, Snapshot::Transaction, &arguments))?;
-            Ok::<(), Error>(())
-        })?;
+        execute(&INSERT_KNOWN, &[loader_id.into()])?;
     }
     KNOWN.with_borrow_mut(|known| {
         if known.scope == scope {
@@ -75,9 +66,6 @@ pub fn insert(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
 
 /// Does what the trigger does, if the trigger does not fire in the worker, whose session_replication_role is replica: after
 /// a restore with `--disable-triggers`, which leaves all triggers so.
-///
-/// # Errors
-/// What SPI reports.
 pub fn insert_if_trigger_skipped(mut loaders: impl Iterator<Item = i64>) -> Result<(), Error> {
     let history = require(EXECUTION_HISTORY, pg_sys::RowExclusiveLock)?;
     match history.trigger_skipped_in_replica_role(c"history_inserted") {

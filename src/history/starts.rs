@@ -1,8 +1,7 @@
 //! Inserts the starts of executions into the history.
 
-use pgrx::Spi;
 use pgrx::datum::TimestampWithTimeZone;
-use pgrx::pg_sys::{self, BuiltinOid, LockWaitPolicy};
+use pgrx::pg_sys::{self, LockWaitPolicy};
 
 use super::loader_fk::{self, LoaderRow};
 use super::recorded_loaders;
@@ -13,7 +12,7 @@ use super::watched_transactions;
 use crate::model::error::Error;
 use crate::model::event::Event;
 use crate::pg::relation::{require, trusted};
-use crate::pg::spi::{SavedPlan, Snapshot};
+use crate::pg::spi::{SavedPlan, execute};
 use crate::pg::xact;
 use crate::shmem::start_queue::Start;
 
@@ -21,20 +20,15 @@ thread_local! {
     static INSERT_ONE: SavedPlan = const { SavedPlan::new(
         c"INSERT INTO loader.execution_history (id, loader_id, execution_start, status) \
           VALUES ($1, $2, $3, 'RUNNING')",
-        &[BuiltinOid::INT8OID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID],
     ) };
     static INSERT_ALL: SavedPlan = const { SavedPlan::new(
         c"INSERT INTO loader.execution_history (id, loader_id, execution_start, status) \
           SELECT s.id, s.loader_id, s.execution_start, 'RUNNING' \
           FROM ROWS FROM (unnest($1), unnest($2), unnest($3)) AS s (id, loader_id, execution_start)",
-        &[BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::TIMESTAMPTZARRAYOID],
     ) };
 }
 
 /// Locks the tables that an autonomous start is written into, if no other session has them.
-///
-/// # Errors
-/// [`Error::TableLocked`].
 pub fn lock_tables() -> Result<(), Error> {
     let tables =
         [EXECUTION_HISTORY, EXECUTION_HISTORY_ID_SEQ, WATCHED_TRANSACTION, RECORDED_LOADER];
@@ -42,18 +36,12 @@ pub fn lock_tables() -> Result<(), Error> {
 }
 
 /// Locks the loader's row if no other session holds it against that.
-///
-/// # Errors
-/// What keeps the history from being used.
 pub fn lock_loader(loader_id: i64) -> Result<LoaderRow, Error> {
     let history = require(EXECUTION_HISTORY, pg_sys::AccessShareLock)?;
     Ok(loader_fk::lock(&history, loader_id, LockWaitPolicy::LockWaitSkip))
 }
 
 /// Takes the id of an execution.
-///
-/// # Errors
-/// What keeps the sequence from being used.
 pub fn next_id() -> Result<i64, Error> {
     let sequence = trusted(EXECUTION_HISTORY_ID_SEQ)?;
     let missing = || Error::MissingRelation(EXECUTION_HISTORY_ID_SEQ.to_string());
@@ -61,23 +49,13 @@ pub fn next_id() -> Result<i64, Error> {
 }
 
 /// Inserts a RUNNING execution.
-///
-/// # Errors
-/// [`Error::Suppressed`], or what SPI reports; errors of the statement pass unchanged.
 pub fn insert_one(execution_id: i64, loader_id: i64, time: i64) -> Result<(), Error> {
-    Spi::connect(|client| {
-        let time = TimestampWithTimeZone::try_from(time).ok();
-        let arguments = [execution_id.into(), loader_id.into(), time.into()];
-        let inserted =
-            INSERT_ONE.with(|insert| insert.run(client, Snapshot::Transaction, &arguments))?;
-        tables::require_written(inserted.len(), 1)
-    })
+    let time = TimestampWithTimeZone::try_from(time).ok();
+    let inserted = execute(&INSERT_ONE, &[execution_id.into(), loader_id.into(), time.into()])?;
+    tables::require_written(inserted, 1)
 }
 
 /// Inserts RUNNING executions with these ids, and the transactions that started them.
-///
-/// # Errors
-/// As of [`insert_one`].
 pub fn insert(starts: &[(i64, Start)]) -> Result<(), Error> {
     if starts.is_empty() {
         return Ok(());
@@ -95,18 +73,11 @@ fn insert_all(starts: &[(i64, Start)]) -> Result<(), Error> {
     let ids: Vec<_> = starts.iter().map(|(id, _)| *id).collect();
     let loaders: Vec<_> = starts.iter().map(|(_, start)| start.loader_id).collect();
     let times: Vec<_> = starts.iter().map(|(_, start)| time(start)).collect();
-    Spi::connect(|client| {
-        let arguments = [ids.into(), loaders.into(), times.into()];
-        let inserted =
-            INSERT_ALL.with(|insert| insert.run(client, Snapshot::Transaction, &arguments))?;
-        tables::require_written(inserted.len(), starts.len())
-    })
+    let inserted = execute(&INSERT_ALL, &[ids.into(), loaders.into(), times.into()])?;
+    tables::require_written(inserted, starts.len())
 }
 
 /// The payload of the event that an execution has started.
-///
-/// # Errors
-/// None in practice, as of [`Event::payload`].
 pub fn event(execution_id: i64, start: &Start) -> Result<String, Error> {
     Ok(Event::started(execution_id, start.loader_id, start.time).payload()?)
 }

@@ -1,15 +1,14 @@
 //! `loader_history.watched_transaction`: the transactions that have made autonomous starts and whose end is not known. Only
 //! the worker writes it.
 
-use pgrx::Spi;
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys::{self, BuiltinOid};
+use pgrx::pg_sys;
 
 use super::tables::{self, EXECUTION_HISTORY, WATCHED_TRANSACTION};
 use crate::model::error::Error;
 use crate::pg::index_scan::{Key, find};
 use crate::pg::relation::open;
-use crate::pg::spi::{SavedPlan, Snapshot};
+use crate::pg::spi::{SavedPlan, execute, query};
 use crate::pg::xact::{self, XactStatus};
 use crate::shmem::start_queue::Start;
 
@@ -18,26 +17,19 @@ thread_local! {
     static INSERT_ONE: SavedPlan = const { SavedPlan::new(
         c"INSERT INTO loader_history.watched_transaction (execution_id, xid, subxid, notify) \
           VALUES ($1, $2, $3, $4)",
-        &[BuiltinOid::INT8OID, BuiltinOid::XID8OID, BuiltinOid::XID8OID, BuiltinOid::BOOLOID],
     ) };
     static INSERT_ALL: SavedPlan = const { SavedPlan::new(
         c"INSERT INTO loader_history.watched_transaction (execution_id, xid, subxid, notify) \
           SELECT w.id, w.xid::text::xid8, NULLIF(w.subxid, 0)::text::xid8, w.notify \
           FROM ROWS FROM (unnest($1), unnest($2), unnest($3), unnest($4)) AS w (id, xid, subxid, notify)",
-        &[
-            BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID, BuiltinOid::INT8ARRAYOID,
-            BuiltinOid::BOOLARRAYOID,
-        ],
     ) };
     static SELECT_ALL: SavedPlan = const { SavedPlan::new(
         c"SELECT w.execution_id, h.loader_id, w.xid::text::bigint, w.subxid::text::bigint, w.notify \
           FROM loader_history.watched_transaction AS w \
           LEFT JOIN loader.execution_history AS h ON h.id = w.execution_id",
-        &[],
     ) };
     static DELETE: SavedPlan = const { SavedPlan::new(
         c"DELETE FROM loader_history.watched_transaction WHERE execution_id = ANY ($1)",
-        &[BuiltinOid::INT8ARRAYOID],
     ) };
 }
 
@@ -61,37 +53,26 @@ fn xid8(xid: u64) -> DatumWithOid<'static> {
 }
 
 /// Inserts the transactions that have made starts, under these execution ids.
-///
-/// # Errors
-/// What SPI reports.
 pub fn insert(starts: &[(i64, Start)]) -> Result<(), Error> {
-    Spi::connect(|client| {
-        if let [(id, start)] = starts {
-            let arguments =
-                [(*id).into(), xid8(start.xid), xid8(start.subxid), start.notify.into()];
-            INSERT_ONE.with(|insert| insert.run(client, Snapshot::Transaction, &arguments))?;
-            return Ok(());
-        }
-        let ids: Vec<_> = starts.iter().map(|(id, _)| *id).collect();
-        let xids: Vec<_> = starts.iter().map(|(_, start)| start.xid.cast_signed()).collect();
-        let subxids: Vec<_> = starts.iter().map(|(_, start)| start.subxid.cast_signed()).collect();
-        let notify: Vec<_> = starts.iter().map(|(_, start)| start.notify).collect();
-        let arguments = [ids.into(), xids.into(), subxids.into(), notify.into()];
-        INSERT_ALL.with(|insert| insert.run(client, Snapshot::Transaction, &arguments))?;
-        Ok(())
-    })
+    if let [(id, start)] = starts {
+        let arguments = [(*id).into(), xid8(start.xid), xid8(start.subxid), start.notify.into()];
+        execute(&INSERT_ONE, &arguments)?;
+        return Ok(());
+    }
+    let ids: Vec<_> = starts.iter().map(|(id, _)| *id).collect();
+    let xids: Vec<_> = starts.iter().map(|(_, start)| start.xid.cast_signed()).collect();
+    let subxids: Vec<_> = starts.iter().map(|(_, start)| start.subxid.cast_signed()).collect();
+    let notify: Vec<_> = starts.iter().map(|(_, start)| start.notify).collect();
+    execute(&INSERT_ALL, &[ids.into(), xids.into(), subxids.into(), notify.into()])?;
+    Ok(())
 }
 
 /// All rows.
-///
-/// # Errors
-/// [`Error::TableLocked`], or what SPI reports.
 pub fn all() -> Result<Vec<WatchedTransaction>, Error> {
     tables::try_lock_all(&[WATCHED_TRANSACTION, EXECUTION_HISTORY], pg_sys::AccessShareLock)?;
-    Spi::connect(|client| {
-        let rows = SELECT_ALL.with(|select| select.run(client, Snapshot::Transaction, &[]))?;
+    query(&SELECT_ALL, &[], |rows| {
         let number = |row, column| rows.get::<i64>(row, column).unwrap_or_default();
-        Ok((0..rows.len())
+        (0..rows.len())
             .map(|row| WatchedTransaction {
                 execution_id: number(row, 1),
                 loader_id: number(row, 2),
@@ -99,29 +80,20 @@ pub fn all() -> Result<Vec<WatchedTransaction>, Error> {
                 subxid: number(row, 4).cast_unsigned(),
                 notify: rows.get(row, 5).unwrap_or(true),
             })
-            .collect())
+            .collect()
     })
 }
 
 /// Deletes the rows of executions.
-///
-/// # Errors
-/// What SPI reports.
 pub fn delete(execution_ids: &[i64]) -> Result<(), Error> {
     if execution_ids.is_empty() {
         return Ok(());
     }
-    Spi::connect(|client| {
-        let arguments = [execution_ids.to_vec().into()];
-        DELETE.with(|delete| delete.run(client, Snapshot::Transaction, &arguments))?;
-        Ok(())
-    })
+    execute(&DELETE, &[execution_ids.to_vec().into()])?;
+    Ok(())
 }
 
 /// Whether an execution was started by a transaction of another session, or a prepared one, that is open.
-///
-/// # Errors
-/// What keeps the table from being used.
 pub fn is_open_elsewhere(execution_id: i64) -> Result<bool, Error> {
     // The SQL of version 1.5.0 has no such table.
     let Some(table) = open(WATCHED_TRANSACTION, pg_sys::AccessShareLock)? else { return Ok(false) };

@@ -69,9 +69,6 @@ impl Event<'_> {
 
     /// The event as one JSON object of at most [`MAX_PAYLOAD_BYTES`], in ASCII, its error message cut between
     /// two characters if it does not fit.
-    ///
-    /// # Errors
-    /// None in practice: `serde_json` fails on maps whose keys are no strings, and here is none.
     pub fn payload(&self) -> serde_json::Result<String> {
         let message = self.message();
         let (event_type, severity) = match self.status {

@@ -137,9 +137,6 @@ pub fn set_local(name: &CStr, value: &CStr) {
 }
 
 /// Runs `body` in a transaction. Any error in it rolls it back, and is returned.
-///
-/// # Errors
-/// The error.
 pub fn transaction<R>(body: impl FnOnce() -> Result<R, Error>) -> Result<R, XactError> {
     // SAFETY: called outside of a transaction, which it begins and in every case ends.
     PgTryBuilder::new(AssertUnwindSafe(|| unsafe {

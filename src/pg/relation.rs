@@ -1,4 +1,6 @@
 //! Relations of the extension: found by name, verified, opened and locked.
+//!
+//! Functions return [`Error::Untrusted`], [`Error::MissingRelation`] or [`Error::TableLocked`].
 
 use std::cell::RefCell;
 use std::ffi::CStr;
@@ -43,9 +45,6 @@ impl fmt::Display for Name {
 /// Others may own the schema `loader`, and create what they like where the extension is not. So a
 /// relation is the extension's only if it is a member, and functions with a superuser's rights write it
 /// only if a superuser owns it.
-///
-/// # Errors
-/// [`Error::Untrusted`].
 pub fn trusted(name: Name) -> Result<Option<pg_sys::Oid>, Error> {
     let Some(oid) = named(name) else { return Ok(None) };
     let is_member = is_member(oid);
@@ -124,9 +123,6 @@ fn name_of(role: pg_sys::Oid) -> String {
 ///
 /// While it is locked it can be neither dropped nor moved, and an event trigger keeps its schema from being
 /// renamed: SQL that names it means it, until the transaction ends.
-///
-/// # Errors
-/// [`Error::Untrusted`].
 pub fn open(name: Name, lock: u32) -> Result<Option<OpenRelation>, Error> {
     loop {
         let Some(oid) = trusted(name)? else { return Ok(None) };
@@ -141,17 +137,11 @@ pub fn open(name: Name, lock: u32) -> Result<Option<OpenRelation>, Error> {
 }
 
 /// The same for one that functions cannot do without.
-///
-/// # Errors
-/// [`Error::Untrusted`], or [`Error::MissingRelation`].
 pub fn require(name: Name, lock: u32) -> Result<OpenRelation, Error> {
     open(name, lock)?.ok_or_else(|| Error::MissingRelation(name.to_string()))
 }
 
 /// Locks a table of the extension's, if there is one of the name, and if nobody else has it.
-///
-/// # Errors
-/// [`Error::Untrusted`], or [`Error::TableLocked`].
 pub fn try_lock(name: Name, lock: u32) -> Result<(), Error> {
     let Some(oid) = trusted(name)? else { return Ok(()) };
     // SAFETY: in a transaction, at whose end the lock goes.

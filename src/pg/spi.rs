@@ -1,26 +1,32 @@
-//! SQL statements that a session plans once and keeps, and the snapshots that they run with.
+//! SQL statements that a session plans once and saves, and the snapshots that they run with.
+//!
+//! Functions return what SPI reports; errors of a statement pass as PostgreSQL raised them.
 
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 use std::ptr;
+use std::thread::LocalKey;
 
-use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys::{self, BuiltinOid};
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
+use pgrx::pg_sys;
 use pgrx::spi::{self, SpiClient};
 use pgrx::{FromDatum, IntoDatum, Spi};
 
-/// A statement, planned at its first use in a session. PostgreSQL plans it again by itself when what
-/// it names changes.
+use crate::model::error::Error;
+
+/// A statement, planned at its first use in a session. PostgreSQL replans it when what it names
+/// changes.
 pub struct SavedPlan {
     sql: &'static CStr,
-    arguments: &'static [BuiltinOid],
+    snapshot: Snapshot,
     plan: SavedPlanCell,
 }
 
-/// The plan of a statement whose text its user makes, when it is first used in a session.
-pub struct SavedPlanCell(Cell<pg_sys::SPIPlanPtr>);
+/// The plan of a statement whose text is made at its first use in a session, and the types of its
+/// arguments.
+pub struct SavedPlanCell(Cell<Option<(pg_sys::SPIPlanPtr, &'static [pg_sys::Oid])>>);
 
 /// Which rows a statement sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,103 +37,105 @@ pub enum Snapshot {
     Active,
     /// What is committed by now, in every isolation level, and without a predicate lock.
     ///
-    /// For statements that find single rows by an index scan or by their TID: others need a snapshot
-    /// that stands still.
+    /// For statements that find single rows by an index scan or by their TID: all others need a
+    /// snapshot that does not change while they run.
     SelfLatest,
 }
 
 impl SavedPlan {
-    /// The statement `sql`, whose `$n` are of the types `arguments`.
-    pub const fn new(sql: &'static CStr, arguments: &'static [BuiltinOid]) -> Self {
-        Self { sql, arguments, plan: SavedPlanCell::new() }
+    /// The statement `sql`, which runs with the transaction's snapshot.
+    pub const fn new(sql: &'static CStr) -> Self {
+        Self { sql, snapshot: Snapshot::Transaction, plan: SavedPlanCell::new() }
     }
 
-    /// Runs the statement.
-    ///
-    /// # Errors
-    /// What SPI says of the call; errors of the statement itself pass as PostgreSQL raised them.
+    /// The statement `sql`, which sees what is committed by now.
+    pub const fn self_latest(sql: &'static CStr) -> Self {
+        Self { sql, snapshot: Snapshot::SelfLatest, plan: SavedPlanCell::new() }
+    }
+
     pub fn run<'conn>(
         &self,
         client: &SpiClient<'conn>,
-        sight: Snapshot,
         arguments: &[DatumWithOid<'_>],
     ) -> spi::Result<Rows<'conn>> {
-        self.plan.run(client, || Cow::Borrowed(self.sql), self.arguments, sight, arguments)
+        self.plan.run(client, || Cow::Borrowed(self.sql), self.snapshot, arguments)
     }
 }
 
+/// Runs a statement, and passes its rows to `read`.
+pub fn query<R>(
+    statement: &'static LocalKey<SavedPlan>,
+    arguments: &[DatumWithOid<'_>],
+    read: impl FnOnce(&Rows<'_>) -> R,
+) -> Result<R, Error> {
+    Spi::connect(|client| Ok(read(&statement.with(|plan| plan.run(client, arguments))?)))
+}
+
+/// Runs a statement, and returns the number of rows that it changed.
+pub fn execute(
+    statement: &'static LocalKey<SavedPlan>,
+    arguments: &[DatumWithOid<'_>],
+) -> Result<u64, Error> {
+    query(statement, arguments, |rows| rows.len())
+}
+
 impl SavedPlanCell {
-    /// Nothing planned yet.
     pub const fn new() -> Self {
-        Self(Cell::new(ptr::null_mut()))
+        Self(Cell::new(None))
     }
 
-    /// Runs the statement `sql`, always the same one, whose `$n` are of the types `types`.
-    ///
-    /// # Errors
-    /// What SPI says of the call; errors of the statement itself pass as PostgreSQL raised them.
+    /// Runs the statement `sql`, the same one at each call, with arguments of the same types.
     pub fn run<'conn>(
         &self,
         client: &SpiClient<'conn>,
         sql: impl FnOnce() -> Cow<'static, CStr>,
-        types: &[BuiltinOid],
-        sight: Snapshot,
+        snapshot: Snapshot,
         arguments: &[DatumWithOid<'_>],
     ) -> spi::Result<Rows<'conn>> {
-        let fits =
-            |(argument, oid): (&DatumWithOid<'_>, &BuiltinOid)| argument.oid() == oid.value();
-        if arguments.len() != types.len() || !arguments.iter().zip(types).all(fits) {
-            return Err(spi::Error::PreparedStatementArgumentMismatch {
-                expected: types.len(),
-                got: arguments.len(),
-            });
-        }
-        if self.0.get().is_null() {
-            let types: Vec<_> = types.iter().map(|oid| oid.value()).collect();
-            let plan = prepare(client, &sql(), &types)?;
-            // SAFETY: `plan` was just prepared, within the SPI connection of `client`.
-            unsafe { pg_sys::SPI_keepplan(plan) };
-            self.0.set(plan);
-        }
-        // SAFETY: a kept plan lives as long as the session; the arguments are of its types, as was just
-        // checked.
-        unsafe { execute(client, self.0.get(), sight, arguments) }
+        let types = arguments.iter().map(DatumWithOid::oid);
+        let plan = match self.0.get() {
+            Some((plan, planned)) if planned.iter().copied().eq(types.clone()) => plan,
+            Some((_, planned)) => {
+                let (expected, got) = (planned.len(), arguments.len());
+                return Err(spi::Error::PreparedStatementArgumentMismatch { expected, got });
+            }
+            None => {
+                let types = types.collect::<Vec<_>>().leak();
+                let plan = prepare(client, &sql(), types)?;
+                self.0.set(Some((plan, types)));
+                plan
+            }
+        };
+        // SAFETY: a saved plan lives as long as the session; the arguments are of its types.
+        unsafe { run(client, plan, snapshot, arguments) }
     }
 }
 
-/// Prepares `sql`, whose `$n` are of the types `arguments`, for as long as the SPI connection lasts.
-///
-/// # Errors
-/// What SPI says of the call.
+/// Prepares and saves `sql`, whose `$n` are of these types.
 fn prepare(
     _client: &SpiClient<'_>,
     sql: &CStr,
-    arguments: &[pg_sys::Oid],
+    types: &mut [pg_sys::Oid],
 ) -> spi::Result<pg_sys::SPIPlanPtr> {
-    let mut types = arguments.to_vec();
-    // SAFETY: SPI is connected while `_client` exists; `types` has as many entries as it is said to.
-    let plan = unsafe {
+    // SAFETY: SPI is connected while `_client` exists. SPI_prepare() sets SPI_result if it returns
+    // NULL.
+    unsafe {
         let count = i32::try_from(types.len()).unwrap_or_default();
-        pg_sys::SPI_prepare(sql.as_ptr(), count, types.as_mut_ptr())
-    };
-    if plan.is_null() {
-        // SAFETY: SPI_prepare() sets it when it returns NULL; a read of a backend's own global.
-        Spi::check_status(unsafe { pg_sys::SPI_result })?;
+        let plan = pg_sys::SPI_prepare(sql.as_ptr(), count, types.as_mut_ptr());
+        if plan.is_null() {
+            Spi::check_status(pg_sys::SPI_result)?;
+        }
+        pg_sys::SPI_keepplan(plan);
+        Ok(plan)
     }
-    Ok(plan)
 }
 
-/// Runs a prepared statement.
-///
-/// # Errors
-/// What SPI says of the call.
-///
 /// # Safety
-/// `plan` is a plan that SPI returned and that has not been freed, for as many arguments, of these types.
-unsafe fn execute<'conn>(
+/// `plan` is a plan that SPI returned and that has not been freed, for arguments of these types.
+unsafe fn run<'conn>(
     _client: &SpiClient<'conn>,
     plan: pg_sys::SPIPlanPtr,
-    sight: Snapshot,
+    snapshot: Snapshot,
     arguments: &[DatumWithOid<'_>],
 ) -> spi::Result<Rows<'conn>> {
     let (mut values, nulls): (Vec<_>, Vec<_>) = arguments
@@ -137,8 +145,9 @@ unsafe fn execute<'conn>(
             None => (pg_sys::Datum::from(0), b'n' as c_char),
         })
         .unzip();
+    let read_only = snapshot == Snapshot::Active;
     let mut latest;
-    let snapshot = match sight {
+    let snapshot = match snapshot {
         Snapshot::Transaction | Snapshot::Active => ptr::null_mut(),
         Snapshot::SelfLatest => {
             // SAFETY: in a transaction, so there is a latest snapshot; the copy is used, and copied by
@@ -161,7 +170,7 @@ unsafe fn execute<'conn>(
             nulls.as_ptr(),
             snapshot,
             ptr::null_mut(),
-            sight == Snapshot::Active,
+            read_only,
             true,
             0,
         );
@@ -174,7 +183,7 @@ unsafe fn execute<'conn>(
     }
 }
 
-/// What a statement returned or, where it returns nothing, how many rows it changed.
+/// The rows that a statement returned or, if it returns none, the number of those it changed.
 pub struct Rows<'conn> {
     connection: PhantomData<&'conn ()>,
     table: *mut pg_sys::SPITupleTable,
@@ -182,18 +191,17 @@ pub struct Rows<'conn> {
 }
 
 impl Rows<'_> {
-    /// How many rows there are.
     pub const fn len(&self) -> u64 {
         self.count
     }
 
-    /// Whether there are none.
-    pub const fn is_empty(&self) -> bool {
-        self.count == 0
+    /// The timestamptz in `column` of `row`, in PostgreSQL's microseconds.
+    pub fn time(&self, row: u64, column: i32) -> Option<i64> {
+        self.get::<TimestampWithTimeZone>(row, column).map(TimestampWithTimeZone::into_inner)
     }
 
-    /// The value in `column`, counted from 1, of `row`, counted from 0; `None` where it is NULL or is
-    /// not there.
+    /// The value in `column`, counted from 1, of `row`, counted from 0; `None` if it is NULL or does
+    /// not exist.
     pub fn get<T: FromDatum + IntoDatum>(&self, row: u64, column: i32) -> Option<T> {
         if self.table.is_null() || row >= self.count {
             return None;
@@ -222,9 +230,10 @@ pub fn timestamptz(micros: i64) -> DatumWithOid<'static> {
 /// Runs `body` with a new snapshot active: outside of a statement there is none.
 pub fn with_active_snapshot<R>(body: impl FnOnce() -> R) -> R {
     // SAFETY: in a transaction; an error's abort pops the snapshot too.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
-    let result = body();
-    // SAFETY: pushed above.
-    unsafe { pg_sys::PopActiveSnapshot() };
-    result
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let result = body();
+        pg_sys::PopActiveSnapshot();
+        result
+    }
 }

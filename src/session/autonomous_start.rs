@@ -34,9 +34,6 @@ pub enum Started {
 }
 
 /// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds.
-///
-/// # Errors
-/// What keeps the tables from being used. Errors of PostgreSQL pass unchanged.
 pub fn start(loader_id: i64, time: i64) -> Result<Started, Error> {
     // The worker runs a DBA's triggers, and must not wait for itself.
     if !workers::is_preloaded() || !gucs::AUTONOMOUS_START.get() || bgworker::is_worker() {

@@ -4,8 +4,8 @@ use std::ffi::CString;
 
 use chrono::{DateTime, Utc};
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
+use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::{AnyElement, FromDatum, Spi, direct_function_call_as_datum, pg_extern};
 use serde::Serialize;
 
@@ -71,16 +71,6 @@ const PLANNER_SETTINGS: [Setting; 6] = [
     (c"enable_bitmapscan", c"on"),
     (c"max_parallel_workers_per_gather", c"0"),
     (c"jit", c"off"),
-];
-
-/// Types of the arguments of every page's statement, whether it uses them or not: the loader, the
-/// earliest start, the latest one, the id where that is taken, and the most rows.
-const ARGUMENTS: [BuiltinOid; 5] = [
-    BuiltinOid::INT8OID,
-    BuiltinOid::TIMESTAMPTZOID,
-    BuiltinOid::TIMESTAMPTZOID,
-    BuiltinOid::INT8OID,
-    BuiltinOid::INT8OID,
 ];
 
 /// How a page is limited to what is older.
@@ -215,6 +205,7 @@ fn get_execution_history(
     };
     let conditions =
         Conditions { loader: loader_id.is_some(), status, from: started_from.is_some(), before };
+    // For every page, whether its statement uses them all or not.
     let arguments = [
         loader_id.into(),
         started_from.into(),
@@ -227,7 +218,7 @@ fn get_execution_history(
         let _planned_so = GucScope::set(&PLANNER_SETTINGS);
         let found = PLANS.with(|plans| {
             let sql = || CString::new(conditions.sql()).unwrap_or_default().into();
-            plans[conditions.number()].run(client, sql, &ARGUMENTS, Snapshot::Active, &arguments)
+            plans[conditions.number()].run(client, sql, Snapshot::Active, &arguments)
         })?;
         Ok::<_, Error>((0..found.len()).map(|row| read_row(&found, row)).collect::<Vec<_>>())
     })?;
@@ -252,9 +243,7 @@ fn jsonb(json: CString) -> Option<AnyElement> {
 
 /// A row of a page's statement, and where it stands in the history.
 fn read_row(rows: &Rows<'_>, row: u64) -> (Cursor, Execution) {
-    let time = |column| {
-        rows.get::<TimestampWithTimeZone>(row, column).map(TimestampWithTimeZone::into_inner)
-    };
+    let time = |column| rows.time(row, column);
     let id = rows.get(row, 1).unwrap_or_default();
     let start = time(3).unwrap_or_default();
     let mut error_message = rows.get::<String>(row, 7);

@@ -1,8 +1,8 @@
 //! `loader.record_execution_end`.
 
 use pgrx::datum::TimestampWithTimeZone;
+use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::pg_sys::{self, BuiltinOid};
 use pgrx::{PgLogLevel, PgSqlErrorCode, Spi, function_name, pg_extern};
 
 use crate::history::tables::{EXECUTION_HISTORY, SERVER_OUTCOME};
@@ -13,13 +13,13 @@ use crate::model::timestamp::{end_of_execution, from_postgres};
 use crate::pg::index_scan::{Key, find};
 use crate::pg::relation::{OpenRelation, require};
 use crate::pg::security_context::{Restricted, without_triggers};
-use crate::pg::spi::{SavedPlan, Snapshot};
+use crate::pg::spi::SavedPlan;
 use crate::pg::tuple_lock::{self, Locked};
 use crate::pg::xact::{self, clock_timestamp, require_writable};
 
 thread_local! {
     // The loader's report replaces the server's finding; FAILED keeps it as the last line.
-    static UPDATE_TO_OUTCOME: SavedPlan = const { SavedPlan::new(
+    static UPDATE_TO_OUTCOME: SavedPlan = const { SavedPlan::self_latest(
         c"UPDATE loader.execution_history \
           SET execution_end = $4, status = $5, record_count = COALESCE($6, record_count), \
               error_message = CASE WHEN $3 IS NULL THEN COALESCE($7, error_message) \
@@ -28,16 +28,10 @@ thread_local! {
               duration_seconds = $8 \
           WHERE ctid OPERATOR(pg_catalog.=) $1 AND id OPERATOR(pg_catalog.=) $2 \
             AND execution_end IS NOT DISTINCT FROM $3",
-        &[
-            BuiltinOid::TIDOID, BuiltinOid::INT8OID, BuiltinOid::TIMESTAMPTZOID,
-            BuiltinOid::TIMESTAMPTZOID, BuiltinOid::TEXTOID, BuiltinOid::INT4OID,
-            BuiltinOid::TEXTOID, BuiltinOid::INT4OID,
-        ],
     ) };
-    static DELETE_SERVER_OUTCOME: SavedPlan = const { SavedPlan::new(
+    static DELETE_SERVER_OUTCOME: SavedPlan = const { SavedPlan::self_latest(
         c"DELETE FROM loader_history.server_outcome \
           WHERE ctid OPERATOR(pg_catalog.=) $1 AND execution_id OPERATOR(pg_catalog.=) $2",
-        &[BuiltinOid::TIDOID, BuiltinOid::INT8OID],
     ) };
 }
 
@@ -140,15 +134,12 @@ fn end_execution(
                 error_message.into(),
                 seconds.into(),
             ];
-            let updated = UPDATE_TO_OUTCOME
-                .with(|update| update.run(client, Snapshot::SelfLatest, &arguments))?
-                .len();
+            let updated = UPDATE_TO_OUTCOME.with(|update| update.run(client, &arguments))?.len();
             if let Some(noted_at) = server_outcome.filter(|_| updated > 0) {
                 let table = require(SERVER_OUTCOME, pg_sys::RowExclusiveLock)?;
                 let _silent = without_triggers(&table);
                 let arguments = [noted_at.into(), execution_id.into()];
-                DELETE_SERVER_OUTCOME
-                    .with(|delete| delete.run(client, Snapshot::SelfLatest, &arguments))?;
+                DELETE_SERVER_OUTCOME.with(|delete| delete.run(client, &arguments))?;
             }
             Ok::<_, Error>(updated > 0)
         })?;

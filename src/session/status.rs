@@ -26,8 +26,8 @@ fn recorder_state() -> TableIterator<
     ),
 > {
     if !workers::is_preloaded() {
-        let obstacle = "shared_preload_libraries does not contain loader_history".to_owned();
-        return TableIterator::once((false, None, 0, None, None, Some(obstacle)));
+        let obstacle = "shared_preload_libraries does not contain loader_history";
+        return TableIterator::once((false, None, 0, None, None, Some(obstacle.to_owned())));
     }
     let database = my_database();
     let status = workers::status(database);

@@ -12,8 +12,7 @@ use std::ffi::{c_int, c_uint};
 use std::num::NonZeroI32;
 use std::time::{Duration, Instant};
 
-use pgrx::pg_sys::{self, BuiltinOid};
-use pgrx::{PgSqlErrorCode, Spi};
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::{Context, Part};
 use crate::gucs;
@@ -23,7 +22,7 @@ use crate::model::error::Error;
 use crate::model::timestamp::FIRST_TIMESTAMP;
 use crate::pg::bgworker::{XactError, report_activity, set_local, transaction};
 use crate::pg::relation::OpenRelation;
-use crate::pg::spi::{SavedPlan, Snapshot};
+use crate::pg::spi::{SavedPlan, query};
 use crate::pg::xact::clock_timestamp;
 
 /// Executions that a batch looks at: the first one, and at most. Starts wait for its end.
@@ -75,7 +74,6 @@ thread_local! {
           FROM pg_catalog.pg_db_role_setting AS s, unnest(s.setconfig) AS entry \
           WHERE s.setdatabase IN (0, $1) AND s.setrole IN (0, 10) \
             AND starts_with(entry, 'loader_history.retention=')",
-        &[BuiltinOid::OIDOID],
     ) };
 }
 
@@ -110,8 +108,6 @@ enum Batch {
 }
 
 impl Retention {
-    /// # Errors
-    /// What went wrong with reading the database's settings.
     pub fn new(database: pg_sys::Oid) -> Result<Self, XactError> {
         let now = Instant::now();
         Ok(Self {
@@ -129,9 +125,6 @@ impl Retention {
     }
 
     /// Checks whether the database's setting has changed.
-    ///
-    /// # Errors
-    /// What went wrong with reading it.
     pub fn check_setting(&mut self, database: pg_sys::Oid) -> Result<(), XactError> {
         self.is_outdated = transaction(|| setting_of(database))? != self.database_setting;
         Ok(())
@@ -143,9 +136,6 @@ impl Retention {
     }
 
     /// Purges a batch if that is due; whether it did anything.
-    ///
-    /// # Errors
-    /// What a DBA should know, once a pass.
     fn purge(&mut self) -> Result<bool, XactError> {
         let now = Instant::now();
         let age = gucs::retention();
@@ -310,11 +300,7 @@ impl Part for Retention {
 
 /// What is set for the database and for the worker's role, the first superuser.
 fn setting_of(database: pg_sys::Oid) -> Result<Option<String>, Error> {
-    Spi::connect(|client| {
-        let rows = SELECT_SETTING
-            .with(|select| select.run(client, Snapshot::Transaction, &[database.into()]))?;
-        Ok(rows.get(0, 1))
-    })
+    query(&SELECT_SETTING, &[database.into()], |rows| rows.get(0, 1))
 }
 
 /// What ended before that is purged: the age is measured from the clock, or from a day after the newest start if the

@@ -65,9 +65,6 @@ impl Part for StartWriter {
 
 impl StartWriter {
     /// Answers the requests that a worker before this one was committing.
-    ///
-    /// # Errors
-    /// What went wrong.
     pub fn take_over(&self, context: &mut Context) -> Result<(), XactError> {
         let (taken, committing) = start_queue::with(|queue| queue.take_over(context.database));
         taken.into_iter().for_each(|request| start_queue::decline(request, Reason::Late));

@@ -190,9 +190,6 @@ impl XactMonitor {
     }
 
     /// Reads the table anew.
-    ///
-    /// # Errors
-    /// What went wrong.
     pub fn load(&mut self, context: &mut Context) -> Result<(), XactError> {
         let rows = transaction(watched_transactions::all)?;
         self.failed.clear();
