@@ -1,6 +1,7 @@
 //! The lock on a loader's row that a start takes in the caller's own transaction, as the foreign key
 //! would: the row cannot go while the worker records its execution.
 
+use pgrx::PgList;
 use pgrx::pg_sys::{self, LockTupleMode, LockWaitPolicy};
 
 use super::tables::EXECUTION_HISTORY;
@@ -8,6 +9,7 @@ use crate::model::error::Error;
 use crate::pg::compat;
 use crate::pg::index_scan::{Key, find};
 use crate::pg::relation::{OpenRelation, require};
+use crate::pg::syscache;
 use crate::pg::tuple_lock::{self, Locked};
 use crate::pg::xact;
 
@@ -55,7 +57,8 @@ fn try_lock(
     loader_id: i64,
     wait: LockWaitPolicy::Type,
 ) -> Result<LoaderRow, LookAgain> {
-    let Some((target, column)) = target(history) else { return Ok(LoaderRow::Unchecked) };
+    let Some(key) = foreign_key(history) else { return Ok(LoaderRow::Unchecked) };
+    let (target, column) = (key.confrelid, key.confkey[0]);
     let Some(table) = open(target, wait) else { return Ok(LoaderRow::TableBusy) };
     // SAFETY: catalog lookups of a column of a table that is open.
     let (name, column_type) = unsafe {
@@ -103,9 +106,8 @@ fn tables(table: &OpenRelation, oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
         }
         let none = pg_sys::NoLock.cast_signed();
         let list = pg_sys::find_all_inheritors(oid, none, std::ptr::null_mut());
-        let count = if list.is_null() { 0 } else { (*list).length };
-        let leaves = (0..count)
-            .map(|place| pg_sys::list_nth_oid(list, place))
+        let leaves = PgList::<pg_sys::Oid>::from_pg(list)
+            .iter_oid()
             .filter(|&leaf| pg_sys::get_rel_relkind(leaf) as u8 == pg_sys::RELKIND_RELATION)
             .collect();
         pg_sys::list_free(list);
@@ -116,46 +118,23 @@ fn tables(table: &OpenRelation, oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 /// Whether the history's foreign key exists and is valid.
 pub fn is_valid() -> Result<bool, Error> {
     let history = require(EXECUTION_HISTORY, pg_sys::AccessShareLock)?;
-    Ok(key(&history, |key| key.conoid).is_some_and(is_constraint_valid))
+    let constraint = foreign_key(&history).and_then(|key| {
+        // SAFETY: in a transaction; the cache is that of pg_constraint, by OID.
+        unsafe { syscache::row(pg_sys::SysCacheIdentifier::CONSTROID, key.conoid) }
+    });
+    Ok(constraint.is_some_and(|row: pg_sys::FormData_pg_constraint| row.convalidated))
 }
 
-fn is_constraint_valid(key: pg_sys::Oid) -> bool {
-    // SAFETY: a catalog lookup, in a transaction; the tuple is read before it is released.
-    unsafe {
-        let tuple = pg_sys::SearchSysCache1(
-            pg_sys::SysCacheIdentifier::CONSTROID.cast_signed(),
-            pg_sys::Datum::from(key),
-        );
-        if tuple.is_null() {
-            return false;
-        }
-        let is_valid =
-            (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_constraint>()).convalidated;
-        pg_sys::ReleaseSysCache(tuple);
-        is_valid
-    }
-}
-
-/// The table and the column that the history's foreign key names, where it is enforced.
-fn target(history: &OpenRelation) -> Option<(pg_sys::Oid, pg_sys::AttrNumber)> {
-    key(history, |key| (key.confrelid, key.confkey[0]))
-}
-
-/// What `read` says of the history's foreign key, where it is enforced.
-fn key<R>(
-    history: &OpenRelation,
-    read: impl FnOnce(&pg_sys::ForeignKeyCacheInfo) -> R,
-) -> Option<R> {
-    // SAFETY: the relation is open, and its cache entry keeps the list and what is in it; it is read
+/// The history's foreign key, if it is enforced.
+fn foreign_key(history: &OpenRelation) -> Option<pg_sys::ForeignKeyCacheInfo> {
+    // SAFETY: the relation is open, and its cache entry keeps the list and what is in it; it is copied
     // before anything can invalidate them.
     unsafe {
-        let keys = pg_sys::RelationGetFKeyList(history.as_ptr());
-        let count = if keys.is_null() { 0 } else { (*keys).length };
-        let key = (0..count)
-            .map(|place| &*pg_sys::list_nth(keys, place).cast::<pg_sys::ForeignKeyCacheInfo>())
-            .find(|key| {
-                key.nkeys == 1 && key.conkey[0] == LOADER_ID_COLUMN && compat::is_enforced(key)
-            })?;
-        Some(read(key))
+        PgList::<pg_sys::ForeignKeyCacheInfo>::from_pg(pg_sys::RelationGetFKeyList(
+            history.as_ptr(),
+        ))
+        .iter_ptr()
+        .map(|key| *key)
+        .find(|key| key.nkeys == 1 && key.conkey[0] == LOADER_ID_COLUMN && compat::is_enforced(key))
     }
 }

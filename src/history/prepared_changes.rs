@@ -10,7 +10,7 @@ use crate::model::event::Event;
 use crate::model::execution::Status;
 use crate::model::timestamp::from_postgres;
 use crate::pg::relation::{require, trusted};
-use crate::pg::security_context::OwnersRights;
+use crate::pg::security_context::SecurityContext;
 use crate::pg::spi::{Rows, SavedPlan, execute, query, with_active_snapshot};
 
 thread_local! {
@@ -47,7 +47,7 @@ pub struct Taken {
 /// for it.
 pub fn insert(changes: impl Iterator<Item = (i64, Status)>) -> Result<(), Error> {
     let table = require(PREPARED_CHANGE, pg_sys::RowExclusiveLock)?;
-    let _rights = OwnersRights::of(&table);
+    let _rights = SecurityContext::of_owner(&table);
     with_active_snapshot(|| {
         for (execution_id, status) in changes {
             execute(&INSERT, &[execution_id.into(), status.as_str().into()])?;

@@ -14,7 +14,7 @@ use crate::model::error::Error;
 use crate::model::timestamp::FIRST_TIMESTAMP;
 use crate::pg::guc_scope::{GucScope, Setting};
 use crate::pg::relation::{OpenRelation, require};
-use crate::pg::security_context::Restricted;
+use crate::pg::security_context::SecurityContext;
 use crate::pg::spi::{Rows, SavedPlan, execute, query, timestamptz};
 use crate::pg::xact::{clock_timestamp, require_writable};
 
@@ -126,12 +126,10 @@ pub fn lock_tables() -> Result<[OpenRelation; 2], Error> {
     Ok([open(EXECUTION_HISTORY)?, open(SERVER_OUTCOME)?])
 }
 
-/// How far the worker has purged.
 pub fn position() -> Result<Position, Error> {
     Ok(query(&SELECT_POSITION, &[], Position::read)?.unwrap_or(Position::FIRST))
 }
 
-/// Notes how far the worker has purged.
 pub fn set_position(position: Position) -> Result<(), Error> {
     execute(&SET_POSITION, &[timestamptz(position.end), position.id.into()])?;
     Ok(())
@@ -194,7 +192,7 @@ fn purge_execution_history(
     let Some(cutoff) = cutoff(older_than) else { return Ok(0) };
     let history = require(EXECUTION_HISTORY, pg_sys::RowExclusiveLock)?;
     let outcomes = require(SERVER_OUTCOME, pg_sys::RowExclusiveLock)?;
-    let _restricted = Restricted::for_deleting(&[&history, &outcomes])?;
+    let _restricted = SecurityContext::restricted_for_deleting(&[&history, &outcomes])?;
     let mut deleted = 0;
     let mut after = Position::FIRST;
     while deleted < max_rows {

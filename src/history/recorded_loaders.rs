@@ -12,7 +12,7 @@ use super::tables::{EXECUTION_HISTORY, RECORDED_LOADER};
 use crate::model::error::Error;
 use crate::pg::index_scan::{Key, find};
 use crate::pg::relation::require;
-use crate::pg::security_context::OwnersRights;
+use crate::pg::security_context::SecurityContext;
 use crate::pg::spi::{SavedPlan, execute};
 use crate::pg::xact;
 
@@ -53,7 +53,7 @@ pub fn insert(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
     if find(&table, &Key::id(loader_id), |_| ()).is_none() {
         // Whoever may write the history need not have a right to this table. (SECURITY
         // DEFINER with a search_path would take longer than to look does, at each start.)
-        let _rights = OwnersRights::of(&table);
+        let _rights = SecurityContext::of_owner(&table);
         execute(&INSERT_KNOWN, &[loader_id.into()])?;
     }
     KNOWN.with_borrow_mut(|known| {

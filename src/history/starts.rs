@@ -41,14 +41,12 @@ pub fn lock_loader(loader_id: i64) -> Result<LoaderRow, Error> {
     Ok(loader_fk::lock(&history, loader_id, LockWaitPolicy::LockWaitSkip))
 }
 
-/// Takes the id of an execution.
 pub fn next_id() -> Result<i64, Error> {
     let sequence = trusted(EXECUTION_HISTORY_ID_SEQ)?;
     let missing = || Error::MissingRelation(EXECUTION_HISTORY_ID_SEQ.to_string());
     sequence.map(xact::next_value).ok_or_else(missing)
 }
 
-/// Inserts a RUNNING execution.
 pub fn insert_one(execution_id: i64, loader_id: i64, time: i64) -> Result<(), Error> {
     let time = TimestampWithTimeZone::try_from(time).ok();
     let inserted = execute(&INSERT_ONE, &[execution_id.into(), loader_id.into(), time.into()])?;

@@ -3,7 +3,6 @@
 use crate::model::error::Error;
 use crate::pg::relation::{Name, try_lock};
 
-/// The history.
 pub const EXECUTION_HISTORY: Name = Name::new(c"loader", c"execution_history");
 /// The sequence of its ids.
 pub const EXECUTION_HISTORY_ID_SEQ: Name = Name::new(c"loader", c"execution_history_id_seq");
@@ -11,7 +10,6 @@ pub const EXECUTION_HISTORY_ID_SEQ: Name = Name::new(c"loader", c"execution_hist
 pub const LAST_TIMELINE: Name = Name::new(c"loader_history", c"last_timeline");
 /// Changes of prepared transactions.
 pub const PREPARED_CHANGE: Name = Name::new(c"loader_history", c"prepared_change");
-/// How far the worker has purged.
 pub const PURGE_POSITION: Name = Name::new(c"loader_history", c"purge_position");
 /// Every loader that has history.
 pub const RECORDED_LOADER: Name = Name::new(c"loader_history", c"recorded_loader");

@@ -35,9 +35,7 @@ thread_local! {
 
 /// A row of the table.
 pub struct WatchedTransaction {
-    /// The execution's id.
     pub execution_id: i64,
-    /// Its loader's id.
     pub loader_id: i64,
     /// The transaction that started it.
     pub xid: u64,

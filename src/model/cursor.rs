@@ -13,7 +13,6 @@ use crate::model::timestamp::{FIRST_TIMESTAMP, LAST_TIMESTAMP};
 pub struct Cursor {
     /// `execution_start` of the row, in microseconds since 2000-01-01 UTC.
     pub start: i64,
-    /// `id` of the row.
     pub id: i64,
 }
 

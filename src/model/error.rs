@@ -20,33 +20,24 @@ pub enum Error {
     MissingArgument(&'static str, &'static str),
     /// An argument is out of range, or malformed.
     InvalidArgument {
-        /// The message.
         message: String,
-        /// The HINT.
         hint: String,
     },
-    /// No execution has this id.
     UnknownExecution(i64),
     /// The loader has reported an outcome before, which is final.
     AlreadyEnded {
-        /// The execution.
         execution_id: i64,
-        /// How it ended.
         status: String,
-        /// When it ended.
         end: Option<DateTime<Utc>>,
     },
     /// SUCCESS was reported while the transaction that started the execution is open in another session.
     StillOpen(i64),
-    /// The transaction is read-only.
     ReadOnlyTransaction,
-    /// The server is a standby.
     Standby,
     /// An error message of this many bytes, which no row can hold.
     MessageTooLong(usize),
     /// A relation of the extension that does not belong to a superuser, or another one in its place.
     Untrusted {
-        /// Its name, with its schema.
         relation: String,
         /// Its owner; `None` if it is not a member of the extension.
         owner: Option<String>,
@@ -84,7 +75,6 @@ impl From<serde_json::Error> for Error {
 }
 
 impl Error {
-    /// The SQLSTATE.
     pub const fn sqlstate(&self) -> PgSqlErrorCode {
         match self {
             Self::MissingArgument(..) => PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,

@@ -18,9 +18,7 @@ const MESSAGE_CHARACTERS: usize = 200;
 /// A change of an execution's status: a row of `loader.activity_feed`.
 #[derive(Debug, Clone)]
 pub struct Event<'a> {
-    /// The execution's id.
     pub execution_id: i64,
-    /// The loader's id.
     pub loader_id: i64,
     /// Its status after the change.
     pub status: Status,
@@ -28,7 +26,6 @@ pub struct Event<'a> {
     pub time: DateTime<Utc>,
     /// Records loaded. Of a start nothing of this and of what follows is said.
     pub record_count: Option<i32>,
-    /// Whole seconds from start to end.
     pub duration_seconds: Option<i32>,
     /// The error message or the beginning of it; `None` also if events carry none.
     pub error_message: Option<&'a str>,

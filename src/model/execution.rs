@@ -6,21 +6,13 @@ use chrono::{DateTime, Utc};
 pub mod column {
     use std::num::NonZeroUsize;
 
-    /// `id bigint`
     pub const ID: NonZeroUsize = NonZeroUsize::MIN;
-    /// `loader_id bigint`
     pub const LOADER_ID: NonZeroUsize = ID.saturating_add(1);
-    /// `execution_start timestamptz`
     pub const EXECUTION_START: NonZeroUsize = ID.saturating_add(2);
-    /// `execution_end timestamptz`
     pub const EXECUTION_END: NonZeroUsize = ID.saturating_add(3);
-    /// `status varchar`
     pub const STATUS: NonZeroUsize = ID.saturating_add(4);
-    /// `record_count integer`
     pub const RECORD_COUNT: NonZeroUsize = ID.saturating_add(5);
-    /// `error_message text`
     pub const ERROR_MESSAGE: NonZeroUsize = ID.saturating_add(6);
-    /// `duration_seconds integer`
     pub const DURATION_SECONDS: NonZeroUsize = ID.saturating_add(7);
 }
 
@@ -34,7 +26,6 @@ pub const MAX_PAGE_SIZE: i32 = 1000;
 /// Where an execution stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// Started and not ended.
     Running,
     /// Ended, and did what it was to do.
     Success,

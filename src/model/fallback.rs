@@ -13,13 +13,11 @@ pub enum Reason {
     OldSql,
     /// The foreign key references a column of a type that the worker cannot lock a row by.
     ForeignKey,
-    /// The queue is full.
     QueueFull,
     /// No background worker can be started.
     NoSlot,
     /// The database is one that has no worker.
     NotServed,
-    /// The worker did not answer in time.
     Late,
     /// Another session locks a table of the history.
     TableLocked,
@@ -30,7 +28,6 @@ pub enum Reason {
 /// A reason, with the worker's error if that is the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fallback {
-    /// The reason.
     pub reason: Reason,
     /// The message of the worker's last error.
     pub error: String,

@@ -10,5 +10,4 @@ pub mod execution;
 pub mod fallback;
 pub mod timestamp;
 
-/// The extension's name.
 pub const EXTENSION: &CStr = c"loader_history";

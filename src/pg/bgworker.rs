@@ -17,7 +17,6 @@ thread_local! {
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
 }
 
-/// This process is a database's worker.
 pub fn set_is_worker() {
     IS_WORKER.set(true);
 }
@@ -30,9 +29,7 @@ pub fn is_worker() -> bool {
 /// The error that rolled a transaction of a background worker back.
 #[derive(Debug, Clone)]
 pub struct XactError {
-    /// Its SQLSTATE.
     pub sqlstate: PgSqlErrorCode,
-    /// Its message.
     pub message: String,
 }
 
@@ -119,23 +116,6 @@ pub fn set(name: &CStr, value: &CStr) {
     }
 }
 
-/// Sets a setting until the current transaction ends.
-pub fn set_local(name: &CStr, value: &CStr) {
-    // SAFETY: as set(); called in a transaction.
-    unsafe {
-        pg_sys::set_config_option(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-            pg_sys::GucAction::GUC_ACTION_LOCAL,
-            true,
-            0,
-            false,
-        );
-    }
-}
-
 /// Runs `body` in a transaction. Any error in it rolls it back, and is returned.
 pub fn transaction<R>(body: impl FnOnce() -> Result<R, Error>) -> Result<R, XactError> {
     // SAFETY: called outside of a transaction, which it begins and in every case ends.
@@ -171,7 +151,6 @@ pub fn last_commit_lsn() -> u64 {
     unsafe { pg_sys::XactLastCommitEnd }
 }
 
-/// Writes a message to the server log.
 pub fn log(message: &str) {
     pgrx::log!("{message}");
 }

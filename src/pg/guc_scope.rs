@@ -7,6 +7,32 @@ use pgrx::pg_sys;
 /// A setting's name, and the value that it gets.
 pub type Setting = (&'static CStr, &'static CStr);
 
+/// Sets a setting until the current transaction ends.
+pub fn set_local(name: &CStr, value: &CStr) {
+    set_option(name, value, pg_sys::GucContext::PGC_SUSET, pg_sys::GucAction::GUC_ACTION_LOCAL);
+}
+
+fn set_option(
+    name: &CStr,
+    value: &CStr,
+    context: pg_sys::GucContext::Type,
+    action: pg_sys::GucAction::Type,
+) {
+    // SAFETY: in a transaction; PostgreSQL copies the C strings.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            context,
+            pg_sys::GucSource::PGC_S_SESSION,
+            action,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
 /// Settings that are set back when this is dropped, with all that was set meanwhile.
 pub struct GucScope(i32);
 
@@ -22,24 +48,12 @@ impl GucScope {
     }
 
     fn set_as(context: pg_sys::GucContext::Type, settings: &[Setting]) -> Self {
-        // SAFETY: in a transaction; names and values are static C strings that PostgreSQL copies. An
-        // abort sets all back too.
-        unsafe {
-            let level = pg_sys::NewGUCNestLevel();
-            for (name, value) in settings {
-                pg_sys::set_config_option(
-                    name.as_ptr(),
-                    value.as_ptr(),
-                    context,
-                    pg_sys::GucSource::PGC_S_SESSION,
-                    pg_sys::GucAction::GUC_ACTION_SAVE,
-                    true,
-                    0,
-                    false,
-                );
-            }
-            Self(level)
+        // SAFETY: in a transaction. An abort sets all back too.
+        let level = unsafe { pg_sys::NewGUCNestLevel() };
+        for (name, value) in settings {
+            set_option(name, value, context, pg_sys::GucAction::GUC_ACTION_SAVE);
         }
+        Self(level)
     }
 }
 

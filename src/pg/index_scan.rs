@@ -2,7 +2,7 @@
 //! lock, by which serializable sessions that record different executions would fail each other.
 
 use pgrx::htup::heap_getattr_raw;
-use pgrx::{FromDatum, IntoDatum, pg_sys};
+use pgrx::{FromDatum, IntoDatum, PgList, pg_sys};
 
 use super::relation::OpenRelation;
 
@@ -127,8 +127,7 @@ fn index_on(table: &OpenRelation, column: pg_sys::AttrNumber) -> Option<pg_sys::
     unsafe {
         let list = pg_sys::RelationGetIndexList(table.as_ptr());
         let primary = (*table.as_ptr()).rd_pkindex;
-        let count = if list.is_null() { 0 } else { (*list).length };
-        let others = (0..count).map(|place| pg_sys::list_nth_oid(list, place));
+        let indexes = PgList::<pg_sys::Oid>::from_pg(list);
         let fits = |&oid: &pg_sys::Oid| {
             if oid == pg_sys::InvalidOid {
                 return false;
@@ -147,7 +146,7 @@ fn index_on(table: &OpenRelation, column: pg_sys::AttrNumber) -> Option<pg_sys::
             pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
             fits
         };
-        let found = std::iter::once(primary).chain(others).find(fits);
+        let found = std::iter::once(primary).chain(indexes.iter_oid()).find(fits);
         pg_sys::list_free(list);
         found
     }

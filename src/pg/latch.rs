@@ -19,7 +19,6 @@ impl ProcLatch {
         }
     }
 
-    /// Wakes the process. Cannot fail.
     pub fn set(self) {
         // SAFETY: the latch is a field of the array of processes, which lives as long as shared memory. If the entry
         // belongs to another process by now, that one wakes for nothing, which PostgreSQL expects of latches.

@@ -10,5 +10,6 @@ pub mod relation;
 pub mod security_context;
 pub mod segment;
 pub mod spi;
+pub mod syscache;
 pub mod tuple_lock;
 pub mod xact;

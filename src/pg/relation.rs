@@ -8,6 +8,7 @@ use std::fmt;
 
 use pgrx::pg_sys;
 
+use super::syscache;
 use crate::model::EXTENSION;
 use crate::model::error::Error;
 
@@ -28,7 +29,6 @@ pub struct Name {
 }
 
 impl Name {
-    /// Relation `name` in schema `schema`.
     pub const fn new(schema: &'static CStr, name: &'static CStr) -> Self {
         Self { schema, name }
     }
@@ -65,7 +65,6 @@ fn named(name: Name) -> Option<pg_sys::Oid> {
     (oid != pg_sys::InvalidOid).then_some(oid)
 }
 
-/// Whether `oid` is a member of the extension.
 fn is_member(oid: pg_sys::Oid) -> bool {
     if MEMBERS.with_borrow(|members| members.contains(&oid)) {
         return true;
@@ -84,21 +83,9 @@ fn is_member(oid: pg_sys::Oid) -> bool {
     is_member
 }
 
-/// The row of `pg_class` of a relation; `None` where there is none.
 fn class_of(oid: pg_sys::Oid) -> Option<pg_sys::FormData_pg_class> {
-    // SAFETY: a catalog lookup, in a transaction; the fixed part of the tuple is copied before it is released.
-    unsafe {
-        let tuple = pg_sys::SearchSysCache1(
-            pg_sys::SysCacheIdentifier::RELOID.cast_signed(),
-            pg_sys::Datum::from(oid),
-        );
-        if tuple.is_null() {
-            return None;
-        }
-        let class = *pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
-        pg_sys::ReleaseSysCache(tuple);
-        Some(class)
-    }
+    // SAFETY: in a transaction; the cache is that of pg_class, by OID.
+    unsafe { syscache::row(pg_sys::SysCacheIdentifier::RELOID, oid) }
 }
 
 /// Whether `oid` is a relation of one of `kinds` that a superuser owns.
@@ -153,7 +140,6 @@ pub fn try_lock(name: Name, lock: u32) -> Result<(), Error> {
 pub struct OpenRelation(pg_sys::Relation);
 
 impl OpenRelation {
-    /// Opens the table or sequence `oid`.
     pub fn table(oid: pg_sys::Oid, lock: u32) -> Self {
         // SAFETY: in a transaction; raises PostgreSQL's own error where there is no such relation.
         Self(unsafe { pg_sys::table_open(oid, lock.cast_signed()) })
@@ -165,7 +151,6 @@ impl OpenRelation {
         unsafe { (*self.0).rd_createSubid != 0 }
     }
 
-    /// Whose it is.
     pub fn owner(&self) -> pg_sys::Oid {
         // SAFETY: the relation is open, and so has its row of pg_class.
         unsafe { (*(*self.0).rd_rel).relowner }

@@ -3,7 +3,6 @@
 use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::mem::size_of;
-use std::ops::{Deref, DerefMut};
 use std::ptr;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -30,18 +29,10 @@ struct Memory<H> {
     header: H,
 }
 
-/// The header and the entries.
+/// The contents of a segment.
 pub struct Contents<'a, H, E> {
-    /// The header.
     pub header: &'a mut H,
-    /// The entries.
     pub entries: &'a mut [E],
-}
-
-/// The contents of a segment, locked until this is dropped. Nothing that can raise an error is called meanwhile.
-pub struct Locked<'a, H, E> {
-    lock: *mut pg_sys::LWLock,
-    contents: Contents<'a, H, E>,
 }
 
 impl<H, E> Segment<H, E> {
@@ -89,44 +80,24 @@ impl<H, E> Segment<H, E> {
         !self.memory.load(Acquire).is_null()
     }
 
-    /// Locks the segment; `None` if it does not exist. LWLocks may be taken in commit and abort callbacks.
-    pub fn lock(&self) -> Option<Locked<'_, H, E>> {
+    /// Calls `work` with the contents, under the lock; `None` if the segment does not exist. Nothing in
+    /// it raises an error. LWLocks may be taken in commit and abort callbacks.
+    pub fn with<R>(&self, work: impl FnOnce(&mut Contents<'_, H, E>) -> R) -> Option<R> {
         let memory = self.memory.load(Acquire);
         if memory.is_null() {
             return None;
         }
-        // SAFETY: the postmaster has initialized the memory, which outlives every process that inherits the pointer.
-        // Under the exclusive lock nobody else refers to the contents.
+        // SAFETY: the postmaster has initialized the memory, which outlives every process that inherits
+        // the pointer. Under the exclusive lock no other process refers to the contents. If a panic
+        // unwinds, the abort that follows releases all LWLocks.
         unsafe {
             let lock = (*memory).lock;
             pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
             let entries = memory.byte_add(Self::entries_offset()).cast::<E>();
             let entries = std::slice::from_raw_parts_mut(entries, (*memory).count);
-            Some(Locked { lock, contents: Contents { header: &mut (*memory).header, entries } })
-        }
-    }
-}
-
-impl<'a, H, E> Deref for Locked<'a, H, E> {
-    type Target = Contents<'a, H, E>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.contents
-    }
-}
-
-impl<H, E> DerefMut for Locked<'_, H, E> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.contents
-    }
-}
-
-impl<H, E> Drop for Locked<'_, H, E> {
-    fn drop(&mut self) {
-        // While an error unwinds, the abort that follows releases all LWLocks.
-        if !std::thread::panicking() {
-            // SAFETY: taken by Segment::lock().
-            unsafe { pg_sys::LWLockRelease(self.lock) };
+            let result = work(&mut Contents { header: &mut (*memory).header, entries });
+            pg_sys::LWLockRelease(lock);
+            Some(result)
         }
     }
 }

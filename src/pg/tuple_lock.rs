@@ -7,7 +7,6 @@ use super::relation::OpenRelation;
 /// What came of locking a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Locked {
-    /// It is locked.
     Yes,
     /// It is locked, but another version of it is there by now: look again.
     Changed,

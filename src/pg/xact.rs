@@ -4,7 +4,6 @@ use pgrx::pg_sys;
 
 use crate::model::error::Error;
 
-/// The status of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XactStatus {
     /// It is open, prepared, or waits for a standby before it counts as committed.
@@ -67,7 +66,6 @@ pub fn assign_xids() -> (u64, u64) {
     }
 }
 
-/// The current subtransaction of this process.
 pub fn current_subtransaction() -> pg_sys::SubTransactionId {
     // SAFETY: in a transaction.
     unsafe { pg_sys::GetCurrentSubTransactionId() }
@@ -103,7 +101,6 @@ pub fn clock_timestamp() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
-/// The database that the current process is connected to.
 pub fn my_database() -> pg_sys::Oid {
     // SAFETY: a read of the process's own global.
     unsafe { pg_sys::MyDatabaseId }

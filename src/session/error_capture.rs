@@ -5,16 +5,11 @@ use std::ffi::CStr;
 
 use pgrx::{PgLogLevel, pg_guard, pg_sys};
 
-use crate::shmem::TEXT_BYTES;
-
-/// "23505: duplicate key value …", or its beginning.
-struct Text {
-    length: usize,
-    bytes: [u8; TEXT_BYTES],
-}
+use crate::shmem::Text;
 
 thread_local! {
-    static TEXT: RefCell<Text> = const { RefCell::new(Text { length: 0, bytes: [0; TEXT_BYTES] }) };
+    /// "23505: duplicate key value …", or its beginning.
+    static TEXT: RefCell<Text> = const { RefCell::new(Text::EMPTY) };
     /// Whether the current transaction has started executions, so that its errors are kept.
     static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
 }
@@ -41,11 +36,10 @@ pub fn end() {
     clear();
 }
 
-/// Removes the error.
 pub fn clear() {
     TEXT.with(|text| {
         if let Ok(mut text) = text.try_borrow_mut() {
-            text.length = 0;
+            text.clear();
         }
     });
 }
@@ -53,7 +47,7 @@ pub fn clear() {
 /// Calls `use_text` with the error; with nothing if there was none, or it was not logged.
 pub fn with<R>(use_text: impl FnOnce(&[u8]) -> R) -> R {
     TEXT.with(|text| match text.try_borrow() {
-        Ok(text) => use_text(&text.bytes[..text.length]),
+        Ok(text) => use_text(text.bytes()),
         Err(_) => use_text(&[]),
     })
 }
@@ -89,28 +83,13 @@ const fn is_lost_connection(message: &pg_sys::ErrorData) -> bool {
 }
 
 fn keep(sqlstate: i32, message: &CStr) {
+    let code = |place| b'0' + u8::try_from((sqlstate >> (6 * place)) & 0x3f).unwrap_or_default();
     TEXT.with(|text| {
-        let Ok(mut text) = text.try_borrow_mut() else { return };
-        let mut length = 0;
-        let Text { bytes, length: kept } = &mut *text;
-        let mut put = |byte: u8| {
-            if let Some(place) = bytes.get_mut(length) {
-                *place = byte;
-                length += 1;
-            }
-        };
-        for place in 0..5 {
-            put(b'0' + u8::try_from((sqlstate >> (6 * place)) & 0x3f).unwrap_or_default());
+        if let Ok(mut text) = text.try_borrow_mut() {
+            text.clear();
+            text.push((0..5).map(code).chain(*b": "));
+            text.push(message.to_bytes().iter().copied());
         }
-        b": ".iter().chain(message.to_bytes()).for_each(|&byte| put(byte));
-        // Cut between characters: a character's first byte is none that continues one.
-        if length == TEXT_BYTES {
-            let last = bytes.iter().rposition(|byte| byte & 0xc0 != 0x80).unwrap_or_default();
-            if str::from_utf8(&bytes[last..]).is_err() {
-                length = last;
-            }
-        }
-        *kept = length;
     });
 }
 
@@ -134,20 +113,5 @@ mod tests {
         assert_eq!(kept("x"), "22012: x");
         clear();
         assert!(with(<[u8]>::is_empty));
-    }
-
-    #[test]
-    fn a_long_error_is_cut_between_characters() {
-        let room = TEXT_BYTES - "22012: ".len();
-        assert_eq!(kept(&"x".repeat(room)).len(), TEXT_BYTES);
-        assert_eq!(kept(&"x".repeat(room + 1)).len(), TEXT_BYTES);
-        for character in ['é', '€', '😀'] {
-            for before in 0..4 {
-                let message = "x".repeat(before) + &character.to_string().repeat(TEXT_BYTES);
-                let text = kept(&message);
-                assert!(text.len() > TEXT_BYTES - 4, "{} bytes", text.len());
-                assert!(message.starts_with(&text["22012: ".len()..]));
-            }
-        }
     }
 }

@@ -8,6 +8,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{AnyElement, FromDatum, Spi, direct_function_call_as_datum, pg_extern};
 use serde::Serialize;
+use serde_json::Number;
 
 use crate::model::cursor::Cursor;
 use crate::model::error::{Error, shown};
@@ -33,7 +34,7 @@ struct Execution {
     id: i64,
     status: String,
     loader_id: i64,
-    duration_ms: Option<Milliseconds>,
+    duration_ms: Option<Number>,
     record_count: Option<i32>,
     error_message: Option<String>,
     execution_end: Option<DateTime<Utc>>,
@@ -42,22 +43,12 @@ struct Execution {
     duration_seconds: Option<i32>,
 }
 
-/// A number of milliseconds, to the microsecond.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Milliseconds {
-    Whole(i64),
-    Fraction(f64),
-}
-
-impl Milliseconds {
-    /// The time between two others, in PostgreSQL's microseconds.
-    #[allow(clippy::cast_precision_loss)] // from 285 years on
-    fn between(start: i64, end: i64) -> Self {
-        match end.saturating_sub(start) {
-            micros if micros % 1_000 == 0 => Self::Whole(micros / 1_000),
-            micros => Self::Fraction(micros as f64 / 1_000.0),
-        }
+/// The milliseconds between two times in PostgreSQL's microseconds.
+#[allow(clippy::cast_precision_loss)] // from 285 years on
+fn milliseconds(start: i64, end: i64) -> Option<Number> {
+    match end.saturating_sub(start) {
+        micros if micros % 1_000 == 0 => Some((micros / 1_000).into()),
+        micros => Number::from_f64(micros as f64 / 1_000.0),
     }
 }
 
@@ -257,7 +248,7 @@ fn read_row(rows: &Rows<'_>, row: u64) -> (Cursor, Execution) {
     let execution = Execution {
         id,
         loader_id: rows.get(row, 2).unwrap_or_default(),
-        duration_ms: time(4).map(|end| Milliseconds::between(start, end)),
+        duration_ms: time(4).and_then(|end| milliseconds(start, end)),
         execution_start: from_postgres(start),
         execution_end: time(4).map(from_postgres),
         status: rows.get(row, 5).unwrap_or_default(),

@@ -23,7 +23,6 @@ struct Change {
 }
 
 impl PendingNotifies {
-    /// No events.
     pub const fn new() -> Self {
         Self { payloads: ManuallyDrop::new(Vec::new()), changes: ManuallyDrop::new(Vec::new()) }
     }
@@ -49,7 +48,6 @@ impl PendingNotifies {
         true
     }
 
-    /// The payloads, for [`event::split`].
     pub fn payloads(&self) -> &[u8] {
         &self.payloads
     }
@@ -59,12 +57,10 @@ impl PendingNotifies {
         self.changes.iter().map(|change| (change.execution_id, change.status))
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
-    /// Removes all events. Cannot fail.
     pub fn clear(&mut self) {
         self.payloads.clear();
         self.changes.clear();

@@ -12,7 +12,7 @@ use crate::model::execution::{MAX_ERROR_MESSAGE_BYTES, Status, column, duration_
 use crate::model::timestamp::{end_of_execution, from_postgres};
 use crate::pg::index_scan::{Key, find};
 use crate::pg::relation::{OpenRelation, require};
-use crate::pg::security_context::{Restricted, without_triggers};
+use crate::pg::security_context::{SecurityContext, without_triggers};
 use crate::pg::spi::SavedPlan;
 use crate::pg::tuple_lock::{self, Locked};
 use crate::pg::xact::{self, clock_timestamp, require_writable};
@@ -121,7 +121,8 @@ fn end_execution(
         let end = end_of_execution(state.start, clock_timestamp());
         let seconds = duration_seconds(from_postgres(state.start), from_postgres(end));
         // The foreign key is checked again for a row that this transaction has inserted.
-        let restricted = state.own.then(|| Restricted::for_writing(&history)).flatten();
+        let restricted =
+            state.own.then(|| SecurityContext::restricted_for_writing(&history)).flatten();
         let updated = Spi::connect(|client| {
             let time = |micros| TimestampWithTimeZone::try_from(micros).ok();
             let arguments = [

@@ -12,7 +12,7 @@ use crate::history::tables::EXECUTION_HISTORY;
 use crate::model::error::Error;
 use crate::model::fallback::Fallback;
 use crate::pg::relation::require;
-use crate::pg::security_context::Restricted;
+use crate::pg::security_context::SecurityContext;
 use crate::pg::xact::{clock_timestamp, require_writable};
 
 /// Records that loader `loader_id` starts an execution, and returns the execution's id.
@@ -34,11 +34,10 @@ fn record_execution_start(loader_id: Option<i64>) -> Result<i64, ErrorReport> {
     Ok(id)
 }
 
-/// Records a start in the current transaction.
 fn start_in_transaction(loader_id: i64, time: i64) -> Result<i64, Error> {
     // The foreign key's check plans a query of loader.loader.
     let history = require(EXECUTION_HISTORY, pg_sys::RowExclusiveLock)?;
-    let _restricted = Restricted::for_writing(&history);
+    let _restricted = SecurityContext::restricted_for_writing(&history);
     let id = starts::next_id()?;
     with_hint_for_unknown_loaders(|| starts::insert_one(id, loader_id, time))?;
     Ok(id)

@@ -4,14 +4,18 @@
 use std::ffi::{CStr, CString, c_char};
 use std::time::Duration;
 
+use pgrx::pg_sys::TransactionStmtKind::{TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED};
 use pgrx::pg_sys::{self, NodeTag};
-use pgrx::{is_a, pg_guard};
+use pgrx::{PgList, is_a, pg_guard};
 
 use super::xact_callbacks;
+use crate::model::EXTENSION;
 use crate::pg::latch::wait_in_session;
+use crate::pg::syscache;
 use crate::pg::xact::my_database;
 use crate::shmem::workers;
 
+/// The hook of another library, or PostgreSQL's own function.
 static mut NEXT_HOOK: pg_sys::ProcessUtility_hook_type = None;
 
 /// How often a statement that needs a database looks whether the worker has left it, and how many times at most.
@@ -23,12 +27,11 @@ const POLLS: u32 = 500;
 pub fn install() {
     // SAFETY: runs in the postmaster, which has one thread, while it preloads libraries.
     unsafe {
-        NEXT_HOOK = pg_sys::ProcessUtility_hook;
+        NEXT_HOOK = pg_sys::ProcessUtility_hook.or(Some(standard_process_utility));
         pg_sys::ProcessUtility_hook = Some(process_utility);
     }
 }
 
-/// What PostgreSQL passes to the hook.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Call {
@@ -91,15 +94,13 @@ unsafe extern "C-unwind" fn process_utility(
 }
 
 impl Call {
-    /// Calls the next hook, or PostgreSQL's own function.
-    ///
     /// # Safety
     /// The call is PostgreSQL's. No frame that must be unwound is between an error and a guard.
     unsafe fn next(self) {
         // SAFETY: what is passed on is what came; NEXT_HOOK was set by the postmaster, before any other process existed.
         unsafe {
-            match NEXT_HOOK {
-                Some(next) => next(
+            if let Some(next) = NEXT_HOOK {
+                next(
                     self.statement,
                     self.query,
                     self.read_only_tree,
@@ -108,23 +109,13 @@ impl Call {
                     self.environment,
                     self.destination,
                     self.completion,
-                ),
-                None => standard_process_utility(
-                    self.statement,
-                    self.query,
-                    self.read_only_tree,
-                    self.context,
-                    self.parameters,
-                    self.environment,
-                    self.destination,
-                    self.completion,
-                ),
+                );
             }
         }
     }
 }
 
-/// Whether a statement may be one of [`Command`]. Looks at tags only.
+/// Whether a statement may be one of [`Command`]. Allocates nothing.
 ///
 /// # Safety
 /// `node` is a utility statement.
@@ -133,9 +124,6 @@ unsafe fn concerns_extension(node: *mut pg_sys::Node) -> bool {
     unsafe {
         match (*node).type_ {
             NodeTag::T_TransactionStmt => {
-                use pg_sys::TransactionStmtKind::{
-                    TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED,
-                };
                 let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
                 [TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED].contains(&kind)
             }
@@ -193,7 +181,7 @@ enum Command {
 
 impl Command {
     /// # Safety
-    /// `node` is a valid utility statement.
+    /// `node` is a utility statement for which [`concerns_extension`] is true.
     unsafe fn of(node: *mut pg_sys::Node) -> Option<Self> {
         // SAFETY: a node's tag says which struct it is; strings of the parser are C strings or NULL.
         unsafe {
@@ -208,10 +196,7 @@ impl Command {
                 }
                 NodeTag::T_RenameStmt => {
                     let statement = node.cast::<pg_sys::RenameStmt>();
-                    ((*statement).renameType == pg_sys::ObjectType::OBJECT_DATABASE)
-                        .then(|| owned((*statement).subname))
-                        .flatten()
-                        .map(Self::NeedsDatabase)
+                    Some(Self::NeedsDatabase(owned((*statement).subname)?))
                 }
                 NodeTag::T_CreatedbStmt => {
                     let statement = node.cast::<pg_sys::CreatedbStmt>();
@@ -222,43 +207,34 @@ impl Command {
                     })
                 }
                 NodeTag::T_TransactionStmt => {
-                    use pg_sys::TransactionStmtKind::{
-                        TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED,
-                    };
-                    match (*node.cast::<pg_sys::TransactionStmt>()).kind {
-                        TRANS_STMT_COMMIT_PREPARED => Some(Self::CommitsPrepared),
-                        TRANS_STMT_ROLLBACK_PREPARED => Some(Self::RollsBackPrepared),
-                        _ => None,
-                    }
+                    let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
+                    Some(if kind == TRANS_STMT_COMMIT_PREPARED {
+                        Self::CommitsPrepared
+                    } else {
+                        Self::RollsBackPrepared
+                    })
                 }
                 NodeTag::T_CreateExtensionStmt => {
                     let statement = node.cast::<pg_sys::CreateExtensionStmt>();
-                    is_ours((*statement).extname)
+                    changes_extension(owned((*statement).extname))
                 }
                 NodeTag::T_AlterExtensionStmt => {
                     let statement = node.cast::<pg_sys::AlterExtensionStmt>();
-                    is_ours((*statement).extname)
+                    changes_extension(owned((*statement).extname))
                 }
-                // Where it is another database's, its worker finds out by itself.
+                // The worker of another database checks its settings once a minute.
                 NodeTag::T_AlterDatabaseSetStmt => {
                     let statement = node.cast::<pg_sys::AlterDatabaseSetStmt>();
                     let name = owned((*(*statement).setstmt).name);
-                    let ours = |name: CString| {
+                    let is_ours = |name: CString| {
                         name.to_bytes().to_ascii_lowercase().starts_with(b"loader_history.")
                     };
                     // RESET ALL names none.
-                    name.is_none_or(ours).then_some(Self::ChangesExtension)
+                    name.is_none_or(is_ours).then_some(Self::ChangesExtension)
                 }
-                // What else they drop, and whether it takes the extension along, is not worth finding
-                // out: the worker looks, and comes back.
-                NodeTag::T_DropStmt => {
-                    use pg_sys::ObjectType::{OBJECT_EXTENSION, OBJECT_SCHEMA};
-                    let kind = (*node.cast::<pg_sys::DropStmt>()).removeType;
-                    [OBJECT_EXTENSION, OBJECT_SCHEMA]
-                        .contains(&kind)
-                        .then_some(Self::ChangesExtension)
-                }
-                NodeTag::T_DropOwnedStmt => Some(Self::ChangesExtension),
+                // Which objects they drop is not examined: the worker checks whether the extension
+                // still exists.
+                NodeTag::T_DropStmt | NodeTag::T_DropOwnedStmt => Some(Self::ChangesExtension),
                 _ => None,
             }
         }
@@ -286,7 +262,7 @@ impl Command {
         }
     }
 
-    /// Has the launcher look again when the command has committed.
+    /// Has the launcher or the worker look again when the command has committed.
     fn after(&self) {
         match self {
             Self::ChangesExtension => xact_callbacks::check_extension_at_commit(),
@@ -311,13 +287,8 @@ unsafe fn owned(name: *const c_char) -> Option<CString> {
     (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_owned())
 }
 
-/// # Safety
-/// `name` is NULL or a C string.
-unsafe fn is_ours(name: *const c_char) -> Option<Command> {
-    // SAFETY: as the caller says.
-    unsafe { owned(name) }
-        .filter(|name| name.as_c_str() == c"loader_history")
-        .map(|_| Command::ChangesExtension)
+fn changes_extension(name: Option<CString>) -> Option<Command> {
+    name.filter(|name| name.as_c_str() == EXTENSION).map(|_| Command::ChangesExtension)
 }
 
 /// The option TEMPLATE of CREATE DATABASE.
@@ -325,11 +296,9 @@ unsafe fn is_ours(name: *const c_char) -> Option<Command> {
 /// # Safety
 /// `options` is a list of `DefElem` as the parser makes it.
 unsafe fn template(options: *mut pg_sys::List) -> Option<CString> {
-    // SAFETY: as the caller says; places are below the list's length.
+    // SAFETY: as the caller says.
     unsafe {
-        let count = if options.is_null() { 0 } else { (*options).length };
-        (0..count).find_map(|place| {
-            let option = pg_sys::list_nth(options, place).cast::<pg_sys::DefElem>();
+        PgList::<pg_sys::DefElem>::from_pg(options).iter_ptr().find_map(|option| {
             let is_template = CStr::from_ptr((*option).defname) == c"template";
             (is_template && is_a((*option).arg, NodeTag::T_String))
                 .then(|| owned(pg_sys::defGetString(option)))
@@ -340,20 +309,13 @@ unsafe fn template(options: *mut pg_sys::List) -> Option<CString> {
 
 /// The database of that name, if the current user owns it: another role must not make a worker leave.
 fn database_to_close(name: &CStr) -> Option<pg_sys::Oid> {
-    // SAFETY: catalog lookups in the command's transaction; the tuple is read before it is released.
+    // SAFETY: catalog lookups in the command's transaction; the cache is that of pg_database, by OID.
     unsafe {
         let oid = pg_sys::get_database_oid(name.as_ptr(), true);
-        let tuple = pg_sys::SearchSysCache1(
-            pg_sys::SysCacheIdentifier::DATABASEOID.cast_signed(),
-            pg_sys::Datum::from(oid),
-        );
-        if tuple.is_null() {
-            return None;
-        }
-        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+        let row: pg_sys::FormData_pg_database =
+            syscache::row(pg_sys::SysCacheIdentifier::DATABASEOID, oid)?;
         let allowed =
-            pg_sys::superuser() || pg_sys::has_privs_of_role(pg_sys::GetUserId(), (*form).datdba);
-        pg_sys::ReleaseSysCache(tuple);
+            pg_sys::superuser() || pg_sys::has_privs_of_role(pg_sys::GetUserId(), row.datdba);
         allowed.then_some(oid)
     }
 }

@@ -69,7 +69,6 @@ thread_local! {
     } };
 }
 
-/// How a transaction ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Committed,
@@ -143,7 +142,6 @@ pub fn reopen_databases_at_end() {
 }
 
 impl Current {
-    /// Gives up the start that an error has ended the wait for.
     fn stop_waiting(&self) {
         if let Some(request) = self.waits_for.take() {
             start_queue::with(|queue| queue.give_up(request));

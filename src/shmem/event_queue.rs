@@ -54,7 +54,6 @@ pub struct Slot {
     bytes: [u8; SLOT_BYTES],
 }
 
-/// The state of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// It is free, or not the first of a batch.
@@ -67,7 +66,6 @@ enum State {
     Taken,
 }
 
-/// The queue, locked.
 pub type Queue<'a> = Contents<'a, Header, Slot>;
 
 /// The events of a transaction.
@@ -86,12 +84,10 @@ impl Batch {
     }
 }
 
-/// Requests room for about `count` events.
 pub fn request(count: usize) {
     QUEUE.request(count * SLOTS_PER_EVENT);
 }
 
-/// Initializes room for about `count` events.
 pub fn initialize(count: usize) {
     let count = count * SLOTS_PER_EVENT;
     QUEUE.initialize(count, Header::all_free(count), |place| Slot::free(place, count));
@@ -99,7 +95,7 @@ pub fn initialize(count: usize) {
 
 /// Calls `work` with the queue, under the lock. Nothing of it can fail.
 pub fn with<R: Default>(work: impl FnOnce(&mut Queue<'_>) -> R) -> R {
-    QUEUE.lock().map(|mut queue| work(&mut queue)).unwrap_or_default()
+    QUEUE.with(work).unwrap_or_default()
 }
 
 impl Header {
@@ -204,7 +200,6 @@ impl Queue<'_> {
         batch.map(|batch| self.publish(batch)).is_some()
     }
 
-    /// Publishes a batch, for the worker to take.
     pub fn publish(&mut self, batch: Batch) {
         self.slot(batch).state = State::Published;
     }
@@ -253,7 +248,6 @@ impl Queue<'_> {
         self.take(database, true).into_iter().for_each(|batch| self.free(batch));
     }
 
-    /// Frees a batch.
     pub fn free(&mut self, batch: Batch) {
         let count = self.slot(batch).count;
         self.slot(batch).state = State::Part;

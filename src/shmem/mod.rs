@@ -7,7 +7,7 @@ mod text;
 pub mod workers;
 pub mod xact_reports;
 
-pub use text::TEXT_BYTES;
+pub use text::Text;
 
 use pgrx::{pg_guard, pg_sys};
 

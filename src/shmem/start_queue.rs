@@ -21,10 +21,8 @@ pub struct Request {
     start: Start,
 }
 
-/// The queue, locked.
 pub type Queue<'a> = Contents<'a, Header, Request>;
 
-/// The state of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// The place is free.
@@ -48,7 +46,6 @@ enum State {
 /// The start of an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Start {
-    /// The loader's id.
     pub loader_id: i64,
     /// When it started, in PostgreSQL's microseconds.
     pub time: i64,
@@ -65,7 +62,6 @@ pub struct Start {
 /// A start that the worker has committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recorded {
-    /// The execution's id.
     pub execution_id: i64,
     /// Where the worker's commit ends in the WAL, which may not be flushed that far.
     pub commit_lsn: u64,
@@ -91,19 +87,17 @@ pub enum Answer {
     Abandoned,
 }
 
-/// Requests `count` places.
 pub fn request(count: usize) {
     QUEUE.request(count);
 }
 
-/// Initializes `count` places.
 pub fn initialize(count: usize) {
     QUEUE.initialize(count, Header { used: 0 }, |_| Request::FREE);
 }
 
 /// Calls `work` with the queue, under the lock.
 pub fn with<R: Default>(work: impl FnOnce(&mut Queue<'_>) -> R) -> R {
-    QUEUE.lock().map(|mut queue| work(&mut queue)).unwrap_or_default()
+    QUEUE.with(work).unwrap_or_default()
 }
 
 /// Answers a request that the worker has committed; false if no caller waits any more.

@@ -1,7 +1,7 @@
-//! A text of limited length in shared memory.
+//! A text of limited length, for shared memory and for callbacks that allocate nothing.
 
-/// Bytes of an error's text that are kept.
-pub const TEXT_BYTES: usize = 1_000;
+/// Bytes of a text, at most.
+const TEXT_BYTES: usize = 1_000;
 
 /// A text, or its beginning.
 #[derive(Clone, Copy)]
@@ -11,18 +11,33 @@ pub struct Text {
 }
 
 impl Text {
-    /// No text.
     pub const EMPTY: Self = Self { length: 0, bytes: [0; TEXT_BYTES] };
+
+    pub const fn clear(&mut self) {
+        self.length = 0;
+    }
+
+    /// Appends `bytes`, or as many of them as there is room for. Cannot fail.
+    pub fn push(&mut self, bytes: impl IntoIterator<Item = u8>) {
+        for (place, byte) in self.bytes[self.length..].iter_mut().zip(bytes) {
+            *place = byte;
+            self.length += 1;
+        }
+    }
 
     /// Sets the text to `bytes`, or their beginning.
     pub fn set(&mut self, bytes: &[u8]) {
-        self.length = bytes.len().min(TEXT_BYTES);
-        self.bytes[..self.length].copy_from_slice(&bytes[..self.length]);
+        self.clear();
+        self.push(bytes.iter().copied());
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
     }
 
     /// The text, up to the last whole character.
     pub fn get(&self) -> String {
-        let chunk = self.bytes[..self.length].utf8_chunks().next();
+        let chunk = self.bytes().utf8_chunks().next();
         chunk.map_or_else(String::new, |chunk| chunk.valid().to_owned())
     }
 }

@@ -30,7 +30,6 @@ struct Header {
 /// The worker of a database. The block is free where the database is invalid.
 pub struct WorkerBlock {
     database: pg_sys::Oid,
-    /// Its state.
     pub state: WorkerState,
     latch: Option<ProcLatch>,
     /// Its process id; 0 if there is no process.
@@ -68,9 +67,7 @@ pub enum WorkerState {
 /// What a session learns about the worker of its database.
 #[derive(Debug, Clone)]
 pub struct WorkerStatus {
-    /// The worker's state.
     pub state: WorkerState,
-    /// Its process id; 0 if there is none.
     pub pid: i32,
     /// Whether starts don't wait for it.
     pub is_late: bool,
@@ -95,12 +92,10 @@ pub enum Availability {
 
 type Workers<'a> = Contents<'a, Header, WorkerBlock>;
 
-/// Requests a block for each of `count` databases.
 pub fn request(count: usize) {
     WORKERS.request(count);
 }
 
-/// Initializes the blocks.
 pub fn initialize(count: usize) {
     let header = Header {
         launcher: None,
@@ -113,13 +108,12 @@ pub fn initialize(count: usize) {
     WORKERS.initialize(count, header, |_| WorkerBlock::UNUSED);
 }
 
-/// Whether the library was preloaded.
 pub fn is_preloaded() -> bool {
     WORKERS.exists()
 }
 
 fn with<R>(work: impl FnOnce(&mut Workers<'_>) -> R) -> Option<R> {
-    WORKERS.lock().map(|mut workers| work(&mut workers))
+    WORKERS.with(work)
 }
 
 /// Calls `work` with the block of `database`, if there is one, under the lock.
@@ -345,7 +339,6 @@ pub fn exit_launcher() {
     with(|workers| workers.header.launcher = None);
 }
 
-/// Wakes the launcher. Cannot fail.
 pub fn wake_launcher() {
     with(|workers| workers.wake_launcher());
 }
@@ -390,7 +383,6 @@ pub fn start(database: pg_sys::Oid) -> bool {
 }
 
 impl WorkerBlock {
-    /// Free.
     pub const UNUSED: Self = Self {
         database: pg_sys::InvalidOid,
         state: WorkerState::Unused,
@@ -409,7 +401,6 @@ impl WorkerBlock {
         self.state == WorkerState::Running
     }
 
-    /// Whether a worker runs, or is about to.
     pub fn is_served(&self) -> bool {
         matches!(self.state, WorkerState::Starting | WorkerState::Running)
     }

@@ -24,13 +24,11 @@ pub struct Report {
     error: Text,
 }
 
-/// The reports, locked.
 pub type Reports<'a> = Contents<'a, Header, Report>;
 
 /// That a transaction or subtransaction was rolled back.
 #[derive(Debug, PartialEq, Eq)]
 pub struct XactReport {
-    /// The transaction.
     pub xid: u64,
     /// The subtransaction; 0 for the whole transaction.
     pub subxid: u64,
@@ -38,19 +36,17 @@ pub struct XactReport {
     pub error: String,
 }
 
-/// Requests `count` places.
 pub fn request(count: usize) {
     REPORTS.request(count);
 }
 
-/// Initializes `count` places.
 pub fn initialize(count: usize) {
     REPORTS.initialize(count, Header { used: 0 }, |_| Report::FREE);
 }
 
 /// Calls `work` with the reports, under the lock. Nothing of it can fail.
 pub fn with<R: Default>(work: impl FnOnce(&mut Reports<'_>) -> R) -> R {
-    REPORTS.lock().map(|mut reports| work(&mut reports)).unwrap_or_default()
+    REPORTS.with(work).unwrap_or_default()
 }
 
 impl Report {

@@ -16,7 +16,8 @@ use super::{Context, Part, events_dropped};
 use crate::history::prepared_changes;
 use crate::model::error::Error;
 use crate::model::event;
-use crate::pg::bgworker::{XactError, report_activity, set_local, transaction};
+use crate::pg::bgworker::{XactError, report_activity, transaction};
+use crate::pg::guc_scope::set_local;
 use crate::pg::{notify, xact};
 use crate::shmem::event_queue::{self, Batch};
 use crate::shmem::workers;
@@ -49,7 +50,6 @@ const PREPARED_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the worker tries to emit its events before it ends.
 const LAST_TRIES: u32 = 5;
 
-/// The emitter.
 pub struct EventEmitter {
     /// Batches that the worker has taken.
     batches: Vec<Batch>,

@@ -266,7 +266,6 @@ impl Launcher {
     }
 }
 
-/// How many workers are starting.
 fn starting() -> usize {
     workers::all().iter().filter(|(_, state, _)| *state == WorkerState::Starting).count()
 }

@@ -140,7 +140,9 @@ struct Context {
 /// A part of the worker. Each does its work in small portions, since starts wait meanwhile.
 trait Part {
     /// When there is something to do that no process wakes the worker for.
-    fn due(&self, context: &Context) -> Option<Instant>;
+    fn due(&self, _context: &Context) -> Option<Instant> {
+        None
+    }
 
     /// Does a portion of what is due; whether there was any. After a wait for a lock, which may have consumed a wake-up,
     /// there was.

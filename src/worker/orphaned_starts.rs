@@ -15,9 +15,7 @@ use crate::pg::bgworker::transaction;
 
 /// A start whose loader's row may be gone.
 pub struct OrphanedStart {
-    /// The execution's id.
     pub execution_id: i64,
-    /// Its loader's id.
     pub loader_id: i64,
     /// Whether the caller did not learn that the start is recorded.
     pub is_certain: bool,
@@ -29,7 +27,6 @@ pub struct OrphanedStarts {
 }
 
 impl OrphanedStarts {
-    /// Nothing is due.
     pub fn new() -> Self {
         Self { next: Instant::now() }
     }

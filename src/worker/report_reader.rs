@@ -1,18 +1,11 @@
 //! Reads what backends report about transactions that were rolled back.
 
-use std::time::Instant;
-
 use super::{Context, Part};
 use crate::shmem::xact_reports;
 
-/// The reader.
 pub struct ReportReader;
 
 impl Part for ReportReader {
-    fn due(&self, _context: &Context) -> Option<Instant> {
-        None
-    }
-
     fn run(&mut self, context: &mut Context) -> bool {
         let reports =
             xact_reports::with(|reports| reports.take(|database| database == context.database));

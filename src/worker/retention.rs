@@ -20,7 +20,8 @@ use crate::history::outcomes;
 use crate::history::purge::{self, Position};
 use crate::model::error::Error;
 use crate::model::timestamp::FIRST_TIMESTAMP;
-use crate::pg::bgworker::{XactError, report_activity, set_local, transaction};
+use crate::pg::bgworker::{XactError, report_activity, transaction};
+use crate::pg::guc_scope::set_local;
 use crate::pg::relation::OpenRelation;
 use crate::pg::spi::{SavedPlan, query};
 use crate::pg::xact::clock_timestamp;
@@ -99,7 +100,6 @@ pub struct Retention {
     reported: HashSet<String>,
 }
 
-/// The result of a batch.
 enum Batch {
     /// It looked at all executions up to the position, or to the end.
     Done(Option<Position>),

@@ -13,21 +13,17 @@ use crate::history::loader_fk::LoaderRow;
 use crate::history::starts;
 use crate::model::error::Error;
 use crate::model::fallback::Reason;
-use crate::pg::bgworker::{XactError, last_commit_lsn, report_activity, set_local, transaction};
+use crate::pg::bgworker::{XactError, last_commit_lsn, report_activity, transaction};
+use crate::pg::guc_scope::set_local;
 use crate::shmem::start_queue::{self, Recorded, RequestId, Start};
 
 /// How long starts are retried while a table is locked, and the pause between.
 const LOCK_PATIENCE: Duration = Duration::from_millis(20);
 const LOCK_PAUSE: Duration = Duration::from_millis(4);
 
-/// The writer.
 pub struct StartWriter;
 
 impl Part for StartWriter {
-    fn due(&self, _context: &Context) -> Option<Instant> {
-        None
-    }
-
     fn run(&mut self, context: &mut Context) -> bool {
         let mut taken = start_queue::with(|queue| queue.take(context.database));
         if taken.is_empty() {

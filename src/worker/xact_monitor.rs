@@ -11,7 +11,8 @@ use super::orphaned_starts::OrphanedStart;
 use super::{Context, LOCK_RETRY, Part};
 use crate::history::outcomes::{self, Ended};
 use crate::history::watched_transactions::{self, WatchedTransaction};
-use crate::pg::bgworker::{XactError, report_activity, set_local, transaction};
+use crate::pg::bgworker::{XactError, report_activity, transaction};
+use crate::pg::guc_scope::set_local;
 use crate::pg::xact::{self, XactStatus};
 use crate::shmem::workers;
 use crate::shmem::xact_reports::XactReport;
@@ -64,7 +65,6 @@ struct Failed {
     notify: bool,
 }
 
-/// The monitor.
 pub struct XactMonitor {
     /// Executions to end.
     failed: VecDeque<Failed>,
@@ -87,7 +87,6 @@ impl Default for WatchedTransactions {
 }
 
 impl WatchedTransactions {
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.by_execution.is_empty()
     }
@@ -177,7 +176,6 @@ impl Part for XactMonitor {
 }
 
 impl XactMonitor {
-    /// Nothing is known yet.
     pub fn new() -> Self {
         let now = Instant::now();
         Self {
