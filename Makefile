@@ -1,6 +1,6 @@
 # make demo   shows what loader_history does, on a throwaway cluster (and so does make alone)
 # make test   runs everything that must pass, on one PostgreSQL
-# make test-all   runs it on every major that is supported and to be had: 15, 16, 17 and 18
+# make test-all   runs it on every supported major: 15, 16, 17 and 18
 # make setup   installs and downloads what the other targets need; they run it themselves, but for all and install
 # make all   builds a release, and only that: it installs and downloads nothing
 # make install   installs it into the PostgreSQL of PG_CONFIG
@@ -20,8 +20,8 @@ endif
 
 .DEFAULT_GOAL := demo
 
-# What PGXN's client and packagers run before make install. Both only build and install: what they lack,
-# they say, and "make setup" provides it.
+# What PGXN's client and packagers run before make install. Both only build and install. If something is
+# missing, they name the command that provides it.
 all:
 	@scripts/build >/dev/null
 
@@ -40,8 +40,8 @@ test: setup-deb
 test-all:
 	@scripts/test-all
 
-# The large sizes of what make test runs small, and what an autonomous start costs; pg_test/FIGURES.md has
-# what they have shown.
+# Tests that make test runs in a small size, and what an autonomous start costs. pg_test/FIGURES.md has the
+# results.
 chaos: setup
 	@CHAOS_ROUNDS=$${CHAOS_ROUNDS:-20} scripts/test --test chaos -- --nocapture
 
@@ -70,7 +70,7 @@ baseline: setup
 bench: setup
 	@BENCH_SIZE=full TMPDIR=$${TMPDIR:-/var/tmp} scripts/measure bench
 
-# The README's pictures of the console, in docs/screenshots.
+# The pictures of the console in docs/console.md.
 screenshots: setup
 	@scripts/screenshots
 

@@ -1,4 +1,4 @@
-//! Writes the pictures of the README, `make screenshots`: pages over two days of loads that look like real ones.
+//! Writes the pictures of docs/console.md, `make screenshots`: pages over two days of loads that look like real ones.
 
 mod support;
 

@@ -120,7 +120,7 @@ fn a_restart_of_the_database_is_a_gap_and_then_events_again() {
     assert_arrive(&cluster, &mut stream);
 }
 
-/// A client that does what the README says.
+/// A client that does what docs/console.md says.
 struct Reader<'a> {
     console: &'a Console,
     known: HashSet<(i64, String)>,

@@ -264,7 +264,7 @@ fn a_key_that_a_dba_no_longer_enforces_is_left_alone() {
     }
     unenforced.unwrap();
     notices.try_iter().for_each(drop);
-    // Durable, of a loader that is not there, as of one that is.
+    // Autonomous, of a loader that is not there, as of one that is.
     for loader in [99, 1] {
         client
             .batch_execute(&format!(

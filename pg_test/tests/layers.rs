@@ -28,9 +28,9 @@ const FILE_LINES: usize = 450;
 /// Lines of an impl block.
 const IMPL_LINES: usize = 250;
 /// Lines of all files.
-const ALL_LINES: usize = 7_000;
+const ALL_LINES: usize = 8_700;
 /// Lines with the keyword `unsafe`.
-const UNSAFE_LINES: usize = 130;
+const UNSAFE_LINES: usize = 150;
 
 /// A word or a punctuation character of Rust, outside comments and literals, and its line, from 1.
 #[derive(Debug, Clone, PartialEq)]
@@ -274,7 +274,6 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-#[ignore = "the sources of version 2.0 are not in their layers yet"]
 fn sources_are_laid_out_in_layers() {
     let root = Path::new(PROJECT).join("src");
     let files = rust_files(&root);

@@ -195,14 +195,14 @@ fn transactions_that_no_worker_has_looked_at_are_judged_in_the_new_cluster() {
     old.configure("shared_preload_libraries = ''");
     old.start_server();
     let bound = "SELECT format('%s %s %s', execution_id, xid, subxid) FROM loader_history.watched_transaction ORDER BY 1";
-    let bindings: Vec<String> = column(&mut old.connect(), bound);
-    assert_eq!(bindings.len(), ids.len());
+    let watched: Vec<String> = column(&mut old.connect(), bound);
+    assert_eq!(watched.len(), ids.len());
     old.stop_server();
 
     // Not yet preloaded, the new server has what the old one knew.
     let mut new = upgrade(&old, &["postgres"], "");
     let mut client = new.connect();
-    assert_eq!(column::<String>(&mut client, bound), bindings);
+    assert_eq!(column::<String>(&mut client, bound), watched);
     let outcomes =
         "SELECT pg_xact_status(xid) FROM loader_history.watched_transaction ORDER BY execution_id";
     assert_eq!(

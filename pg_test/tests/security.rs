@@ -571,7 +571,7 @@ fn channels_are_everybodys_as_postgresql_has_them_and_off_is_off() {
 
 /// Who may set what, and from where. The settings are those of a server that preloads the library.
 #[test]
-fn settings_are_set_by_whom_the_readme_says() {
+fn settings_are_set_by_whom_the_documentation_says() {
     let cluster = preloaded_cluster();
     grant_roles(&cluster);
     let mut dba = cluster.connect();

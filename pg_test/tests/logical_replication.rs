@@ -6,7 +6,7 @@
 //! - `sql collector`: run on the collecting server for `north` as it is written, then for `south`.
 //! - `sql collector once`: run there once.
 //! - `sql overview`: run there when all that the sources have has arrived.
-//! - `sql anew`: run there in the end.
+//! - `sql again`: run there in the end.
 //! - `sql measure`, `sh measure` of docs/performance.md: run in a database of their own, in a small size.
 //!
 //! Hosts and the socket's folder are replaced by those of the test's servers.
@@ -30,7 +30,7 @@ const KINDS: [&str; 7] = [
     "sql collector",
     "sql collector once",
     "sql overview",
-    "sql anew",
+    "sql again",
     "sql measure",
     "sh measure",
 ];
@@ -295,9 +295,9 @@ fn the_recipe_of_the_page_keeps_sources_apart() {
     collector.start_server();
     let mut collected = SOURCES.map(|name| collector.connect_to(name, "postgres"));
     same(&mut loaders, &mut collected);
-    // A source can be collected anew.
+    // A source can be collected again.
     let recipe = Recipe { sources: [("north", &north), ("south", &south)], collector: &collector };
-    recipe.run(&["sql anew"]);
+    recipe.run(&["sql again"]);
     same(&mut loaders, &mut collected);
     drop(collected);
     SOURCES.iter().for_each(|name| unsubscribe(&collector, name));
