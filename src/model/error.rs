@@ -1,7 +1,7 @@
-//! Every error that a caller can meet.
+//! Every error that a caller can get.
 //!
-//! The SQLSTATEs are part of the public contract. Functions return [`Error`]; the one place where it becomes a PostgreSQL
-//! error is the `From` at the end of this file.
+//! The SQLSTATEs are part of the public contract. Functions return [`Error`]; the one place where
+//! it becomes a PostgreSQL error is the `From` at the end of this file.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use pgrx::datum::TryFromDatumError;
@@ -10,7 +10,7 @@ use pgrx::{PgSqlErrorCode, function_name, spi};
 
 use super::execution::MAX_ERROR_MESSAGE_BYTES;
 
-/// Characters of a bad argument that its error message repeats.
+/// Characters of an invalid argument that its error message repeats.
 const SHOWN_CHARACTERS: usize = 60;
 
 /// An error.
@@ -24,19 +24,21 @@ pub enum Error {
         hint: String,
     },
     UnknownExecution(i64),
-    /// The loader has reported an outcome before, which is final.
+    /// The loader has already reported an outcome, which is final.
     AlreadyEnded {
         execution_id: i64,
         status: String,
         end: Option<DateTime<Utc>>,
     },
-    /// SUCCESS was reported while the transaction that started the execution is open in another session.
+    /// SUCCESS was reported while the transaction that started the execution is open in another
+    /// session.
     StillOpen(i64),
     ReadOnlyTransaction,
     Standby,
-    /// An error message of this many bytes, which no row can hold.
+    /// An error message of this length, in bytes, which no row can hold.
     MessageTooLong(usize),
-    /// A relation of the extension that does not belong to a superuser, or another one in its place.
+    /// A relation of the extension that does not belong to a superuser, or another one in its
+    /// place.
     Untrusted {
         relation: String,
         /// Its owner; `None` if it is not a member of the extension.
@@ -46,13 +48,13 @@ pub enum Error {
     MissingRelation(String),
     /// Another session locks a table that the worker must not wait for.
     TableLocked,
-    /// The caller of a start, which the worker was about to commit, has given it up.
+    /// The caller of a start that the worker was about to commit has abandoned it.
     Abandoned,
     /// A DBA's trigger kept the row from being written.
     Suppressed,
-    /// What a superuser is about to delete would run the triggers of this table, which belongs to another role.
+    /// A superuser's delete would run the triggers of this table, which belongs to another role.
     UntrustedCascade(String),
-    /// What a library, or SPI, reports and should not.
+    /// An error of a library or of SPI that should not occur.
     Internal(String),
 }
 
@@ -182,7 +184,7 @@ impl Error {
 /// The HINT of a missing or unknown execution.
 pub const EXECUTION_ID_HINT: &str = "Pass the id that loader.record_execution_start() returned; if the start was rolled back, start again.";
 
-/// `text`, cut to what a message can repeat.
+/// `text`, cut to the length that a message repeats.
 pub fn shown(text: &str) -> String {
     text.char_indices()
         .nth(SHOWN_CHARACTERS)

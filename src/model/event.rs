@@ -12,7 +12,7 @@ use super::timestamp::from_postgres;
 /// PostgreSQL's `async.c`).
 pub const MAX_PAYLOAD_BYTES: usize = 7_999;
 
-/// Characters of an error message that `message` looks for its first line in.
+/// Characters of an error message whose first line `message` has.
 const MESSAGE_CHARACTERS: usize = 200;
 
 /// A change of an execution's status: a row of `loader.activity_feed`.
@@ -24,10 +24,11 @@ pub struct Event<'a> {
     pub status: Status,
     /// When it started or ended.
     pub time: DateTime<Utc>,
-    /// Records loaded. Of a start nothing of this and of what follows is said.
+    /// Records loaded. The payload of a start has neither this nor the following fields.
     pub record_count: Option<i32>,
     pub duration_seconds: Option<i32>,
-    /// The error message or the beginning of it; `None` also if events carry none.
+    /// The error message or its beginning; `None` also if loader_history.notify_error_message is
+    /// off.
     pub error_message: Option<&'a str>,
     /// Whether `error_message` is only the beginning.
     pub truncated: bool,
@@ -64,8 +65,8 @@ impl Event<'_> {
         }
     }
 
-    /// The event as one JSON object of at most [`MAX_PAYLOAD_BYTES`], in ASCII, its error message cut between
-    /// two characters if it does not fit.
+    /// The event as one JSON object of at most [`MAX_PAYLOAD_BYTES`], in ASCII, its error message
+    /// cut between two characters if it does not fit.
     pub fn payload(&self) -> serde_json::Result<String> {
         let message = self.message();
         let (event_type, severity) = match self.status {
@@ -148,8 +149,8 @@ fn grouped(number: i32) -> String {
     if number < 0 { format!("-{text}") } else { text }
 }
 
-/// `value` as JSON of ASCII characters alone: one that a listener's client_encoding does not have would end its
-/// connection.
+/// `value` as JSON of ASCII characters alone: one that a listener's client_encoding does not have
+/// would end its connection.
 fn ascii_json(value: &impl Serialize) -> serde_json::Result<String> {
     let json = serde_json::to_string(value)?;
     let mut ascii = String::with_capacity(json.len());

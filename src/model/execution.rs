@@ -16,20 +16,21 @@ pub mod column {
     pub const DURATION_SECONDS: NonZeroUsize = ID.saturating_add(7);
 }
 
-/// The longest error message, in bytes, that fits into a row: PostgreSQL allocates no tuple beyond 1 GB (`MaxAllocSize` in
-/// its `memutils.h`), and the other columns and the server's finding need some of that.
+/// The longest error message, in bytes, that fits into a row: PostgreSQL allocates no tuple beyond
+/// 1 GB (`MaxAllocSize` in its `memutils.h`), and the other columns and the server's message need
+/// some of that.
 pub const MAX_ERROR_MESSAGE_BYTES: usize = 0x3fff_ffff - 4096;
 
 /// The largest page of the history, in executions.
 pub const MAX_PAGE_SIZE: i32 = 1000;
 
-/// Where an execution stands.
+/// The status of an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     Running,
-    /// Ended, and did what it was to do.
+    /// Ended, and succeeded.
     Success,
-    /// Ended without having done it.
+    /// Ended, and failed.
     Failed,
 }
 
@@ -64,8 +65,8 @@ pub fn listed(statuses: &[Status]) -> String {
     }
 }
 
-/// Whole seconds from `start` to `end`, rounded down and kept within an integer; 0 where the clock
-/// stepped back.
+/// Whole seconds from `start` to `end`, rounded down and limited to an integer; 0 if the clock was
+/// set back.
 pub fn duration_seconds(start: DateTime<Utc>, end: DateTime<Utc>) -> i32 {
     i32::try_from(end.signed_duration_since(start).num_seconds().max(0)).unwrap_or(i32::MAX)
 }

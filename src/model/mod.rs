@@ -1,5 +1,5 @@
-//! What an execution is, in Rust alone: no file here knows PostgreSQL, but for the edge where an error becomes an
-//! ErrorReport.
+//! What an execution is. No file here depends on PostgreSQL, but for the conversion of an error
+//! into an ErrorReport.
 
 use std::ffi::CStr;
 

@@ -29,8 +29,8 @@ pub fn from_postgres(micros: i64) -> DateTime<Utc> {
 /// When an execution that started at `start` and is ended at `now` ended, all in PostgreSQL's
 /// microseconds.
 ///
-/// A clock that stepped back must not end an execution before it started. One microsecond later,
-/// rather than the same one, keeps the end behind the start wherever events are ordered by time.
+/// A clock that was set back must not end an execution before it started. One microsecond later,
+/// rather than the same one, keeps the end behind the start when events are ordered by time.
 pub fn end_of_execution(start: i64, now: i64) -> i64 {
     now.max(start.saturating_add(1).min(LAST_TIMESTAMP))
 }
