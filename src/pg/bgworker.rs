@@ -39,12 +39,12 @@ impl XactError {
         Self { sqlstate, message: message.into() }
     }
 
-    /// Whether another session's lock did it.
+    /// Whether another session's lock was the cause.
     pub fn is_lock(&self) -> bool {
         self.sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
     }
 
-    /// Whether the caller of a start had given it up.
+    /// Whether the caller of a start had abandoned it.
     pub fn is_abandoned(&self) -> bool {
         self.sqlstate == PgSqlErrorCode::ERRCODE_TRANSACTION_ROLLBACK
     }
@@ -68,25 +68,26 @@ impl From<CaughtError> for XactError {
     }
 }
 
-/// Has SIGTERM end this process at once, for while it connects to its database: that may wait for a lock as long as a
-/// prepared transaction is open.
+/// Has SIGTERM end this process at once while it connects to its database, which may wait for a
+/// lock of a prepared transaction.
 pub fn install_connect_signal_handlers() {
     unsafe extern "C-unwind" {
         // PostgreSQL's tcopprot.h. pgrx's own is no plain function.
         fn die(signal: c_int);
     }
-    // SAFETY: runs first in a background worker, whose signals are blocked; the handler is that of PostgreSQL's own
-    // processes, which only sets flags that its waits look at.
+    // SAFETY: runs first in a background worker, whose signals are blocked; the handler is that of
+    // PostgreSQL's own processes, which only sets flags.
     unsafe { set_signal_handler(pg_sys::SIGTERM.cast_signed(), Some(die)) };
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
 }
 
-/// Has SIGTERM and SIGHUP wake this process, which then asks [`is_stop_requested`] and reloads its settings.
+/// Has SIGTERM and SIGHUP wake this process, which then asks [`is_stop_requested`] and reloads its
+/// settings.
 pub fn install_signal_handlers() {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
 }
 
-/// Reloads the settings if SIGHUP has come.
+/// Reloads the settings after SIGHUP.
 pub fn reload_settings() {
     if BackgroundWorker::sighup_received() {
         // SAFETY: outside of a transaction of this process, as in PostgreSQL's own main loops.
@@ -94,13 +95,13 @@ pub fn reload_settings() {
     }
 }
 
-/// Whether SIGTERM has come. Says so once.
+/// Whether SIGTERM was received since the last call.
 pub fn is_stop_requested() -> bool {
     BackgroundWorker::sigterm_received()
 }
 
-/// Sets a setting for the whole process, whatever the configuration, the database or the role say; one that this
-/// version of PostgreSQL does not have is skipped.
+/// Sets a setting for the whole process, with precedence over the configuration, the database and
+/// the role; one that this version of PostgreSQL does not have is skipped.
 pub fn set(name: &CStr, value: &CStr) {
     // SAFETY: both are C strings that PostgreSQL copies.
     unsafe {
@@ -145,7 +146,7 @@ pub fn transaction<R>(body: impl FnOnce() -> Result<R, Error>) -> Result<R, Xact
     .execute()
 }
 
-/// Where the last commit of this process ends in the WAL.
+/// The LSN at which the last commit of this process ends.
 pub fn last_commit_lsn() -> u64 {
     // SAFETY: a variable of the process's own.
     unsafe { pg_sys::XactLastCommitEnd }

@@ -1,4 +1,4 @@
-//! Settings that hold for a piece of our own work, whatever the session has set.
+//! Settings for the extension's own statements, whatever the session has set.
 
 use std::ffi::CStr;
 
@@ -33,16 +33,16 @@ fn set_option(
     }
 }
 
-/// Settings that are set back when this is dropped, with all that was set meanwhile.
+/// Settings that are reset when this is dropped, with all that was set meanwhile.
 pub struct GucScope(i32);
 
 impl GucScope {
-    /// Sets each of `settings`, which anybody may set.
+    /// Sets `settings` with the rights of any role.
     pub fn set(settings: &[Setting]) -> Self {
         Self::set_as(pg_sys::GucContext::PGC_USERSET, settings)
     }
 
-    /// Sets each of `settings`, which a superuser may set, in a function with the rights of one.
+    /// Sets `settings` with the rights of a superuser.
     pub fn set_as_superuser(settings: &[Setting]) -> Self {
         Self::set_as(pg_sys::GucContext::PGC_SUSET, settings)
     }

@@ -1,5 +1,6 @@
-//! Single rows found by an index scan, as they are committed by now: in every isolation level, and without a predicate
-//! lock, by which serializable sessions that record different executions would fail each other.
+//! Single rows found by an index scan, as they are committed by now: in every isolation level, and
+//! without a predicate lock, which would make serializable sessions that record different
+//! executions fail with serialization errors.
 
 use pgrx::htup::heap_getattr_raw;
 use pgrx::{FromDatum, IntoDatum, PgList, pg_sys};
@@ -18,15 +19,15 @@ pub struct Found {
 }
 
 impl Found {
-    /// The value of column number `column`, counted from 1; `None` where it is NULL.
+    /// The value of column number `column`, counted from 1; `None` if it is NULL.
     ///
     /// # Safety
-    /// The relation has the column, of a type that `T` reads; and `T` is a copy, which borrows nothing of the
-    /// row.
+    /// The relation has the column, of a type that `T` reads; and `T` is a copy, which borrows
+    /// nothing of the row.
     pub unsafe fn get<T: FromDatum + IntoDatum>(&self, column: usize) -> Option<T> {
         let column = std::num::NonZeroUsize::new(column)?;
-        // SAFETY: tuple and descriptor are valid while `self` is: find_once() lends it out, and then ends the
-        // scan. The caller vouches for the column and the type.
+        // SAFETY: tuple and descriptor are valid while `self` is: find_once() lends it out, and
+        // then ends the scan. The caller vouches for the column and the type.
         unsafe {
             let datum = heap_getattr_raw(self.tuple, column, self.descriptor)?;
             T::from_datum(datum, false)
@@ -47,8 +48,8 @@ impl Key {
         Self { column: 1, equals: pg_sys::F_INT8EQ, value: id.into() }
     }
 
-    /// The number `id` in a column of type `column_type`; `None` where that is no type of numbers that
-    /// a foreign key of bigint can refer to, or has no such number.
+    /// The number `id` in a column of type `column_type`; `None` if a foreign key of bigint cannot
+    /// reference that type, or if the type has no such number.
     pub fn number(column: pg_sys::AttrNumber, column_type: pg_sys::Oid, id: i64) -> Option<Self> {
         let (equals, value) = match column_type {
             pg_sys::INT8OID => (pg_sys::F_INT8EQ, id.into()),
@@ -68,8 +69,9 @@ impl Key {
 ///
 /// Nothing is planned: planning calls functions that the owner of the table's indexes can define.
 pub fn find<R>(table: &OpenRelation, key: &Key, read: impl Fn(&Found) -> R) -> Option<R> {
-    // A scan that meets an update just as it commits can miss both versions of a row. It does so once
-    // for an update; an execution is updated three times at most, and a loader's row not often.
+    // A scan that meets an update just as it commits can miss both versions of a row. It does so
+    // once for an update; an execution is updated three times at most, and a loader's row not
+    // often.
     let index = index_on(table, key.column);
     (0..4).find_map(|_| find_once(table, index, key, &read))
 }
@@ -81,8 +83,8 @@ fn find_once<R>(
     read: &impl Fn(&Found) -> R,
 ) -> Option<R> {
     let relation = table.as_ptr();
-    // SAFETY: the relation is open; the key compares a column with a value of its type by the built-in
-    // function; the row is read before the scan ends. A tuple on disk begins with t_heap.
+    // SAFETY: the relation is open; the key compares a column with a value of its type by the
+    // built-in function; the row is read before the scan ends. A tuple on disk begins with t_heap.
     unsafe {
         let mut scan_key = pg_sys::ScanKeyData::default();
         pg_sys::ScanKeyInit(
@@ -118,8 +120,8 @@ fn find_once<R>(
 
 /// A valid B-tree on `column` alone: the primary key's, or else another.
 fn index_on(table: &OpenRelation, column: pg_sys::AttrNumber) -> Option<pg_sys::Oid> {
-    // SAFETY: the relation is open; an index that is open has its row of pg_index in its cache entry,
-    // with as many key columns as it says.
+    // SAFETY: the relation is open; an index that is open has its row of pg_index in its cache
+    // entry, with indnkeyatts key columns.
     unsafe {
         let list = pg_sys::RelationGetIndexList(table.as_ptr());
         let primary = (*table.as_ptr()).rd_pkindex;

@@ -20,14 +20,15 @@ impl ProcLatch {
     }
 
     pub fn set(self) {
-        // SAFETY: the latch is a field of the array of processes, which lives as long as shared memory. If the entry
-        // belongs to another process by now, that one wakes for nothing, which PostgreSQL expects of latches.
+        // SAFETY: the latch is a field of the array of processes, which lives as long as shared
+        // memory. If the entry belongs to another process by now, that one wakes up spuriously,
+        // which PostgreSQL allows for.
         unsafe { pg_sys::SetLatch(self.0) };
     }
 }
 
-/// Sleeps until another process wakes this one, or for `time` if there is one. The process ends if the postmaster
-/// has died.
+/// Sleeps until another process sets this one's latch, or for `time` if there is one. The process
+/// ends if the postmaster has died.
 fn wait_for_latch(time: Option<Duration>) {
     let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
     let mut milliseconds = -1;
@@ -59,7 +60,8 @@ pub fn wait_in_worker(time: Option<Duration>) {
     check_for_interrupts();
 }
 
-/// Serves interrupts in a background worker that is outside of a transaction: there is no query to cancel.
+/// Processes interrupts in a background worker that is outside of a transaction: there is no query
+/// to cancel.
 pub fn check_for_interrupts() {
     // SAFETY: a flag of the process's own, which a signal sets.
     unsafe { pg_sys::QueryCancelPending = 0 };

@@ -1,4 +1,4 @@
-//! Thin and safe wrappers of PostgreSQL's functions, which know nothing of loaders.
+//! Thin and safe wrappers of PostgreSQL's functions, independent of loaders.
 
 pub mod bgworker;
 pub mod compat;

@@ -1,4 +1,4 @@
-//! NOTIFY, and the queue that PostgreSQL keeps notifications in.
+//! NOTIFY, and PostgreSQL's notification queue.
 
 use std::ffi::{CStr, CString};
 
@@ -10,19 +10,21 @@ const CHANNEL: &CStr = c"loader_execution";
 /// Bytes of a page of PostgreSQL's queue.
 const PAGE_BYTES: usize = 8192;
 
-/// Bytes of an entry beside its payload: more than the header, the channel's name and the alignment.
+/// Bytes of an entry beside its payload: more than the header, the channel's name and the
+/// alignment.
 const ENTRY_BYTES: usize = 64;
 
 /// Emits a payload when the current transaction commits.
 pub fn emit(payload: &[u8]) {
-    // JSON escapes the only character that a C string can't hold.
+    // JSON escapes NUL, the only character that a C string cannot hold.
     let Ok(payload) = CString::new(payload) else { return };
     // SAFETY: both are C strings that PostgreSQL copies; called in a transaction.
     unsafe { pg_sys::Async_Notify(CHANNEL.as_ptr(), payload.as_ptr()) };
 }
 
-/// Whether payloads of these lengths find room in PostgreSQL's queue when the current transaction, which is about to
-/// commit, adds them. Takes the lock that the commit takes a moment later: until then no other session adds any.
+/// Whether payloads of these lengths find room in PostgreSQL's queue when the current transaction,
+/// which is about to commit, adds them. Takes the lock that the commit takes anyway: until then no
+/// other session adds any.
 pub fn has_room(lengths: impl Iterator<Item = usize>) -> bool {
     // SAFETY: in a transaction; the lock is that of PreCommit_Notify() in PostgreSQL's async.c.
     unsafe {
@@ -41,14 +43,15 @@ pub fn has_room(lengths: impl Iterator<Item = usize>) -> bool {
     pages <= free_queue_pages()
 }
 
-/// Pages of PostgreSQL's queue that are free, at least. PostgreSQL finds out which are, and frees them: while the queue
-/// is full no other session does.
+/// Pages of PostgreSQL's queue that are free, at least. Has PostgreSQL advance the tail of the
+/// queue, which no other session does while it is full.
 pub fn free_queue_pages() -> usize {
-    // Since version 17 it is a setting; before, the queue had these, and could not use the last segment.
+    // Since version 17 it is a setting; before, the queue had these, and could not use the last
+    // segment.
     const PAGES: u32 = 1 << 20;
     const SEGMENT: u32 = 34;
-    // SAFETY: a setting's value as text, which is read at once, or NULL if there is no such setting. The
-    // function takes no argument and returns a double precision.
+    // SAFETY: a setting's value as text, which is read at once, or NULL if there is no such
+    // setting. The function takes no argument and returns a double precision.
     let (setting, usage): (Option<u32>, Option<f64>) = unsafe {
         let value = pg_sys::GetConfigOption(c"max_notify_queue_pages".as_ptr(), true, false);
         let value = (!value.is_null()).then(|| CStr::from_ptr(value).to_str().ok()?.parse().ok());

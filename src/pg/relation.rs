@@ -16,8 +16,8 @@ use crate::model::error::Error;
 const REMEMBERED: usize = 16;
 
 thread_local! {
-    /// Members of the extension that this session has found. None ceases to be one but by DROP, or by a
-    /// superuser's ALTER EXTENSION.
+    /// Members of the extension that this session has found. Only DROP and a superuser's ALTER
+    /// EXTENSION end a membership.
     static MEMBERS: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -40,11 +40,11 @@ impl fmt::Display for Name {
     }
 }
 
-/// The OID of a table or sequence of the extension's; `None` if there is none of the name.
+/// The OID of a table or sequence of the extension; `None` if there is no such relation.
 ///
-/// Others may own the schema `loader`, and create what they like where the extension is not. So a
-/// relation is the extension's only if it is a member, and functions with a superuser's rights write it
-/// only if a superuser owns it.
+/// Any role may own the schema `loader`, and create relations in it. So a relation is the
+/// extension's only if it is a member, and functions with a superuser's rights write it only if a
+/// superuser owns it.
 pub fn trusted(name: Name) -> Result<Option<pg_sys::Oid>, Error> {
     let Some(oid) = named(name) else { return Ok(None) };
     let is_member = is_member(oid);
@@ -55,7 +55,7 @@ pub fn trusted(name: Name) -> Result<Option<pg_sys::Oid>, Error> {
     Err(Error::Untrusted { relation: name.to_string(), owner })
 }
 
-/// The OID of the relation of that name, whosever it is.
+/// The OID of the relation of that name, whether or not it is a member.
 fn named(name: Name) -> Option<pg_sys::Oid> {
     // SAFETY: catalog lookups by C strings, in a transaction.
     let oid = unsafe {
@@ -112,14 +112,15 @@ fn role_name(role: pg_sys::Oid) -> String {
     }
 }
 
-/// Opens and locks a table or sequence of the extension's; `None` if there is none of the name.
+/// Opens and locks a table or sequence of the extension; `None` if there is no such relation.
 ///
-/// While it is locked it can be neither dropped nor moved, and an event trigger keeps its schema from being
-/// renamed: SQL that names it means it, until the transaction ends.
+/// While it is locked it can be neither dropped nor moved, and an event trigger keeps its schema
+/// from being renamed: its name refers to it until the transaction ends.
 pub fn open(name: Name, lock: u32) -> Result<Option<OpenRelation>, Error> {
     loop {
         let Some(oid) = trusted(name)? else { return Ok(None) };
-        // SAFETY: in a transaction; an OID can be locked whether or not its relation is still there.
+        // SAFETY: in a transaction; an OID can be locked whether or not its relation is still
+        // there.
         unsafe { pg_sys::LockRelationOid(oid, lock.cast_signed()) };
         if trusted(name)? == Some(oid) {
             return Ok(Some(OpenRelation::table(oid, pg_sys::NoLock)));
@@ -129,15 +130,15 @@ pub fn open(name: Name, lock: u32) -> Result<Option<OpenRelation>, Error> {
     }
 }
 
-/// The same for one that functions cannot do without.
+/// As [`open`], for a relation that must exist.
 pub fn require(name: Name, lock: u32) -> Result<OpenRelation, Error> {
     open(name, lock)?.ok_or_else(|| Error::MissingRelation(name.to_string()))
 }
 
-/// Locks a table of the extension's, if there is one of the name, and if nobody else has it.
+/// Locks a table of the extension, if it exists and no other session locks it.
 pub fn try_lock(name: Name, lock: u32) -> Result<(), Error> {
     let Some(oid) = trusted(name)? else { return Ok(()) };
-    // SAFETY: in a transaction, at whose end the lock goes.
+    // SAFETY: in a transaction, at whose end the lock is released.
     let locked = unsafe { pg_sys::ConditionalLockRelationOid(oid, lock.cast_signed()) };
     if locked && trusted(name)? == Some(oid) { Ok(()) } else { Err(Error::TableLocked) }
 }
@@ -147,7 +148,7 @@ pub struct OpenRelation(pg_sys::Relation);
 
 impl OpenRelation {
     pub fn table(oid: pg_sys::Oid, lock: u32) -> Self {
-        // SAFETY: in a transaction; raises PostgreSQL's own error where there is no such relation.
+        // SAFETY: in a transaction; raises PostgreSQL's own error if there is no such relation.
         Self(unsafe { pg_sys::table_open(oid, lock.cast_signed()) })
     }
 
@@ -164,10 +165,9 @@ impl OpenRelation {
 
     /// Its triggers, those of constraints included.
     fn triggers(&self) -> &[pg_sys::Trigger] {
-        // SAFETY: the relation is open; where it has a list of triggers it has as many as that says, and at
-        // least one. The list goes when PostgreSQL hears that the relation may have changed, which it does
-        // where a catalog is looked into or a lock taken: those who call this do neither before they have
-        // read what they need.
+        // SAFETY: the relation is open; trigdesc has numtriggers triggers, at least one. It is
+        // freed when PostgreSQL processes an invalidation message, as catalog lookups and locks do:
+        // callers do neither before they have read what they need.
         unsafe {
             let triggers = (*self.0).trigdesc;
             if triggers.is_null() {
@@ -178,15 +178,14 @@ impl OpenRelation {
         }
     }
 
-    /// Whether it has a trigger that is neither `known` nor a constraint's, or one that may wait for the
-    /// end of the transaction.
+    /// Whether it has a trigger that is neither `known` nor internal, or one that is deferrable.
     pub fn has_other_triggers(&self, known: &[&CStr]) -> bool {
         self.triggers().iter().any(|trigger| {
             trigger.tgdeferrable || !trigger.tgisinternal && !known.contains(&name_of(trigger))
         })
     }
 
-    /// The trigger of that name where it does not fire for what replication brings.
+    /// The trigger of that name, if it does not fire while session_replication_role is replica.
     pub fn trigger_skipped_in_replica_role(&self, name: &CStr) -> Option<pg_sys::Oid> {
         self.triggers()
             .iter()
@@ -198,7 +197,7 @@ impl OpenRelation {
             .map(|trigger| trigger.tgoid)
     }
 
-    /// Its triggers that deleting fires, those of foreign keys that refer to it included.
+    /// Its triggers that deleting fires, those of foreign keys that reference it included.
     fn triggers_on_delete(&self) -> impl Iterator<Item = &pg_sys::Trigger> {
         let delete = |trigger: &&pg_sys::Trigger| {
             u32::from(trigger.tgtype.cast_unsigned()) & pg_sys::TRIGGER_TYPE_DELETE != 0
@@ -211,14 +210,14 @@ impl OpenRelation {
         self.triggers_on_delete().next().is_some()
     }
 
-    /// A table whose foreign key refers to this one and that is no superuser's: deleting here runs what
-    /// its owner has made of it.
+    /// A table that references this one and does not belong to a superuser: a delete here runs its
+    /// owner's code.
     pub fn untrusted_referencing_table(&self) -> Option<String> {
         self.untrusted_referencing_table_by(|_| true)
     }
 
-    /// The same where deleting here changes that table, or may wait for the end of the transaction: its
-    /// triggers then run with the rights of whoever deletes.
+    /// The same if a delete here changes that table, or its foreign key is deferrable: its triggers
+    /// then run with the rights of the role that deletes.
     pub fn untrusted_cascading_table(&self) -> Option<String> {
         let actions = [
             pg_sys::F_RI_FKEY_CASCADE_DEL,
@@ -241,7 +240,8 @@ impl OpenRelation {
         let foreign = referrers
             .into_iter()
             .find(|&oid| oid != pg_sys::InvalidOid && !is_a_superusers(oid, &kinds))?;
-        // SAFETY: catalog lookups; what they return are C strings, or NULL where the table is gone.
+        // SAFETY: catalog lookups; what they return are C strings, or NULL if the table was
+        // dropped.
         unsafe {
             let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(foreign));
             let name = pg_sys::get_rel_name(foreign);
@@ -261,7 +261,8 @@ impl OpenRelation {
 
 impl Drop for OpenRelation {
     fn drop(&mut self) {
-        // While an error unwinds, PostgreSQL closes it itself, and the resource owner may be gone.
+        // While an error unwinds, PostgreSQL closes it itself, and the resource owner may have been
+        // released.
         if !std::thread::panicking() {
             // SAFETY: opened by table().
             unsafe { pg_sys::table_close(self.0, pg_sys::NoLock.cast_signed()) };

@@ -10,7 +10,8 @@ use crate::model::error::Error;
 
 /// A role and a security context, until this is dropped.
 pub struct SecurityContext {
-    // Dropped in this order, as PostgreSQL does it: settings are reset while the context still holds.
+    // Dropped in this order, as PostgreSQL does it: settings are reset while the context still
+    // holds.
     _settings: GucScope,
     _user: PreviousUser,
 }
@@ -24,10 +25,10 @@ struct PreviousUser {
 /// The search path of the extension's functions.
 const SEARCH_PATH: Setting = (c"search_path", c"pg_catalog, pg_temp");
 
-/// The role in which ordinary triggers, those of foreign keys included, do not fire.
+/// Disables ordinary triggers, those of foreign keys included.
 const REPLICA: Setting = (c"session_replication_role", c"replica");
 
-/// The extension's own triggers on the history, and those of version 1.5.0.
+/// The triggers of the extension on the history, and those of version 1.5.0.
 const TRIGGERS: [&CStr; 7] = [
     c"history_inserted",
     c"history_updated",
@@ -39,19 +40,19 @@ const TRIGGERS: [&CStr; 7] = [
 ];
 
 impl SecurityContext {
-    /// A restricted operation of the session's role, for writing into the history; `None` if a DBA's
-    /// own triggers, or deferred checks, need its full rights.
+    /// A restricted operation of the session's role, for writing into the history; `None` if a
+    /// DBA's own triggers, or deferred checks, need its full rights.
     ///
-    /// Planning the check of the foreign key calls functions of the owner of `loader.loader`: those of its
-    /// indexes and constraints. Restricted, they can leave neither a deferred trigger behind, which would
-    /// run later with the session's own rights, nor a setting.
+    /// Planning the check of the foreign key calls functions of the owner of `loader.loader`: those
+    /// of its indexes and constraints. Restricted, they can leave neither a deferred trigger
+    /// behind, which would run later with the session's own rights, nor a setting.
     pub fn restricted_for_writing(history: &OpenRelation) -> Option<Self> {
         (!history.has_other_triggers(&TRIGGERS)).then(Self::restricted)
     }
 
-    /// A restricted operation of a superuser's session, for deleting from `tables`, if a foreign key of a
-    /// table that does not belong to a superuser references one: planning its check calls functions of that
-    /// table's owner.
+    /// A restricted operation of a superuser's session, for deleting from `tables`, if a foreign
+    /// key of a table that does not belong to a superuser references one: planning its check calls
+    /// functions of that table's owner.
     ///
     /// # Errors
     /// [`Error::UntrustedCascade`] if the delete would fire that table's triggers too.
@@ -81,9 +82,10 @@ impl SecurityContext {
     }
 }
 
-/// Disables triggers for deleting from an internal table of the extension: the foreign keys of other roles'
-/// tables, whose triggers would run with the rights of the function that deletes. `None` if there are none,
-/// since a change of session_replication_role makes PostgreSQL replan every saved plan.
+/// Disables triggers for deleting from an internal table of the extension: the foreign keys of
+/// other roles' tables, whose triggers would run with the rights of the function that deletes.
+/// `None` if there are none, since a change of session_replication_role makes PostgreSQL replan
+/// every saved plan.
 pub fn without_triggers(table: &OpenRelation) -> Option<GucScope> {
     table.fires_on_delete().then(|| GucScope::set_as_superuser(&[REPLICA]))
 }

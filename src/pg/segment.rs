@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 
 use pgrx::pg_sys;
 
-/// Where the entries begin: at a multiple of a cache line.
+/// The alignment of the entries, a cache line.
 const ALIGNMENT: usize = 64;
 
 /// A header and an array of entries in shared memory, with an LWLock of their own.
@@ -21,7 +21,7 @@ pub struct Segment<H: 'static, E: 'static> {
     entries: PhantomData<fn() -> E>,
 }
 
-/// What a segment begins with; the entries follow.
+/// The beginning of a segment; the entries follow.
 #[repr(C)]
 struct Memory<H> {
     lock: *mut pg_sys::LWLock,
@@ -51,17 +51,20 @@ impl<H, E> Segment<H, E> {
 
     /// Requests the memory and the lock. Called in `shmem_request_hook`.
     pub fn request(&self, count: usize) {
-        // SAFETY: called by the postmaster while memory may be requested; the name is a static C string.
+        // SAFETY: called by the postmaster while memory may be requested; the name is a static C
+        // string.
         unsafe {
             pg_sys::RequestAddinShmemSpace(Self::size(count));
             pg_sys::RequestNamedLWLockTranche(self.name.as_ptr(), 1);
         }
     }
 
-    /// Initializes the memory. Called in `shmem_startup_hook`: at server start, and again after a crash.
+    /// Initializes the memory. Called in `shmem_startup_hook`: at server start, and again after a
+    /// crash.
     pub fn initialize(&self, count: usize, header: H, entry: impl Fn(usize) -> E) {
-        // SAFETY: called by the postmaster when shared memory is new and no other process is attached to it. The
-        // memory is as large as was requested, and begins at a cache line, which is enough for every type here.
+        // SAFETY: called by the postmaster when shared memory is new and no other process is
+        // attached to it. The memory is as large as was requested, and begins at a cache line,
+        // which is enough for every type here.
         unsafe {
             let mut found = false;
             let memory: *mut Memory<H> =
@@ -80,16 +83,16 @@ impl<H, E> Segment<H, E> {
         !self.memory.load(Acquire).is_null()
     }
 
-    /// Calls `work` with the contents, under the lock; `None` if the segment does not exist. Nothing in
-    /// it raises an error. LWLocks may be taken in commit and abort callbacks.
+    /// Calls `work` with the contents, under the lock; `None` if the segment does not exist.
+    /// Nothing in it raises an error. LWLocks may be taken in commit and abort callbacks.
     pub fn with<R>(&self, work: impl FnOnce(&mut Contents<'_, H, E>) -> R) -> Option<R> {
         let memory = self.memory.load(Acquire);
         if memory.is_null() {
             return None;
         }
-        // SAFETY: the postmaster has initialized the memory, which outlives every process that inherits
-        // the pointer. Under the exclusive lock no other process refers to the contents. If a panic
-        // unwinds, the abort that follows releases all LWLocks.
+        // SAFETY: the postmaster has initialized the memory, which outlives every process that
+        // inherits the pointer. Under the exclusive lock no other process refers to the contents.
+        // If a panic unwinds, the abort that follows releases all LWLocks.
         unsafe {
             let lock = (*memory).lock;
             pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);

@@ -150,18 +150,18 @@ unsafe fn run<'conn>(
     let snapshot = match snapshot {
         Snapshot::Transaction | Snapshot::Active => ptr::null_mut(),
         Snapshot::SelfLatest => {
-            // SAFETY: in a transaction, so there is a latest snapshot; the copy is used, and copied by
-            // SPI, before another can be taken. Of type SELF the executor sees what is committed at
-            // the moment, as foreign keys do, and takes no predicate locks ("special snapshots" in
-            // predicate.c's SerializationNeededForRead()); its xmin, which SPI registers, keeps those
-            // rows from being vacuumed.
+            // SAFETY: in a transaction, so there is a latest snapshot; the copy is used, and copied
+            // by SPI, before another can be taken. Of type SELF the executor sees what is committed
+            // at the moment, as foreign keys do, and takes no predicate locks ("special snapshots"
+            // in predicate.c's SerializationNeededForRead()); its xmin, which SPI registers, keeps
+            // those rows from being vacuumed.
             latest = unsafe { *pg_sys::GetLatestSnapshot() };
             latest.snapshot_type = pg_sys::SnapshotType::SNAPSHOT_SELF;
             &raw mut latest
         }
     };
-    // SAFETY: SPI is connected while `_client` exists; values and nulls have an entry for each `$n` of
-    // the plan, which the caller vouches for.
+    // SAFETY: SPI is connected while `_client` exists; values and nulls have an entry for each `$n`
+    // of the plan, which the caller vouches for.
     unsafe {
         pg_sys::SPI_tuptable = ptr::null_mut();
         let code = pg_sys::SPI_execute_snapshot(
@@ -200,14 +200,14 @@ impl Rows<'_> {
         self.get::<TimestampWithTimeZone>(row, column).map(TimestampWithTimeZone::into_inner)
     }
 
-    /// The value in `column`, counted from 1, of `row`, counted from 0; `None` if it is NULL or does
-    /// not exist.
+    /// The value in `column`, counted from 1, of `row`, counted from 0; `None` if it is NULL or
+    /// does not exist.
     pub fn get<T: FromDatum + IntoDatum>(&self, row: u64, column: i32) -> Option<T> {
         if self.table.is_null() || row >= self.count {
             return None;
         }
-        // SAFETY: the table lives as long as the SPI connection that 'conn stands for, and has `count`
-        // rows. SPI_getbinval() itself checks the column's number.
+        // SAFETY: the table lives as long as the SPI connection that 'conn stands for, and has
+        // `count` rows. SPI_getbinval() itself checks the column's number.
         unsafe {
             let descriptor = (*self.table).tupdesc;
             if pg_sys::SPI_gettypeid(descriptor, column) != T::type_oid() {

@@ -4,20 +4,20 @@ use pgrx::pg_sys;
 
 use super::relation::OpenRelation;
 
-/// What came of locking a row.
+/// The result of locking a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Locked {
     Yes,
-    /// It is locked, but another version of it is there by now: look again.
+    /// Locked, but a newer version of it exists: to be looked up again.
     Changed,
-    /// It is not there any more: look again.
+    /// It does not exist any more: to be looked up again.
     Gone,
-    /// Another session holds it, and was not waited for.
+    /// Another session locks it.
     Busy,
 }
 
-/// Locks the row at `tid`, which find() has found since the statement of the caller's began, and waits for others
-/// if `wait` says so.
+/// Locks the row at `tid`, which find() has found since the caller's statement began; `wait` says
+/// whether to wait for other sessions.
 pub fn lock(
     table: &OpenRelation,
     mut tid: pg_sys::ItemPointerData,
@@ -32,9 +32,10 @@ pub fn lock(
         unsafe { pg_sys::ActiveSnapshotSet() },
         "what find() has found may be vacuumed"
     );
-    // SAFETY: the relation is open, and the slot is made for it and dropped after use. At the TID is a row: it
-    // was found under a snapshot that is active since, which keeps vacuum and pruning from what was
-    // there then, and tables shrink only under a lock that excludes the open relation's.
+    // SAFETY: the relation is open, and the slot is made for it and dropped after use. At the TID
+    // is a row: it was found under a snapshot that is active since, which keeps vacuum and pruning
+    // from what was there then, and tables shrink only under a lock that excludes the open
+    // relation's.
     unsafe {
         // What this transaction has just written is to be seen.
         pg_sys::CommandCounterIncrement();

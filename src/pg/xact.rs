@@ -1,4 +1,4 @@
-//! The current transaction, and the status of others.
+//! The current transaction, and the status of other transactions.
 
 use pgrx::pg_sys;
 
@@ -12,14 +12,14 @@ pub enum XactStatus {
     Committed,
     /// It was rolled back, or ended with the server.
     Aborted,
-    /// The server does not know: it is too long ago, or the id is not of this cluster.
+    /// The server has no status of it: it is too old, or the id is not of this cluster.
     Unknown,
 }
 
 /// The status of the transaction `xid`, or of a subtransaction of a transaction that has ended.
 pub fn status(xid: u64) -> XactStatus {
-    // SAFETY: in a transaction. pg_xact_status() takes the 64-bit id by value and returns a text or NULL; an id of the
-    // future, at which it raises an error, is not passed to it.
+    // SAFETY: in a transaction. pg_xact_status() takes the 64-bit id by value and returns a text or
+    // NULL; an id of the future, at which it raises an error, is not passed to it.
     let status: Option<&str> = unsafe {
         if xid >= pg_sys::ReadNextFullTransactionId().value {
             return XactStatus::Unknown;
@@ -52,8 +52,8 @@ pub fn current_xid() -> u64 {
     unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value
 }
 
-/// Assigns ids to the current transaction and subtransaction, and returns them; 0 for no subtransaction. The transaction
-/// can write.
+/// Assigns ids to the current transaction and subtransaction, and returns them; 0 for no
+/// subtransaction. The transaction must be able to write.
 pub fn assign_xids() -> (u64, u64) {
     // SAFETY: in a transaction that can write, as the caller says.
     unsafe {
@@ -94,8 +94,8 @@ pub fn require_writable() -> Result<(), Error> {
     Ok(())
 }
 
-/// The clock, in PostgreSQL's microseconds: what `clock_timestamp()` returns, while `now()` stands still within a
-/// transaction.
+/// The clock, in PostgreSQL's microseconds: what `clock_timestamp()` returns, while `now()` stands
+/// still within a transaction.
 pub fn clock_timestamp() -> i64 {
     // SAFETY: reads the clock; no precondition.
     unsafe { pg_sys::GetCurrentTimestamp() }
@@ -111,11 +111,12 @@ pub fn my_database() -> pg_sys::Oid {
     unsafe { pg_sys::MyDatabaseId }
 }
 
-/// Whether the client's own statement calls, outside of a transaction block: the commit follows when the statement ends, and
-/// the client learns nothing before. Not from PL/pgSQL, or another language that uses SPI, where much may come first.
+/// Whether the client's own statement calls, outside of a transaction block: the commit follows
+/// when the statement ends, and the client gets no result before. False within PL/pgSQL or another
+/// language that uses SPI, where other statements may come first.
 fn commit_follows() -> bool {
-    // SAFETY: reads the state of the current process. SPI_unregister_relation() takes a C string that names none of a
-    // caller's relations, and changes nothing.
+    // SAFETY: reads the state of the current process. SPI_unregister_relation() takes a C string
+    // that names none of a caller's relations, and changes nothing.
     unsafe {
         !pg_sys::MyProcPort.is_null()
             && !pg_sys::IsTransactionBlock()
@@ -126,12 +127,12 @@ fn commit_follows() -> bool {
     }
 }
 
-/// Has the commit of the current transaction, or this function, wait until the WAL up to `lsn` is on disk,
-/// also with synchronous_commit = off. The commit then waits for standbys as the session's settings say, which
-/// PostgreSQL does only if a transaction has written WAL itself.
+/// Has the commit of the current transaction, or this function, wait until the WAL up to `lsn` is
+/// on disk, also with synchronous_commit = off. The commit then waits for standbys as the session's
+/// settings say, which PostgreSQL does only if a transaction has written WAL itself.
 pub fn wait_for_wal(lsn: u64) {
-    // SAFETY: in a transaction with an id, of a server that is not in recovery; the WAL goes as far as
-    // `lsn`. The commit record, which is what is waited for, is newer.
+    // SAFETY: in a transaction with an id, of a server that is not in recovery; `lsn` is within the
+    // WAL. The commit record, which is what is waited for, is newer.
     unsafe {
         if pg_sys::XactLastRecEnd == 0 {
             pg_sys::XactLastRecEnd = lsn;
@@ -144,10 +145,11 @@ pub fn wait_for_wal(lsn: u64) {
     }
 }
 
-/// Takes the next value of a sequence, and has it survive a crash of the server though the transaction that took it
-/// rolls back: a sequence logs 32 values at once, and the one that logs them flushes that.
+/// Takes the next value of a sequence, and makes that crash-safe even if the transaction rolls
+/// back: a sequence logs 32 values at once, and the call that logs them flushes the WAL.
 pub fn next_value(sequence: pg_sys::Oid) -> i64 {
-    // SAFETY: in a transaction that can write; XactLastRecEnd is a variable of the process's own, and the WAL goes that far.
+    // SAFETY: in a transaction that can write; XactLastRecEnd is a variable of this process, within
+    // the WAL.
     unsafe {
         let before = pg_sys::XactLastRecEnd;
         let value = pg_sys::nextval_internal(sequence, false);
