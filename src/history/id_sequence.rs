@@ -1,6 +1,6 @@
-//! Ids that were given on a timeline that this server has left: a standby that is promoted, and a backup that is restored
-//! to a point in time, continue where their WAL ended. A loader that reports by an id that was lost would end another
-//! execution, so these ids are skipped.
+//! Skips ids that were assigned on a timeline that this server has left. A standby that is
+//! promoted, and a backup that is restored to a point in time, continue at the end of their WAL. If
+//! a lost id were assigned again, a loader that reports by it would end another execution.
 
 use pgrx::pg_sys;
 
@@ -8,8 +8,8 @@ use super::tables::{self, EXECUTION_HISTORY_ID_SEQ, LAST_TIMELINE};
 use crate::model::error::Error;
 use crate::pg::spi::{SavedPlan, execute, query};
 
-/// How many ids are skipped, times the timeline: each timeline has a part of its own, larger than what a server gives in
-/// the minutes that a standby may be behind.
+/// How many ids are skipped, times the timeline: each timeline has a range of its own, larger than
+/// the number of ids that a server assigns while a standby may be behind.
 const SKIPPED: i64 = 1_000_000;
 
 thread_local! {
@@ -19,7 +19,7 @@ thread_local! {
     static SET_LAST: SavedPlan = const { SavedPlan::new(
         c"SELECT setval('loader_history.last_timeline', $1)",
     ) };
-    // Nothing is skipped if the sequence can't count that far.
+    // Nothing is skipped if the sequence's limits do not allow it.
     static SKIP: SavedPlan = const { SavedPlan::new(
         c"SELECT setval(s.seqrelid::regclass, next.id::bigint) \
           FROM pg_sequence AS s, \
@@ -30,8 +30,8 @@ thread_local! {
     ) };
 }
 
-/// Skips the ids that may have been given on the timeline that this server's branched off from. Called by the worker
-/// before it takes an id, in a transaction.
+/// Skips the ids that may have been assigned on the timeline that this server's branched off from.
+/// Called by the worker before it takes an id, in a transaction.
 pub fn skip_lost_ids() -> Result<(), Error> {
     tables::try_lock_all(&[LAST_TIMELINE, EXECUTION_HISTORY_ID_SEQ], pg_sys::RowExclusiveLock)?;
     // SAFETY: the server is not in recovery, or no worker would run.

@@ -1,5 +1,5 @@
-//! The lock on a loader's row that a start takes in the caller's own transaction, as the foreign key
-//! would: the row cannot go while the worker records its execution.
+//! The lock on a loader's row that a start takes in the caller's own transaction, as the foreign
+//! key would: the row cannot be deleted while the worker records its execution.
 
 use pgrx::PgList;
 use pgrx::pg_sys::{self, LockTupleMode, LockWaitPolicy};
@@ -16,7 +16,7 @@ use crate::pg::xact;
 /// The column of the history that names the loader, the second by the contract.
 const LOADER_ID_COLUMN: pg_sys::AttrNumber = 2;
 
-/// How often a row that others keep changing is looked for.
+/// How often the lookup of a row that other sessions change is repeated.
 const ATTEMPTS: u32 = 100;
 
 /// The loader's row, as it was found.
@@ -24,22 +24,22 @@ const ATTEMPTS: u32 = 100;
 pub enum LoaderRow {
     /// Locked, and committed.
     Committed,
-    /// Locked, and last written by the current transaction: maybe nobody else can see it.
+    /// Locked, and last written by the current transaction: other sessions may not see it.
     Own,
     /// Not there.
     Missing,
-    /// It is there, and another session holds it and was not waited for.
+    /// It exists, and another session locks it.
     Busy,
-    /// Another session holds its table, and was not waited for.
+    /// Another session locks its table.
     TableBusy,
-    /// Not asked for: there is no foreign key, or it is not enforced.
+    /// Not looked up: there is no foreign key, or it is not enforced.
     Unchecked,
-    /// The foreign key is none that can be locked by.
+    /// The foreign key references a column whose type is not supported.
     Unsupported,
 }
 
-/// Locks the row of `loader_id` as the foreign key of `history` would, and waits for others if `wait`
-/// says so.
+/// Locks the row of `loader_id` as the foreign key of `history` would; `wait` says whether to wait
+/// for other sessions.
 pub fn lock(history: &OpenRelation, loader_id: i64, wait: LockWaitPolicy::Type) -> LoaderRow {
     for _ in 0..ATTEMPTS {
         if let Ok(row) = try_lock(history, loader_id, wait) {
@@ -71,7 +71,8 @@ fn try_lock(
     }
     for oid in tables(&table, target) {
         let Some(table) = open(oid, wait) else { return Ok(LoaderRow::TableBusy) };
-        // SAFETY: a catalog lookup by a C string; partitions have the columns in orders of their own.
+        // SAFETY: a catalog lookup by a C string; partitions have the columns in orders of their
+        // own.
         let column = unsafe { pg_sys::get_attnum(oid, name) };
         let Some(key) = Key::number(column, column_type, loader_id) else { break };
         let Some((tid, writer)) = find(&table, &key, |row| (row.tid, row.writer)) else {
@@ -87,11 +88,11 @@ fn try_lock(
     Ok(LoaderRow::Missing)
 }
 
-/// Opens a table as the foreign key does; `None` where another session locks it and is not to be
-/// waited for.
+/// Opens a table as the foreign key does; `None` if another session locks it, unless `wait` is to
+/// block.
 fn open(oid: pg_sys::Oid, wait: LockWaitPolicy::Type) -> Option<OpenRelation> {
     let lock = pg_sys::RowShareLock;
-    // SAFETY: in a transaction, at whose end the lock goes.
+    // SAFETY: in a transaction, at whose end the lock is released.
     let free = wait == LockWaitPolicy::LockWaitBlock
         || unsafe { pg_sys::ConditionalLockRelationOid(oid, lock.cast_signed()) };
     free.then(|| OpenRelation::table(oid, lock))
@@ -99,7 +100,8 @@ fn open(oid: pg_sys::Oid, wait: LockWaitPolicy::Type) -> Option<OpenRelation> {
 
 /// The tables that hold the rows of a table: itself, or its partitions.
 fn tables(table: &OpenRelation, oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    // SAFETY: the table is open, which keeps its partitions; the list is read before it is freed.
+    // SAFETY: the table is open, so its partitions cannot be dropped; the list is read before it is
+    // freed.
     unsafe {
         if (*(*table.as_ptr()).rd_rel).relkind as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
             return vec![oid];
@@ -127,8 +129,8 @@ pub fn is_valid() -> Result<bool, Error> {
 
 /// The history's foreign key, if it is enforced.
 fn foreign_key(history: &OpenRelation) -> Option<pg_sys::ForeignKeyCacheInfo> {
-    // SAFETY: the relation is open, and its cache entry keeps the list and what is in it; it is copied
-    // before anything can invalidate them.
+    // SAFETY: the relation is open, and its cache entry holds the list; the entry found is copied
+    // before anything can invalidate it.
     unsafe {
         PgList::<pg_sys::ForeignKeyCacheInfo>::from_pg(pg_sys::RelationGetFKeyList(
             history.as_ptr(),

@@ -1,7 +1,7 @@
 //! The statements on the extension's tables, for every process.
 //!
-//! Functions return what SPI reports, or [`Error`](crate::model::error::Error)`::TableLocked` or `Untrusted`. Errors of
-//! the statements pass as PostgreSQL raised them.
+//! Functions return what SPI reports, or [`Error`](crate::model::error::Error)`::TableLocked` or
+//! `Untrusted`. Errors of the statements pass as PostgreSQL raised them.
 
 pub mod id_sequence;
 pub mod loader_fk;

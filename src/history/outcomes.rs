@@ -1,5 +1,5 @@
-//! Ends executions on the server's finding: the transaction that started them was rolled back. An outcome that the server
-//! has found is noted in `loader_history.server_outcome`, for the loader's report outranks it.
+//! Ends executions whose start was rolled back. `loader_history.server_outcome` records that the
+//! server ended them, since a later report of the loader takes precedence.
 
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::pg_sys::{self, ItemPointerData};
@@ -55,7 +55,8 @@ pub enum Ended {
     Busy,
 }
 
-/// Locks the tables that are written when it is known how a transaction ended, if no other session has them.
+/// Locks the tables that are written once the end of a transaction is known, if no other session
+/// locks them.
 pub fn lock_tables() -> Result<(), Error> {
     let tables = [EXECUTION_HISTORY, WATCHED_TRANSACTION, SERVER_OUTCOME];
     tables::try_lock_all(&tables, pg_sys::RowExclusiveLock)
@@ -67,8 +68,8 @@ pub fn fire_triggers() {
     set_local(c"loader_history.notify", c"off");
 }
 
-/// Has deletes from the internal tables fire no triggers until this is dropped: foreign keys that reference them would run
-/// their owners' code.
+/// Has deletes from the internal tables fire no triggers until this is dropped: foreign keys that
+/// reference them would run their owners' code.
 pub fn without_triggers() -> Result<Option<GucScope>, Error> {
     for table in [WATCHED_TRANSACTION, SERVER_OUTCOME] {
         let table = require(table, pg_sys::RowExclusiveLock)?;
@@ -79,7 +80,7 @@ pub fn without_triggers() -> Result<Option<GucScope>, Error> {
     Ok(None)
 }
 
-/// Ends an execution whose start was rolled back as FAILED, and notes that the server did.
+/// Ends an execution whose start was rolled back as FAILED, and records that the server did.
 pub fn fail(execution_id: i64, message: &str) -> Result<Ended, Error> {
     let id = || DatumWithOid::from(execution_id);
     let (start, loader_id, record_count) =
@@ -116,8 +117,8 @@ pub fn remove(execution_id: i64) -> Result<(), Error> {
     Ok(())
 }
 
-/// When the server ended an execution, in PostgreSQL's microseconds, and where that is noted; `None` if it did not, or the
-/// loader has reported an outcome since.
+/// When the server ended an execution, in PostgreSQL's microseconds, and the TID of the row that
+/// records it; `None` if it did not, or the loader has reported an outcome since.
 pub fn server_outcome(execution_id: i64) -> Result<Option<(i64, ItemPointerData)>, Error> {
     let table = require(SERVER_OUTCOME, pg_sys::AccessShareLock)?;
     // SAFETY: column 2 of the table is a timestamptz, which is passed by value as a bigint is.

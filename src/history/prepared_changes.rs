@@ -1,5 +1,6 @@
-//! `loader_history.prepared_change`: the executions that prepared transactions have changed. A row shares the fate of its
-//! transaction, so the worker sees it exactly after COMMIT PREPARED. It emits the event from the history then.
+//! `loader_history.prepared_change`: the executions that prepared transactions have changed. A row
+//! is committed or rolled back with its transaction, so the worker sees it exactly after COMMIT
+//! PREPARED. It then emits the event of the execution in the history.
 
 use pgrx::pg_sys;
 
@@ -43,8 +44,8 @@ pub struct Taken {
     pub has_more: bool,
 }
 
-/// Notes changes made by the current transaction, which is about to be prepared. The session's user needs no privilege
-/// for it.
+/// Inserts the changes made by the current transaction, which is about to be prepared. The
+/// session's user needs no privilege for it.
 pub fn insert(changes: impl Iterator<Item = (i64, Status)>) -> Result<(), Error> {
     let table = require(PREPARED_CHANGE, pg_sys::RowExclusiveLock)?;
     let _rights = SecurityContext::of_owner(&table);
@@ -56,7 +57,8 @@ pub fn insert(changes: impl Iterator<Item = (i64, Status)>) -> Result<(), Error>
     })
 }
 
-/// Takes at most `count` changes of committed transactions. Called in a transaction of the worker, which emits them.
+/// Takes at most `count` changes of committed transactions. Called in a transaction of the worker,
+/// which emits them.
 pub fn take(count: usize) -> Result<Taken, Error> {
     if trusted(PREPARED_CHANGE)?.is_none() {
         // The extension was dropped.

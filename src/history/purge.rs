@@ -1,8 +1,9 @@
-//! What of the history may go, and how it goes: a batch at a time, oldest first.
+//! Which executions may be purged, and their deletion: a batch at a time, oldest first.
 //!
-//! `loader_history.purge_execution_history` and the worker under `loader_history.retention` delete by this one
-//! rule: never a RUNNING execution, nor a loader's newest, its newest SUCCESS or its newest FAILED. What
-//! is newest stays so under every purge, so purges need not know of each other.
+//! `loader_history.purge_execution_history` and the worker under `loader_history.retention` delete
+//! by this one rule: never a RUNNING execution, nor a loader's newest, its newest SUCCESS or its
+//! newest FAILED. A purge does not change which ones are newest, so concurrent purges need no
+//! coordination.
 
 use pgrx::datum::Interval;
 use pgrx::pg_sys;
@@ -18,7 +19,7 @@ use crate::pg::security_context::SecurityContext;
 use crate::pg::spi::{Rows, SavedPlan, execute, query, timestamptz};
 use crate::pg::xact::{clock_timestamp, require_writable};
 
-/// Executions that a batch of `loader_history.purge_execution_history` looks at, at most.
+/// Executions that a batch of `loader_history.purge_execution_history` examines, at most.
 const LOOKED_AT_ONCE: i64 = 1_000;
 
 /// HINTs about the arguments.
@@ -27,8 +28,8 @@ const MAX_ROWS_HINT: &str = "Pass the number of rows to delete at most, or nothi
 
 const MICROS_PER_DAY: i128 = 24 * 60 * 60 * 1_000_000;
 
-/// Settings under which the statements are planned. Each has one good plan, along the index by end,
-/// with a probe or two a row; statistics that are old or missing must not bring another.
+/// Settings under which the statements are planned. Each has one good plan, a scan of the index by
+/// end with one or two index lookups a row; stale or missing statistics must not lead to another.
 const PLANNER_SETTINGS: [Setting; 9] = [
     (c"plan_cache_mode", c"force_generic_plan"),
     (c"enable_indexscan", c"on"),
@@ -58,10 +59,10 @@ thread_local! {
           WHERE execution_end < $1 AND (execution_end, id) > ($2, $3) \
           ORDER BY execution_end, id OFFSET $4 - 1 LIMIT 1",
     ) };
-    // Which of a loader's executions is the newest is looked up where the newest are, in pages that are in use
-    // anyway. BETWEEN, and the same column first in the order, leave an index in that order as the only good
-    // one: with one by time alone, a loader that stopped long ago would be looked for among all
-    // executions since. What has changed meanwhile is judged again when its row is locked.
+    // The newest execution of a loader is found by the index (loader_id, execution_start, id).
+    // BETWEEN, and loader_id first in the order, leave that index as the only good one: with one by
+    // time alone, a scan for a loader that stopped long ago would read all executions since. A row
+    // that has changed meanwhile is evaluated again when it is locked.
     static DELETE: SavedPlan = const { SavedPlan::new(
         c"WITH purged AS ( \
               DELETE FROM ONLY loader.execution_history WHERE ctid = ANY (ARRAY( \
@@ -95,7 +96,8 @@ thread_local! {
     ) };
 }
 
-/// A position in the order in which executions are purged: that of their ends and, if these are equal, of their ids.
+/// A position in the order in which executions are purged: that of their ends and, if these are
+/// equal, of their ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     end: i64,
@@ -118,7 +120,8 @@ impl Position {
     }
 }
 
-/// Locks the tables that the worker's purge writes, if no other session has them, and opens those that it deletes from.
+/// Locks the tables that the worker's purge writes, if no other session locks them, and opens those
+/// that it deletes from.
 pub fn lock_tables() -> Result<[OpenRelation; 2], Error> {
     let tables = [EXECUTION_HISTORY, SERVER_OUTCOME, PURGE_POSITION];
     tables::try_lock_all(&tables, pg_sys::RowExclusiveLock)?;
@@ -141,17 +144,17 @@ pub fn newest_start() -> Result<Option<i64>, Error> {
     query(&SELECT_NEWEST, &[], |rows| rows.time(0, 1))
 }
 
-/// The position of the last one of the next `looked` executions behind `after` that ended before `cutoff`;
-/// `None` where there are fewer.
+/// The position of the last one of the next `looked` executions behind `after` that ended before
+/// `cutoff`; `None` if there are fewer.
 pub fn reach(cutoff: i64, after: Position, looked: i64) -> Result<Option<Position>, Error> {
     let _pinned = GucScope::set(&PLANNER_SETTINGS);
     let arguments = [timestamptz(cutoff), timestamptz(after.end), after.id.into(), looked.into()];
     query(&REACH, &arguments, Position::read)
 }
 
-/// Deletes what may go of the executions behind `after` that ended before `cutoff`, up to `last`, or
-/// all of them where that is `None`, but no more than `max_rows`; and what was noted of them. Rows that
-/// others lock stay. Returns how many went.
+/// Deletes the executions behind `after` that ended before `cutoff` and may be purged, up to
+/// `last`, or all of them if that is `None`, but no more than `max_rows`, with their server
+/// outcomes. Skips rows that other sessions lock. Returns the number of executions deleted.
 pub fn delete(
     cutoff: i64,
     after: Position,
@@ -171,8 +174,9 @@ pub fn delete(
     query(&DELETE, &arguments, |rows| rows.get(0, 1).unwrap_or_default())
 }
 
-/// Deletes at most `max_rows` executions that ended longer ago than `older_than`, oldest first, with the
-/// caller's rights; returns how many. What it looks at and keeps does not count.
+/// Deletes at most `max_rows` executions that ended longer ago than `older_than`, oldest first,
+/// with the caller's rights, and returns how many. Executions that it examines and keeps do not
+/// count.
 #[pg_extern(sql = false)]
 fn purge_execution_history(
     older_than: Option<Interval>,
@@ -205,23 +209,27 @@ fn purge_execution_history(
     Ok(deleted)
 }
 
-/// An interval in microseconds, by which PostgreSQL compares intervals: months of 30 days of 24 hours.
+/// An interval in microseconds, by which PostgreSQL compares intervals: months of 30 days of 24
+/// hours.
 fn approximate_micros(interval: &Interval) -> i128 {
     let days = i128::from(interval.months()) * 30 + i128::from(interval.days());
     days * MICROS_PER_DAY + i128::from(interval.micros())
 }
 
-/// What ended before that is older than `age`; `None` where nothing can be, since there are no such times.
+/// The time before which an execution must have ended to be older than `age`; `None` if PostgreSQL
+/// has no such time.
 fn cutoff(age: Interval) -> Option<i64> {
     let now = clock_timestamp();
     // A year of slack, since months are not of 30 days.
     let oldest = i128::from(now) - i128::from(FIRST_TIMESTAMP) - 366 * MICROS_PER_DAY;
-    // The real months of the longest age are 1.5 % longer. Negative days don't help: months go first.
+    // The real months of the longest age are 1.5 % longer. Negative days make no difference:
+    // PostgreSQL subtracts months first.
     let months = i128::from(age.months()) * 30 * MICROS_PER_DAY;
     if approximate_micros(&age).max(months) >= oldest / 1_000 * 985 {
         return None;
     }
-    // SAFETY: the function takes a timestamptz and an interval; the result is one, since it is in range.
+    // SAFETY: the function takes a timestamptz and an interval; the result is one, since it is in
+    // range.
     let cutoff: Option<i64> = unsafe {
         direct_function_call(pg_sys::timestamptz_mi_interval, &[Some(now.into()), age.into_datum()])
     };

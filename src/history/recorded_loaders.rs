@@ -1,6 +1,6 @@
 //! `loader_history.recorded_loader`: every loader that has history.
 //!
-//! In Rust for the sake of restores: a trigger asks for each row, and must not look up the same few thousand
+//! In Rust for restores: the trigger fires for each row, and must not look up the same few thousand
 //! loaders a million times.
 
 use std::cell::RefCell;
@@ -34,8 +34,8 @@ thread_local! {
     ) };
 }
 
-/// Makes sure that the table has `loader_id`, for a row that was written or is about to be. The OID of the trigger
-/// tells one extension from another that was created after it.
+/// Makes sure that the table has `loader_id`, for a row that was written or is about to be. The OID
+/// of the trigger tells one extension from another that was created after it.
 pub fn insert(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
     let scope = Some((trigger, xact::assign_xids().0, xact::current_subtransaction()));
     let known = KNOWN.with_borrow_mut(|known| {
@@ -49,10 +49,11 @@ pub fn insert(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
         return Ok(());
     }
     let table = require(RECORDED_LOADER, pg_sys::RowExclusiveLock)?;
-    // Without a predicate lock: serializable sessions that start different loaders would fail each other.
+    // Without a predicate lock, which would make serializable sessions that start different loaders
+    // fail with serialization errors.
     if find(&table, &Key::id(loader_id), |_| ()).is_none() {
-        // Whoever may write the history need not have a right to this table. (SECURITY
-        // DEFINER with a search_path would take longer than to look does, at each start.)
+        // A role that may write the history may have no privilege on this table. (SECURITY DEFINER
+        // with a search_path would take longer than the lookup, at each start.)
         let _rights = SecurityContext::of_owner(&table);
         execute(&INSERT_KNOWN, &[loader_id.into()])?;
     }
@@ -64,8 +65,8 @@ pub fn insert(trigger: pg_sys::Oid, loader_id: i64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Does what the trigger does, if the trigger does not fire in the worker, whose session_replication_role is replica: after
-/// a restore with `--disable-triggers`, which leaves all triggers so.
+/// Does what the trigger does, if the trigger does not fire in the worker, whose
+/// session_replication_role is replica: `pg_restore --disable-triggers` leaves all triggers so.
 pub fn insert_if_trigger_skipped(mut loaders: impl Iterator<Item = i64>) -> Result<(), Error> {
     let history = require(EXECUTION_HISTORY, pg_sys::RowExclusiveLock)?;
     match history.trigger_skipped_in_replica_role(c"history_inserted") {

@@ -28,14 +28,14 @@ thread_local! {
     ) };
 }
 
-/// Locks the tables that an autonomous start is written into, if no other session has them.
+/// Locks the tables that an autonomous start is written into, if no other session locks them.
 pub fn lock_tables() -> Result<(), Error> {
     let tables =
         [EXECUTION_HISTORY, EXECUTION_HISTORY_ID_SEQ, WATCHED_TRANSACTION, RECORDED_LOADER];
     tables::try_lock_all(&tables, pg_sys::RowExclusiveLock)
 }
 
-/// Locks the loader's row if no other session holds it against that.
+/// Locks the loader's row if no other session's lock conflicts.
 pub fn lock_loader(loader_id: i64) -> Result<LoaderRow, Error> {
     let history = require(EXECUTION_HISTORY, pg_sys::AccessShareLock)?;
     Ok(loader_fk::lock(&history, loader_id, LockWaitPolicy::LockWaitSkip))

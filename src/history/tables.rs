@@ -18,12 +18,12 @@ pub const SERVER_OUTCOME: Name = Name::new(c"loader_history", c"server_outcome")
 /// Transactions that have made autonomous starts.
 pub const WATCHED_TRANSACTION: Name = Name::new(c"loader_history", c"watched_transaction");
 
-/// Locks relations if no other session has them.
+/// Locks relations if no other session does.
 pub fn try_lock_all(tables: &[Name], mode: u32) -> Result<(), Error> {
     tables.iter().try_for_each(|table| try_lock(*table, mode))
 }
 
-/// Verifies that as many rows of the history were written as were meant to.
+/// Verifies that no trigger kept rows of the history from being written.
 pub fn require_written(written: u64, meant: usize) -> Result<(), Error> {
     if usize::try_from(written) == Ok(meant) { Ok(()) } else { Err(Error::Suppressed) }
 }

@@ -1,5 +1,5 @@
-//! `loader_history.watched_transaction`: the transactions that have made autonomous starts and whose end is not known. Only
-//! the worker writes it.
+//! `loader_history.watched_transaction`: the transactions that have made autonomous starts and
+//! whose end is not known. Only the worker writes it.
 
 use pgrx::pg_sys;
 
@@ -85,7 +85,8 @@ pub fn delete(execution_ids: &[i64]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether an execution was started by a transaction of another session, or a prepared one, that is open.
+/// Whether an execution was started by a transaction of another session, or a prepared one, that is
+/// open.
 pub fn is_open_elsewhere(execution_id: i64) -> Result<bool, Error> {
     // The SQL of version 1.5.0 has no such table.
     let Some(table) = open(WATCHED_TRANSACTION, pg_sys::AccessShareLock)? else { return Ok(false) };
