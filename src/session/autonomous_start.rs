@@ -1,4 +1,5 @@
-//! An autonomous start, as the caller's backend sees it: the worker records it in a transaction of its own.
+//! An autonomous start, as the caller's backend sees it: the worker records it in a transaction of
+//! its own.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use crate::shmem::workers::{self, Availability};
 /// A worker that has not taken a request for this long is late for all sessions.
 const LATE_AFTER: Duration = Duration::from_millis(100);
 
-/// How often the caller looks at a start that is being committed, if it missed the wake-up.
+/// How often the caller polls a start that is being committed, if it missed the wake-up.
 const COMMIT_WAIT: Duration = Duration::from_millis(10);
 
 /// Where a start is recorded.
@@ -35,7 +36,7 @@ pub enum Started {
 
 /// Has the worker record that `loader_id` started at `time`, in PostgreSQL's microseconds.
 pub fn start(loader_id: i64, time: i64) -> Result<Started, Error> {
-    // The worker runs a DBA's triggers, and must not wait for itself.
+    // A DBA's trigger may call this in the worker, which must not wait for itself.
     if !workers::is_preloaded() || !gucs::AUTONOMOUS_START.get() || bgworker::is_worker() {
         return Ok(Started::Transactional);
     }
@@ -67,8 +68,9 @@ pub fn start(loader_id: i64, time: i64) -> Result<Started, Error> {
     }
 }
 
-/// Hands a start over to the worker and waits until it is committed. The worker does not wait until its commit is on
-/// disk, and continues with the starts of other sessions: the caller waits for that.
+/// Hands a start over to the worker and waits until it is committed. The worker does not wait until
+/// its commit is on disk, and continues with the starts of other sessions: the caller waits for the
+/// disk.
 fn hand_over(start: Start) -> Result<Recorded, Fallback> {
     let database = my_database();
     match workers::availability(database) {
@@ -109,7 +111,7 @@ fn wait(request: RequestId, timeout: Duration) -> Answer {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match start_queue::with(|queue| queue.poll(request, left.is_zero())) {
-            // A start that is being committed can't be given up.
+            // A start that is being committed cannot be abandoned.
             Answer::Wait if left.is_zero() => wait_in_session(COMMIT_WAIT),
             Answer::Wait => wait_in_session(left),
             answer => return answer,

@@ -1,4 +1,5 @@
-//! The error that rolls a transaction back, kept until the end of the transaction is reported to the worker.
+//! Captures the error that aborts a transaction, until the transaction's end is reported to the
+//! worker.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
@@ -10,7 +11,7 @@ use crate::shmem::Text;
 thread_local! {
     /// "23505: duplicate key value …", or its beginning.
     static TEXT: RefCell<Text> = const { RefCell::new(Text::EMPTY) };
-    /// Whether the current transaction has started executions, so that its errors are kept.
+    /// Whether the current transaction has started executions, so that its errors are captured.
     static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -25,12 +26,12 @@ pub fn install() {
     }
 }
 
-/// Keeps the errors of the current transaction, which has started executions.
+/// Captures the errors of the current transaction, which has started executions.
 pub fn begin() {
     IS_WATCHED.set(true);
 }
 
-/// Keeps no errors any more: the transaction has ended.
+/// Captures no more errors: the transaction has ended.
 pub fn end() {
     IS_WATCHED.set(false);
     clear();
@@ -44,7 +45,7 @@ pub fn clear() {
     });
 }
 
-/// Calls `use_text` with the error; with nothing if there was none, or it was not logged.
+/// Calls `use_text` with the error, or with an empty text if there was none or it was not logged.
 pub fn with<R>(use_text: impl FnOnce(&[u8]) -> R) -> R {
     TEXT.with(|text| match text.try_borrow() {
         Ok(text) => use_text(text.bytes()),
@@ -52,18 +53,18 @@ pub fn with<R>(use_text: impl FnOnce(&[u8]) -> R) -> R {
     })
 }
 
-/// Called by PostgreSQL for each message that goes to the server log. Errors that are caught do not go there.
+/// Called by PostgreSQL for each message for the server log. Errors that are caught are not logged.
 #[pg_guard]
 unsafe extern "C-unwind" fn on_log(error: *mut pg_sys::ErrorData) {
-    // SAFETY: PostgreSQL passes a message that is valid during the call, whose text is a C string or NULL;
-    // the state of the transaction is that of the process, read at any time; NEXT_HOOK was set by the
-    // postmaster, before any other process was there.
+    // SAFETY: PostgreSQL passes a message that is valid during the call, whose text is a C string
+    // or NULL; the state of the transaction is that of the process, read at any time; NEXT_HOOK was
+    // set by the postmaster, before any other process was there.
     unsafe {
         if let Some(message) = error.as_ref()
             && IS_WATCHED.get()
             && (message.elevel >= PgLogLevel::ERROR as i32 || is_lost_connection(message))
             && !message.message.is_null()
-            // The errors after the one that has aborted the block follow from it.
+            // Later errors in an aborted transaction block are consequences of the first.
             && !pg_sys::IsAbortedTransactionBlockState()
         {
             keep(message.sqlerrcode, CStr::from_ptr(message.message));
@@ -74,8 +75,8 @@ unsafe extern "C-unwind" fn on_log(error: *mut pg_sys::ErrorData) {
     }
 }
 
-/// Whether the message is of class 08, connection exception: the client is gone, which the server does not log as an
-/// error.
+/// Whether the message is of class 08, connection exception: the connection to the client is lost,
+/// which the server does not log as an error.
 const fn is_lost_connection(message: &pg_sys::ErrorData) -> bool {
     let class = message.sqlerrcode & 0xfff;
     // MAKE_SQLSTATE() of PostgreSQL's elog.h: six bits a character, the first lowest, '0' being 0.

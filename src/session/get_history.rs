@@ -27,8 +27,8 @@ struct Page {
     next_cursor: Option<String>,
 }
 
-/// An execution as a page shows it. The fields are in jsonb's own order, which saves sorting them: by
-/// length, then by name.
+/// An execution as a page shows it. The fields are in jsonb's own order, which saves sorting them:
+/// by length, then by name.
 #[derive(Serialize)]
 struct Execution {
     id: i64,
@@ -52,9 +52,9 @@ fn milliseconds(start: i64, end: i64) -> Option<Number> {
     }
 }
 
-/// Settings under which a page is planned: along an index in the order of the page or, of the executions that
-/// run, by a bitmap of all of them, which are sorted. Statistics that are old or missing must not bring
-/// another plan.
+/// Settings under which a page is planned: as a scan of an index in the order of the page or, for
+/// running executions, as a bitmap scan of all of them and a sort. Stale or missing statistics must
+/// not lead to another plan.
 const PLANNER_SETTINGS: [Setting; 6] = [
     (c"plan_cache_mode", c"force_generic_plan"),
     (c"enable_indexscan", c"on"),
@@ -64,10 +64,10 @@ const PLANNER_SETTINGS: [Setting; 6] = [
     (c"jit", c"off"),
 ];
 
-/// How a page is limited to what is older.
+/// How a page is limited to older executions.
 #[derive(Clone, Copy)]
 enum Before {
-    /// Not at all: it begins with the newest.
+    /// Not: it begins with the newest.
     Nothing,
     /// By the start of its executions.
     Start,
@@ -75,8 +75,8 @@ enum Before {
     Row,
 }
 
-/// Which conditions a page has. Each combination is a statement of its own, so that each gets the
-/// plan, and the index, that is its own.
+/// Which conditions a page has. Each combination is a statement of its own, so that each gets its
+/// own plan and index.
 #[derive(Clone, Copy)]
 struct Conditions {
     loader: bool,
@@ -112,9 +112,9 @@ impl Conditions {
         if self.loader {
             sql += " AND loader_id OPERATOR(pg_catalog.=) $1";
         }
-        // Of a loader's outcomes of one kind there is an index by status and start. A range of statuses, and an
-        // order that begins with them, leave no other: with an equality the planner could choose the index
-        // of all of the loader's executions, among which these may be far apart.
+        // The outcomes of a loader have an index by status and start. A range of statuses, and an
+        // order that begins with the status, leave no other index: with an equality the planner
+        // could choose the index of all executions of the loader, in which these may be far apart.
         let outcome = self.status.filter(|&status| self.loader && status != Status::Running);
         let (row, order) = match outcome {
             Some(_) => ("status, execution_start", "status DESC, execution_start DESC, id DESC"),
@@ -141,7 +141,8 @@ impl Conditions {
             Before::Row => format!(" AND ({row}, id) OPERATOR(pg_catalog.<) ({}, $4)", value("$3")),
         };
         if self.status == Some(Status::Running) && !self.loader {
-            // The index of all that run is by loader. OFFSET has PostgreSQL find them before it sorts them.
+            // The index of running executions is by loader. OFFSET makes PostgreSQL find all of
+            // them before it sorts.
             sql = format!("SELECT * FROM ({sql} OFFSET 0) AS running");
         }
         format!("{sql} ORDER BY {order} LIMIT $5")
@@ -185,7 +186,8 @@ fn get_execution_history(
         })
         .transpose()?;
 
-    // One bound from above, the tighter one: with two PostgreSQL may begin its search at the other.
+    // One upper bound, the lower of the two: given both, PostgreSQL may begin the index scan at the
+    // other.
     let started_before = started_before.map(TimestampWithTimeZone::into_inner);
     let (before, latest) = match (cursor, started_before) {
         (None, None) => (Before::Nothing, None),
@@ -202,7 +204,7 @@ fn get_execution_history(
         started_from.into(),
         latest.map_or_else(DatumWithOid::null::<TimestampWithTimeZone>, timestamptz),
         cursor.map(|cursor| cursor.id).into(),
-        // One more than the page holds tells whether another follows.
+        // One row more than the page holds shows whether another page follows.
         (i64::from(page_size) + 1).into(),
     ];
     let mut rows = Spi::connect(|client| {
@@ -232,7 +234,7 @@ fn jsonb(json: CString) -> Option<AnyElement> {
     }
 }
 
-/// A row of a page's statement, and where it stands in the history.
+/// A row of a page's statement, and its position in the history.
 fn read_row(rows: &Rows<'_>, row: u64) -> (Cursor, Execution) {
     let time = |column| rows.time(row, column);
     let id = rows.get(row, 1).unwrap_or_default();

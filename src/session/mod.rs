@@ -11,7 +11,8 @@ mod triggers;
 mod utility_hook;
 mod xact_callbacks;
 
-/// Installs the hooks and callbacks. Called once, by the postmaster, from which all other processes inherit them.
+/// Installs the hooks and callbacks. Called once, by the postmaster: all other processes inherit
+/// them.
 pub fn install() {
     error_capture::install();
     xact_callbacks::install();

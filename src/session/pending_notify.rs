@@ -27,8 +27,8 @@ impl PendingNotifies {
         Self { payloads: ManuallyDrop::new(Vec::new()), changes: ManuallyDrop::new(Vec::new()) }
     }
 
-    /// Adds the event that `execution_id` has changed to `status`, made in `subtransaction`, the innermost one; false
-    /// if memory is short.
+    /// Adds the event that `execution_id` has changed to `status`, made in `subtransaction`, the
+    /// innermost one; false if memory is short.
     pub fn add(
         &mut self,
         payload: &str,
@@ -64,7 +64,7 @@ impl PendingNotifies {
     pub fn clear(&mut self) {
         self.payloads.clear();
         self.changes.clear();
-        // A large transaction's memory is not kept.
+        // A large transaction's memory is released.
         if self.payloads.capacity() > 1 << 20 {
             *self.payloads = Vec::new();
             *self.changes = Vec::new();

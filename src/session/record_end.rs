@@ -18,7 +18,7 @@ use crate::pg::tuple_lock::{self, Locked};
 use crate::pg::xact::{self, clock_timestamp, require_writable};
 
 thread_local! {
-    // The loader's report replaces the server's finding; FAILED keeps it as the last line.
+    // The loader's report replaces the server's outcome; FAILED keeps its message as the last line.
     static UPDATE_TO_OUTCOME: SavedPlan = const { SavedPlan::self_latest(
         c"UPDATE loader.execution_history \
           SET execution_end = $4, status = $5, record_count = COALESCE($6, record_count), \
@@ -74,8 +74,8 @@ fn record_execution_end(
 
 /// Ends an execution.
 ///
-/// The row is read, and then updated only if it still is what was read: a session that ends it
-/// meanwhile makes the update wait and then match nothing, and the second look says what happened.
+/// The row is read, and then updated only if it has not changed: if another session ends the
+/// execution meanwhile, the update waits, matches nothing, and the row is read again.
 fn end_execution(
     execution_id: i64,
     outcome: Status,
@@ -86,9 +86,9 @@ fn end_execution(
     let mut seen = None;
     loop {
         let state = execution_state(&history, execution_id)?;
-        // Where it is noted that the server ended it, if the loader's report replaces that.
+        // The row that records that the server ended it, which the loader's report replaces.
         let server_outcome = match state.end {
-            // An execution that this transaction has inserted was started by no other one.
+            // An execution that this transaction has inserted was not started by another.
             None if outcome == Status::Success
                 && !(state.own && state.inserted)
                 && watched_transactions::is_open_elsewhere(execution_id)? =>
@@ -104,12 +104,13 @@ fn end_execution(
                 }
             },
         };
-        // Only a trigger leaves a row as it was and not updated.
+        // Only a trigger can keep an unchanged row from being updated.
         let version = (state.tid.ip_posid, state.tid.ip_blkid.bi_hi, state.tid.ip_blkid.bi_lo);
         if seen.replace(version) == Some(version) {
             return Err(Error::Suppressed);
         }
-        // Under these isolation levels an update that meets another session's would fail.
+        // Under these isolation levels an update of a row that another session has updated would
+        // fail.
         if xact::is_isolated() {
             let mode = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
             let wait = pg_sys::LockWaitPolicy::LockWaitBlock;
@@ -166,8 +167,8 @@ struct State {
 /// The state of an execution, as committed by now or written by this transaction.
 fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, Error> {
     let look = || {
-        // SAFETY: by the contract the times are timestamptz, which are passed by value as a bigint is,
-        // and the status is a varchar.
+        // SAFETY: by the contract the times are timestamptz, which are passed by value as a bigint
+        // is, and the status is a varchar.
         find(history, &Key::id(execution_id), |row| unsafe {
             Some(State {
                 tid: row.tid,
@@ -183,8 +184,8 @@ fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, E
     look().ok_or(Error::UnknownExecution(execution_id))
 }
 
-/// Tells the caller that `given` records were stored as `stored`. Not an error: recording does not break a load over a
-/// number.
+/// Warns the caller that `given` records were stored as `stored`. Not an error: a count that is too
+/// large must not fail a load.
 fn warn_of_saturated_count(given: i64, stored: i32) {
     ErrorReport::new(
         PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,

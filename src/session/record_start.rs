@@ -43,7 +43,7 @@ fn start_in_transaction(loader_id: i64, time: i64) -> Result<i64, Error> {
     Ok(id)
 }
 
-/// Tells the caller that the start of an execution is in its own transaction, and why.
+/// Warns the caller that the start of an execution is in its own transaction, and why.
 fn warn_of_fallback(execution_id: i64, fallback: &Fallback) {
     ErrorReport::new(
         PgSqlErrorCode::ERRCODE_WARNING,
@@ -92,8 +92,8 @@ fn with_hint_for_unknown_loaders<R>(statement: impl FnOnce() -> R) -> R {
         callback: Some(add_hint),
         arg: ptr::null_mut(),
     };
-    // SAFETY: `callback` outlives its place on the stack: `_restore`, declared after it, is dropped before
-    // it, on return and on unwinding alike.
+    // SAFETY: `callback` outlives its place on the stack: `_restore`, declared after it, is dropped
+    // before it, on return and on unwinding alike.
     unsafe {
         callback.previous = pg_sys::error_context_stack;
         pg_sys::error_context_stack = &raw mut callback;

@@ -1,4 +1,4 @@
-//! `loader_history.recorder_state`: what shared memory knows of the worker of this database, for
+//! `loader_history.recorder_state`: the state of this database's worker in shared memory, for
 //! `loader.recorder_status`.
 
 use pgrx::datum::TimestampWithTimeZone;
@@ -11,7 +11,7 @@ use crate::shmem::start_queue;
 use crate::shmem::workers::{self, WorkerState};
 
 /// Whether the library is preloaded, the worker's process id, how many starts wait for it, its last
-/// error and when that was, and why it is not at work.
+/// error and its time, and why it does not record starts.
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)] // a row
 fn recorder_state() -> TableIterator<

@@ -20,8 +20,8 @@ use crate::{gucs, pg};
 /// A row as a trigger has it.
 type Row<'a> = PgHeapTuple<'a, AllocatedByPostgres>;
 
-/// Remembers the loader of a new row, and emits the event of an execution that has started or whose status has
-/// changed. Rows that replication brings emit none.
+/// Records the loader of a new row, and emits the event of an execution that has started or whose
+/// status has changed. Replicated rows emit no events.
 #[pg_trigger(sql = false)]
 fn history_changed<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
     if let Some(new) = trigger.new()
@@ -44,7 +44,7 @@ fn on_change(trigger: &PgTrigger<'_>, old: Option<&Row<'_>>, new: &Row<'_>) -> R
     Ok(())
 }
 
-/// Whether a change is an event: a start, and whatever changes the status.
+/// Whether a change is an event: a start, or a change of the status.
 fn is_event(old: Option<&Row<'_>>, new: &Row<'_>) -> Result<bool, Error> {
     let status = new.get_by_index::<String>(column::STATUS)?;
     Ok(match old {
@@ -53,7 +53,7 @@ fn is_event(old: Option<&Row<'_>>, new: &Row<'_>) -> Result<bool, Error> {
     })
 }
 
-/// Whether the session is in the role in which ordinary triggers do not fire.
+/// Whether session_replication_role is replica, so that ordinary triggers do not fire.
 fn is_replica() -> bool {
     // SAFETY: reads a setting of this process.
     unsafe {
@@ -72,7 +72,8 @@ fn notify(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The event that `row` is now, with `message`, the beginning of its error message and whether there is more.
+/// The event that `row` is now, with `message`, the beginning of its error message and whether
+/// there is more.
 fn read_event<'a>(
     row: &Row<'_>,
     message: Option<&'a (String, bool)>,
@@ -107,7 +108,7 @@ fn read_event<'a>(
 /// Reads no more of the message than an event can carry: it may be hundreds of megabytes long.
 fn message_start(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Option<(String, bool)> {
     let attribute = row.get_attribute_by_index(column::ERROR_MESSAGE)?;
-    // The trigger may have been created on a table of another make.
+    // The trigger may have been created on a table with other columns.
     if attribute.type_oid().value() != pg_sys::TEXTOID {
         return None;
     }
@@ -115,10 +116,10 @@ fn message_start(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Option<(String, bool
     let tuple =
         if trigger.event().fired_by_insert() { data.tg_trigtuple } else { data.tg_newtuple };
     let slice_bytes = i32::try_from(MAX_PAYLOAD_BYTES).unwrap_or(i32::MAX);
-    // SAFETY: PostgreSQL fired this row trigger, so the tuple (the same that `row` was made from) and
-    // the relation's descriptor are valid until it returns. The column is a text, as was just checked,
-    // in the database's encoding; that is UTF-8, or CREATE EXTENSION would have refused. The slice is a
-    // fresh copy.
+    // SAFETY: PostgreSQL fired this row trigger, so the tuple (the same that `row` was made from)
+    // and the relation's descriptor are valid until it returns. The column is a text, as was just
+    // checked, in the database's encoding; that is UTF-8, or CREATE EXTENSION would have refused.
+    // The slice is a fresh copy.
     let (bytes, whole_size) = unsafe {
         let datum = heap_getattr_raw(tuple, column::ERROR_MESSAGE, (*data.tg_relation).rd_att)?;
         let slice = pg_sys::pg_detoast_datum_slice(datum.cast_mut_ptr(), 0, slice_bytes);
@@ -130,25 +131,27 @@ fn message_start(trigger: &PgTrigger<'_>, row: &Row<'_>) -> Option<(String, bool
     Some((start.to_owned(), bytes.len() < whole_size))
 }
 
-/// Drops rows that replication brings: they hold another cluster's transaction ids.
+/// Drops replicated rows, which hold another cluster's transaction ids.
 #[pg_trigger(sql = false)]
 fn drop_replicated_row<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
     Ok(own_row(trigger))
 }
 
-/// The row, unless replication brings it. The worker has the same session_replication_role as an apply worker.
+/// The row, unless it is replicated. The worker has the same session_replication_role as an apply
+/// worker.
 fn own_row<'a>(trigger: &'a PgTrigger<'a>) -> Option<Row<'a>> {
     trigger.new().filter(|_| bgworker::is_worker() || !is_replica())
 }
 
-/// Raises `error` from a trigger, where returned it would lose its SQLSTATE in the wrapper that pgrx generates.
+/// Raises `error`. If a trigger function returned it, the wrapper that pgrx generates would lose
+/// its SQLSTATE.
 fn raise(error: Error) {
     ErrorReport::from(error).report(PgLogLevel::ERROR);
 }
 
 // The triggers of version 1.5.0, until ALTER EXTENSION UPDATE.
 
-/// Emits an event. The conditions of the triggers decide what is one.
+/// Emits an event. The triggers' WHEN conditions decide whether a change is one.
 #[pg_trigger(sql = false)]
 fn notify_execution<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
     if gucs::NOTIFY.get()
@@ -160,13 +163,13 @@ fn notify_execution<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, I
     Ok(None)
 }
 
-/// Nothing: the update finds the loaders of the whole history.
+/// Does nothing: the update of the extension records the loaders of the whole history.
 #[pg_trigger(sql = false)]
 fn remember_loader<'a>(_trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
     Ok(None)
 }
 
-/// The same as [`drop_replicated_row`].
+/// As [`drop_replicated_row`].
 #[pg_trigger(sql = false)]
 fn refuse_foreign_binding<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<Row<'a>>, Infallible> {
     Ok(own_row(trigger))

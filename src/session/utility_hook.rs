@@ -1,5 +1,5 @@
-//! The ProcessUtility hook: statements that need a database without a worker, or that change whether it has the
-//! extension.
+//! The ProcessUtility hook: statements that need a database without a worker, or that change
+//! whether it has the extension.
 
 use std::ffi::{CStr, CString, c_char};
 use std::time::Duration;
@@ -18,8 +18,8 @@ use crate::shmem::workers;
 /// The hook of another library, or PostgreSQL's own function.
 static mut NEXT_HOOK: pg_sys::ProcessUtility_hook_type = None;
 
-/// How often a statement that needs a database looks whether the worker has left it, and how many times at most.
-/// PostgreSQL itself then waits another five seconds for other sessions to leave.
+/// How often a statement that needs a database checks whether the worker has left it, and how many
+/// times at most. PostgreSQL itself then waits another five seconds for other sessions to leave.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 const POLLS: u32 = 500;
 
@@ -46,7 +46,8 @@ struct Call {
 }
 
 unsafe extern "C-unwind" {
-    // PostgreSQL's tcop/utility.h. pgrx's own is guarded, and an error must not pass through Rust frames here.
+    // PostgreSQL's tcop/utility.h. pgrx's own is guarded, and an error must not pass through Rust
+    // frames here.
     #[link_name = "standard_ProcessUtility"]
     fn standard_process_utility(
         statement: *mut pg_sys::PlannedStmt,
@@ -60,8 +61,8 @@ unsafe extern "C-unwind" {
     );
 }
 
-/// Called by PostgreSQL for each utility statement. Unguarded: for a statement that does not concern the extension this
-/// is a call of the next hook, with nothing to unwind.
+/// Called by PostgreSQL for each utility statement. Unguarded: for a statement that does not
+/// concern the extension this is a call of the next hook, with nothing to unwind.
 #[allow(clippy::too_many_arguments)] // PostgreSQL's
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -97,7 +98,8 @@ impl Call {
     /// # Safety
     /// The call is PostgreSQL's. No frame that must be unwound is between an error and a guard.
     unsafe fn next(self) {
-        // SAFETY: what is passed on is what came; NEXT_HOOK was set by the postmaster, before any other process existed.
+        // SAFETY: the arguments are passed on unchanged; NEXT_HOOK was set by the postmaster,
+        // before any other process existed.
         unsafe {
             if let Some(next) = NEXT_HOOK {
                 next(
@@ -152,7 +154,8 @@ unsafe fn concerns_extension(node: *mut pg_sys::Node) -> bool {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn process_guarded(call: Call) {
-    // SAFETY: the statement is valid during the call. It may be freed by the command (COMMIT does), so it is read before.
+    // SAFETY: the statement is valid during the call. It may be freed by the command (COMMIT does),
+    // so it is read before.
     unsafe {
         let command = Command::of((*call.statement).utilityStmt);
         if let Some(command) = &command {
@@ -165,7 +168,7 @@ unsafe extern "C-unwind" fn process_guarded(call: Call) {
     }
 }
 
-/// A statement that workers must know of.
+/// A statement that concerns workers.
 enum Command {
     /// It needs a database without other sessions.
     NeedsDatabase(CString),
@@ -183,7 +186,8 @@ impl Command {
     /// # Safety
     /// `node` is a utility statement for which [`concerns_extension`] is true.
     unsafe fn of(node: *mut pg_sys::Node) -> Option<Self> {
-        // SAFETY: a node's tag says which struct it is; strings of the parser are C strings or NULL.
+        // SAFETY: a node's tag says which struct it is; strings of the parser are C strings or
+        // NULL.
         unsafe {
             match (*node).type_ {
                 NodeTag::T_DropdbStmt => {
@@ -240,7 +244,7 @@ impl Command {
         }
     }
 
-    /// Has the worker leave a database that the command needs.
+    /// Makes the worker leave a database that the command needs.
     fn before(&self) {
         if matches!(self, Self::RollsBackPrepared) {
             workers::set_rolled_back_prepared();
@@ -262,7 +266,7 @@ impl Command {
         }
     }
 
-    /// Has the launcher or the worker look again when the command has committed.
+    /// Notifies the launcher or the worker when the command has committed.
     fn after(&self) {
         match self {
             Self::ChangesExtension => xact_callbacks::check_extension_at_commit(),
@@ -307,9 +311,11 @@ unsafe fn template(options: *mut pg_sys::List) -> Option<CString> {
     }
 }
 
-/// The database of that name, if the current user owns it: another role must not make a worker leave.
+/// The database of that name, if the current user owns it: another role must not make a worker
+/// leave.
 fn database_to_close(name: &CStr) -> Option<pg_sys::Oid> {
-    // SAFETY: catalog lookups in the command's transaction; the cache is that of pg_database, by OID.
+    // SAFETY: catalog lookups in the command's transaction; the cache is that of pg_database, by
+    // OID.
     unsafe {
         let oid = pg_sys::get_database_oid(name.as_ptr(), true);
         let row: pg_sys::FormData_pg_database =

@@ -1,8 +1,8 @@
 //! What a backend remembers about its current transaction, and does at its end.
 //!
-//! The callbacks that run when a transaction has committed or aborted must not fail: an error there would stop the
-//! server. They allocate nothing and call nothing that can fail; LWLocks may be taken. What can fail is done before the
-//! commit.
+//! The callbacks that run when a transaction has committed or aborted must not fail: an error there
+//! would stop the server. They allocate nothing and call nothing that can fail; LWLocks may be
+//! taken. What can fail is done before the commit.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -35,7 +35,8 @@ struct WatchedSubtransaction {
 struct Current {
     /// Its id, if it has made autonomous starts; else 0.
     watched_xid: Cell<u64>,
-    // Never dropped: the server still logs, and so calls back, when a process has run its destructors.
+    // Never dropped: the server still logs, and so calls back, when a process has run its
+    // destructors.
     subtransactions: RefCell<ManuallyDrop<Vec<WatchedSubtransaction>>>,
     /// The start that the backend waits for.
     waits_for: Cell<Option<RequestId>>,
@@ -44,13 +45,13 @@ struct Current {
     is_ending: Cell<bool>,
     /// The events in the queue, until the transaction ends.
     batch: Cell<Option<Batch>>,
-    /// Whether changes were noted that are emitted after COMMIT PREPARED.
+    /// Whether changes were written that are emitted after COMMIT PREPARED.
     has_prepared_changes: Cell<bool>,
-    /// Databases to announce when it commits.
+    /// Databases to announce to the launcher when it commits.
     announce: [Cell<pg_sys::Oid>; 4],
     /// Whether the extension in this database was changed.
     extension_changed: Cell<bool>,
-    /// Whether it keeps workers out of a database.
+    /// Whether it has closed databases to workers.
     has_closed_database: Cell<bool>,
 }
 
@@ -85,8 +86,8 @@ pub fn install() {
     }
 }
 
-/// Remembers that transaction `xid` (and its subtransaction `subxid`, or 0) makes an autonomous start, which the backend
-/// waits for.
+/// Remembers that transaction `xid` (and its subtransaction `subxid`, or 0) makes an autonomous
+/// start, which the backend waits for.
 pub fn begin_autonomous_start(xid: u64, subxid: u64, request: RequestId) {
     error_capture::begin();
     CURRENT.with(|current| {
@@ -102,13 +103,13 @@ pub fn begin_autonomous_start(xid: u64, subxid: u64, request: RequestId) {
     });
 }
 
-/// The backend does not wait any more.
+/// The backend has stopped waiting.
 pub fn end_autonomous_start() {
     CURRENT.with(|current| current.waits_for.set(None));
 }
 
-/// Keeps an event, for the worker to emit when the current transaction has committed; false if the transaction must
-/// emit it itself.
+/// Adds an event, for the worker to emit when the current transaction has committed; false if the
+/// transaction must emit it itself.
 pub fn add_event(payload: &str, execution_id: i64, status: Status) -> bool {
     if !workers::is_preloaded() || bgworker::is_worker() {
         return false;
@@ -148,8 +149,8 @@ impl Current {
         }
     }
 
-    /// Puts the events into the queue, so that the commit need only publish them; emits them in this transaction if the
-    /// queue can't take them. Can fail.
+    /// Reserves a batch in the queue, so that the commit need only publish it; emits the events in
+    /// this transaction if the queue is full. Can fail.
     fn before_commit(&self) {
         self.is_ending.set(true);
         let Ok(events) = self.events.try_borrow() else { return };
@@ -168,7 +169,8 @@ impl Current {
         }
     }
 
-    /// Notes the changes in the database, where they share the fate of the prepared transaction. Can fail.
+    /// Writes the changes into a table, so that they are committed or rolled back with the prepared
+    /// transaction. Can fail.
     fn before_prepare(&self) {
         self.is_ending.set(true);
         let Ok(events) = self.events.try_borrow() else { return };
@@ -260,8 +262,8 @@ fn report(xid: u64, subxid: u64, error: &[u8]) {
     workers::wake(my_database());
 }
 
-/// Emits payloads by NOTIFY when the current transaction, which is about to commit, does; drops them with a WARNING if
-/// PostgreSQL's queue has no room, which would fail the commit. Can fail.
+/// Emits payloads by NOTIFY when the current transaction, which is about to commit, does; drops
+/// them with a WARNING if PostgreSQL's queue has no room, which would fail the commit. Can fail.
 fn emit(payloads: &[u8]) {
     if notify::has_room(event::split(payloads).map(<[u8]>::len)) {
         event::split(payloads).for_each(notify::emit);
@@ -302,7 +304,8 @@ extern "C-unwind" fn on_subtransaction(
     _argument: *mut c_void,
 ) {
     CURRENT.with(|current| match event {
-        // An error that made a client roll back to a savepoint is over once it has done so.
+        // The error that made a client roll back to a savepoint is not the cause of a later
+        // rollback.
         SubXactEvent::SUBXACT_EVENT_START_SUB => error_capture::clear(),
         SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => current.subtransaction_committed(mine, parent),
         SubXactEvent::SUBXACT_EVENT_ABORT_SUB => current.subtransaction_aborted(mine),
