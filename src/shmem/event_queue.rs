@@ -1,8 +1,10 @@
-//! Events on their way from the transactions that made them to the worker that emits them. README.md draws the states.
+//! Events on their way from the transactions that made them to the worker that emits them.
+//! README.md draws the states.
 //!
-//! The events of one transaction are a batch: a chain of slots, which the transaction reserves and fills before it
-//! commits, and publishes when it has committed. So nothing is left to do after the commit that can fail, and a transaction
-//! that waits for a standby when it commits delays no other's events.
+//! The events of one transaction are a batch: a chain of slots, which the transaction reserves and
+//! fills before it commits, and publishes when it has committed. So nothing that can fail is left
+//! to do after the commit, and a transaction that waits for a standby when it commits does not
+//! delay the events of other transactions.
 
 use pgrx::pg_sys;
 
@@ -17,12 +19,13 @@ const SLOTS_PER_EVENT: usize = 4;
 /// No slot.
 const NONE: u32 = u32::MAX;
 
-/// The first number of the batches that transactions make; those that a worker leaves have lower ones.
+/// The first sequence number of the batches of transactions; those that a worker leaves to its
+/// successor have lower ones.
 const FIRST_NUMBER: u64 = 1 << 63;
 
 static QUEUE: Segment<Header, Slot> = Segment::new(c"loader_history event queue");
 
-/// What the slots of all databases have in common.
+/// The header of the queue.
 pub struct Header {
     /// The first free slot.
     free: u32,
@@ -30,19 +33,21 @@ pub struct Header {
     free_count: u32,
     /// How many batches there are.
     batches: u32,
-    /// The number of the next batch of a transaction, in the order in which transactions begin to commit.
+    /// The sequence number of the next batch of a transaction, in the order in which transactions
+    /// begin to commit.
     next_sequence_number: u64,
-    /// The number of the next batch that a worker leaves.
+    /// The sequence number of the next batch that a worker leaves to its successor.
     next_left: u64,
 }
 
-/// A part of a batch. All but `next` and `bytes` is that of the batch, in its first slot.
+/// A part of a batch. All fields but `next` and `bytes` are those of the batch, and valid in its
+/// first slot.
 pub struct Slot {
     state: State,
     /// The next free slot, or the next of the batch.
     next: u32,
     database: pg_sys::Oid,
-    /// The transaction that made the batch; invalid if a worker has left it.
+    /// The transaction that made the batch; invalid if a worker left it to its successor.
     xid: pg_sys::TransactionId,
     sequence_number: u64,
     /// Slots of the batch.
@@ -71,14 +76,14 @@ pub type Queue<'a> = Contents<'a, Header, Slot>;
 /// The events of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Batch {
-    /// Its place in the order in which transactions begin to commit. A session that sees a commit and changes the same
-    /// execution has a higher one.
+    /// Its place in the order in which transactions begin to commit. A session that sees a commit
+    /// and changes the same execution has a higher one.
     pub sequence_number: u64,
     slot: u32,
 }
 
 impl Batch {
-    /// Whether a worker has left it. The events in it come before those of all transactions.
+    /// Whether a worker left it to its successor. Its events come before those of all transactions.
     pub const fn is_left_by_worker(self) -> bool {
         self.sequence_number < FIRST_NUMBER
     }
@@ -127,7 +132,8 @@ impl Queue<'_> {
         &mut self.entries[batch.slot as usize]
     }
 
-    /// Reserves a batch for the payloads of transaction `xid` in `database`; `None` if there is no room for it.
+    /// Reserves a batch for the payloads of transaction `xid` in `database`; `None` if there is no
+    /// room for it.
     pub fn reserve(
         &mut self,
         database: pg_sys::Oid,
@@ -165,7 +171,8 @@ impl Queue<'_> {
         Some(Batch { sequence_number, slot: first })
     }
 
-    /// Whether `database` may use `count` slots more: one whose worker takes none leaves a quarter to others.
+    /// Whether `database` may use `count` more slots: one whose worker takes none leaves a
+    /// quarter to other databases.
     fn may_use(&self, database: pg_sys::Oid, count: u32) -> bool {
         let slots = u32::try_from(self.entries.len()).unwrap_or_default();
         let quarter = slots - slots / 4 * 3;
@@ -194,7 +201,7 @@ impl Queue<'_> {
         batches
     }
 
-    /// Leaves a worker's own events to the next worker of `database`; false if there is no room for them.
+    /// Leaves a worker's own events to the next worker of `database`; false if the queue is full.
     pub fn leave(&mut self, database: pg_sys::Oid, payloads: &[u8]) -> bool {
         let batch = self.reserve(database, pg_sys::InvalidTransactionId, payloads);
         batch.map(|batch| self.publish(batch)).is_some()
@@ -211,8 +218,8 @@ impl Queue<'_> {
         batches.map(|(batch, xid)| (batch.sequence_number, xid)).collect()
     }
 
-    /// Takes the batches that `database` has published, in their order. With `also_taken` those too that a worker before
-    /// this one had taken and not emitted.
+    /// Takes the batches that `database` has published, in their order. With `also_taken`, those
+    /// too that an earlier worker had taken and not emitted.
     pub fn take(&mut self, database: pg_sys::Oid, also_taken: bool) -> Vec<Batch> {
         let is_wanted = |slot: &Slot| {
             slot.database == database
@@ -238,12 +245,12 @@ impl Queue<'_> {
         (payloads, emitted)
     }
 
-    /// Notes how many events of a batch have been emitted: another worker goes on behind them.
+    /// Notes how many events of a batch have been emitted: the next worker continues behind them.
     pub fn set_emitted(&mut self, batch: Batch, count: usize) {
         self.slot(batch).emitted = count;
     }
 
-    /// Frees what `database` has published and its worker has taken: nobody will emit it.
+    /// Frees what `database` has published and its worker has taken: no worker will emit it.
     pub fn drop_all(&mut self, database: pg_sys::Oid) {
         self.take(database, true).into_iter().for_each(|batch| self.free(batch));
     }

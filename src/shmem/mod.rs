@@ -1,5 +1,5 @@
-//! The shared memory through which backends, workers and the launcher communicate. Each file is one structure with one
-//! LWLock. README.md draws the state machines.
+//! The shared memory through which backends, workers and the launcher communicate. Each file is one
+//! structure with one LWLock. README.md draws the state machines.
 
 pub mod event_queue;
 pub mod start_queue;
@@ -35,7 +35,8 @@ fn databases() -> usize {
 
 #[pg_guard]
 extern "C-unwind" fn request() {
-    // SAFETY: called by the postmaster when memory may be requested; the hook was set before by another library.
+    // SAFETY: called by the postmaster when memory may be requested; the hook was set before by
+    // another library.
     unsafe {
         if let Some(next) = NEXT_REQUEST_HOOK {
             pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next());
@@ -49,7 +50,8 @@ extern "C-unwind" fn request() {
 
 #[pg_guard]
 extern "C-unwind" fn initialize() {
-    // SAFETY: called by the postmaster when shared memory is new; the hook was set before by another library.
+    // SAFETY: called by the postmaster when shared memory is new; the hook was set before by
+    // another library.
     unsafe {
         if let Some(next) = NEXT_STARTUP_HOOK {
             pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next());

@@ -31,13 +31,13 @@ enum State {
     Queued,
     /// The worker writes the start, and has not begun to commit it.
     Taken,
-    /// The worker commits it under this execution id: nobody can give it up any more.
+    /// The worker commits it under this execution id: it cannot be abandoned any more.
     Committing(i64),
     /// It is committed.
     Done(Recorded),
     /// It is not recorded, and will not be.
     Declined(Reason),
-    /// The caller has gone on, and the worker will not commit it.
+    /// The caller has continued, and the worker will not commit it.
     Abandoned,
     /// An error has ended the caller's wait while the worker committed it.
     Orphaned(i64),
@@ -63,7 +63,7 @@ pub struct Start {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recorded {
     pub execution_id: i64,
-    /// Where the worker's commit ends in the WAL, which may not be flushed that far.
+    /// The LSN at which the worker's commit ends, up to which the WAL may not be flushed yet.
     pub commit_lsn: u64,
 }
 
@@ -71,7 +71,7 @@ pub struct Recorded {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequestId(usize);
 
-/// What a caller learns of its request.
+/// The answer to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Answer {
     /// Nothing yet.
@@ -180,7 +180,7 @@ impl Queue<'_> {
         self.used().filter(|(_, one)| one.database == database && waits(one.state)).count()
     }
 
-    /// Frees a request that its caller has given up; whether it has.
+    /// Frees a request if its caller has abandoned it; whether it has.
     pub fn free_abandoned(&mut self, id: RequestId) -> bool {
         self.free_if(id, State::Abandoned)
     }
@@ -209,8 +209,8 @@ impl Queue<'_> {
         };
     }
 
-    /// The answer to a request, whose place is free once there is one. `time_is_up` gives it up unless it is being
-    /// committed.
+    /// The answer to a request, whose place is free once there is one. `time_is_up` abandons it
+    /// unless it is being committed.
     pub fn poll(&mut self, id: RequestId, time_is_up: bool) -> Answer {
         let answer = match self.entries[id.0].state {
             State::Done(recorded) => Answer::Recorded(recorded),
@@ -226,7 +226,7 @@ impl Queue<'_> {
         answer
     }
 
-    /// Gives a request up, since an error has ended the wait for it.
+    /// Abandons a request, since an error has ended the wait for it.
     pub fn give_up(&mut self, id: RequestId) {
         match self.entries[id.0].state {
             State::Taken => self.entries[id.0].state = State::Abandoned,
@@ -247,8 +247,8 @@ impl Queue<'_> {
         ids.into_iter().map(|id| (id, self.entries[id.0].start)).collect()
     }
 
-    /// The requests that a worker of `database` that has exited had only taken, and those that it was committing, with
-    /// their loaders and execution ids.
+    /// The requests that a worker of `database` that has exited had only taken, and those that it
+    /// was committing, with their loaders and execution ids.
     pub fn take_over(
         &mut self,
         database: pg_sys::Oid,
@@ -268,7 +268,8 @@ impl Queue<'_> {
         (self.used_by(database, State::Taken), committing)
     }
 
-    /// The worker is about to commit these starts under these execution ids; false if a caller has given one up.
+    /// The worker is about to commit these starts under these execution ids; false if a caller has
+    /// abandoned one.
     pub fn begin_commit(&mut self, ids: &[(RequestId, i64)]) -> bool {
         let all = ids.iter().all(|(id, _)| self.entries[id.0].state == State::Taken);
         if all {

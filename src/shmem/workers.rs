@@ -1,5 +1,5 @@
-//! The workers of the databases, the launcher, and the commands that keep workers out of a database. README.md draws the
-//! states of a worker.
+//! The workers of the databases, the launcher, and the commands that keep workers out of a
+//! database. README.md draws the states of a worker.
 
 use pgrx::pg_sys;
 
@@ -8,34 +8,36 @@ use crate::pg::latch::ProcLatch;
 use crate::pg::segment::{Contents, Segment};
 use crate::pg::xact::{clock_timestamp, my_pid};
 
-/// Databases that can be announced, or closed to workers, before the launcher has looked.
+/// Databases that can be announced, or closed to workers, at the same time.
 const NOTES: usize = 64;
 
 static WORKERS: Segment<Header, WorkerBlock> = Segment::new(c"loader_history workers");
 
-/// What there is once.
+/// The launcher, and the databases that have no worker.
 struct Header {
     launcher: Option<ProcLatch>,
-    /// A start found that the launcher is late to start a worker: further ones don't wait for it.
+    /// A start found that the launcher is late to start a worker: further starts do not wait for
+    /// it.
     launcher_is_late: bool,
     /// A prepared transaction was rolled back in this run of the server.
     rolled_back_prepared: bool,
-    /// No transaction of the server's previous run has an id of this or higher; 0 until it is known.
+    /// No transaction of the server's previous run has an id of this or higher; 0 until it is
+    /// known.
     first_xid: u64,
     /// Databases that may have the extension, and no worker.
     announced: [pg_sys::Oid; NOTES],
-    /// Databases that workers must stay out of, and the processes that need them.
+    /// Databases that are closed to workers, and the processes that have closed them.
     closed: [(pg_sys::Oid, i32); NOTES],
 }
 
-/// The worker of a database. The block is free where the database is invalid.
+/// The worker of a database. The block is free if the database is invalid.
 pub struct WorkerBlock {
     database: pg_sys::Oid,
     pub state: WorkerState,
     latch: Option<ProcLatch>,
     /// Its process id; 0 if there is no process.
     pid: i32,
-    /// A start found that the worker is late: further ones don't wait for it.
+    /// A start found that the worker is late: further starts do not wait for it.
     pub is_late: bool,
     /// The extension may have changed: the worker is to check.
     pub check_extension: bool,
@@ -55,7 +57,7 @@ pub enum WorkerState {
     Unused,
     /// The server has no slot for another background worker.
     NoSlot,
-    /// The launcher has asked for a worker.
+    /// The launcher has started a worker.
     Starting,
     /// The worker runs.
     Running,
@@ -65,12 +67,12 @@ pub enum WorkerState {
     Crashed,
 }
 
-/// What a session learns about the worker of its database.
+/// The state of the worker of a database, for sessions.
 #[derive(Debug, Clone)]
 pub struct WorkerStatus {
     pub state: WorkerState,
     pub pid: i32,
-    /// Whether starts don't wait for it.
+    /// Whether starts do not wait for it.
     pub is_late: bool,
     /// Its last error; empty for none.
     pub last_error: String,
@@ -124,7 +126,8 @@ pub fn block<R: Default>(database: pg_sys::Oid, work: impl FnOnce(&mut WorkerBlo
 
 // What sessions do
 
-/// Whether a start in `database` can be handed over; announces the database if that needs the launcher.
+/// Whether a start in `database` can be handed over; announces the database if that needs the
+/// launcher.
 pub fn availability(database: pg_sys::Oid) -> Availability {
     with(|workers| {
         let block = workers.block(database).map(|block| (block.state, block.is_late));
@@ -150,7 +153,8 @@ pub fn wake(database: pg_sys::Oid) {
     with(|workers| workers.wake(database));
 }
 
-/// Notes that the worker of `database`, or the launcher without which there is none, did not take a start in time.
+/// Notes that the worker of `database`, or the launcher without which there is none, did not take a
+/// start in time.
 pub fn set_late(database: pg_sys::Oid) {
     with(|workers| match workers.block(database) {
         Some(block) => {
@@ -161,7 +165,8 @@ pub fn set_late(database: pg_sys::Oid) {
     });
 }
 
-/// Wakes the worker of `database`, since events were published; false if there is none to take them. Cannot fail.
+/// Wakes the worker of `database`, since events were published; false if there is none to take
+/// them. Cannot fail.
 pub fn events_published(database: pg_sys::Oid) -> bool {
     block(database, |block| {
         if !block.has_events {
@@ -198,12 +203,13 @@ pub fn extension_changed(database: pg_sys::Oid) {
     });
 }
 
-/// Has the launcher look at `database`: it may have the extension and no worker. Cannot fail.
+/// Has the launcher start a worker in `database`: it may have the extension and no worker. Cannot
+/// fail.
 pub fn announce(database: pg_sys::Oid) {
     with(|workers| workers.announce(database));
 }
 
-/// Keeps workers out of `database` until [`reopen_all`]; false if too many databases are closed.
+/// Closes `database` to workers until [`reopen_all`]; false if too many databases are closed.
 pub fn close(database: pg_sys::Oid) -> bool {
     with(|workers| {
         let free = workers.header.closed.iter_mut().find(|(_, pid)| *pid == 0);
@@ -216,7 +222,7 @@ pub fn close(database: pg_sys::Oid) -> bool {
     .unwrap_or_default()
 }
 
-/// Reopens all databases that this process has closed, and has the launcher look at them. Cannot fail.
+/// Reopens all databases that this process has closed, and announces them. Cannot fail.
 pub fn reopen_all() {
     with(|workers| {
         for place in 0..NOTES {
@@ -244,7 +250,8 @@ pub fn status(database: pg_sys::Oid) -> Option<WorkerStatus> {
 
 // What the worker does
 
-/// Makes the current process the worker of `database`; false if the launcher has not asked for one, or another has come.
+/// Makes the current process the worker of `database`; false if the launcher has not started one,
+/// or another process is the worker.
 pub fn enter(database: pg_sys::Oid) -> bool {
     block(database, |block| {
         let free = block.state == WorkerState::Starting && block.pid == 0;
@@ -287,14 +294,14 @@ pub fn set_last_error(database: pg_sys::Oid, error: &str) {
     });
 }
 
-/// Whether workers must stay out of `database`.
+/// Whether `database` is closed to workers.
 pub fn is_closed(database: pg_sys::Oid) -> bool {
     with(|workers| workers.header.closed.iter().any(|(oid, _)| *oid == database))
         .unwrap_or_default()
 }
 
-/// The first transaction id of this run of the server, at the latest. What is lower and has not committed may have ended
-/// with the server's previous run.
+/// The first transaction id of this run of the server, at the latest. What is lower and has not
+/// committed may have ended with the server's previous run.
 pub fn first_xid() -> u64 {
     // SAFETY: reads shared memory, in a process attached to it.
     let next = unsafe { pg_sys::ReadNextFullTransactionId() }.value;
@@ -307,8 +314,8 @@ pub fn first_xid() -> u64 {
     .unwrap_or(next)
 }
 
-/// Whether a transaction that was never seen open in this run of the server ended with the previous one. One that was
-/// prepared may have been rolled back since.
+/// Whether a transaction that was never seen open in this run of the server ended with the previous
+/// one. One that was prepared may have been rolled back since.
 pub fn ended_with_the_server(xid: u64) -> bool {
     let rolled_back_prepared = with(|workers| workers.header.rolled_back_prepared);
     xid < first_xid() && rolled_back_prepared == Some(false)
@@ -316,8 +323,8 @@ pub fn ended_with_the_server(xid: u64) -> bool {
 
 // What the launcher does
 
-/// Makes the current process the launcher. A launcher before this one may have asked for workers that have not come:
-/// they find that nobody asks for them any more.
+/// Makes the current process the launcher. An earlier launcher may have started workers that have
+/// not entered yet: they will find their state changed, and exit.
 pub fn enter_launcher() {
     with(|workers| {
         workers.header.launcher = ProcLatch::mine();
@@ -360,7 +367,7 @@ pub fn all() -> Vec<(pg_sys::Oid, WorkerState, bool)> {
     .unwrap_or_default()
 }
 
-/// The launcher asks for a worker in `database`; false if there is no free block.
+/// The launcher starts a worker in `database`; false if there is no free block.
 pub fn start(database: pg_sys::Oid) -> bool {
     with(|workers| {
         let known = workers.block(database).is_some();
@@ -426,7 +433,7 @@ impl Workers<'_> {
         }
     }
 
-    /// Announces a database; whether the launcher was late to look at one.
+    /// Announces a database; whether the launcher was late before.
     fn announce(&mut self, database: pg_sys::Oid) -> bool {
         let announced = &mut self.header.announced;
         if !announced.contains(&database)

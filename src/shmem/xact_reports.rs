@@ -1,8 +1,8 @@
-//! Reports of backends to the worker of their database: a transaction, or a subtransaction, that has started
-//! executions was rolled back, and by which error.
+//! Reports of backends to the worker of their database: a transaction, or a subtransaction, that
+//! has started executions was rolled back, and by which error.
 //!
-//! A report makes it quick and carries the error's text. The truth is the transaction's status, so a report that finds no
-//! place may be lost.
+//! A report only saves time and carries the error's text. The transaction's status decides, so a
+//! report that finds no free place is dropped.
 
 use pgrx::pg_sys;
 
@@ -16,7 +16,7 @@ pub struct Header {
     used: usize,
 }
 
-/// A place: free where the database is invalid.
+/// A place, which is free if the database is invalid.
 pub struct Report {
     database: pg_sys::Oid,
     xid: u64,
@@ -26,13 +26,13 @@ pub struct Report {
 
 pub type Reports<'a> = Contents<'a, Header, Report>;
 
-/// That a transaction or subtransaction was rolled back.
+/// The report that a transaction or subtransaction was rolled back.
 #[derive(Debug, PartialEq, Eq)]
 pub struct XactReport {
     pub xid: u64,
     /// The subtransaction; 0 for the whole transaction.
     pub subxid: u64,
-    /// The error that did it; empty if there was none, or the server does not log errors.
+    /// The error; empty if there was none, or the server does not log errors.
     pub error: String,
 }
 
@@ -58,9 +58,9 @@ impl Report {
 }
 
 impl Reports<'_> {
-    /// Leaves a report for the worker of `database`; it is lost if there is no place.
+    /// Posts a report to the worker of `database`; it is dropped if there is no free place.
     pub fn post(&mut self, database: pg_sys::Oid, xid: u64, subxid: u64, error: &[u8]) {
-        // A database whose worker reads none leaves a quarter to others.
+        // A database whose worker takes none leaves a quarter to other databases.
         let limit = self.entries.len() / 4 * 3;
         if self.header.used >= limit && self.count(database) >= limit {
             return;
