@@ -1,10 +1,11 @@
-//! Emits events, many in a transaction: the worker's own, those of prepared transactions that were committed, and those
-//! that other transactions have published.
+//! Emits events, many in a transaction: the worker's own, those of prepared transactions that were
+//! committed, and those that other transactions have published.
 //!
-//! The events of one execution are emitted in their order. The worker's own come first, those that a worker before it has
-//! left before them: it makes them when it commits, and no other session can change the execution before. A session that changes an execution after another one sees its
-//! commit, so its batch has a higher number: a batch waits while a transaction with a lower number has committed and not
-//! yet published its events, which is a matter of microseconds.
+//! The events of one execution are emitted in their order. Those that an earlier worker left come
+//! first, then the worker's own, which it makes when it commits: no other session can change the
+//! execution before. A session that changes an execution after another one sees its commit, so its
+//! batch has a higher number: a batch waits while a transaction with a lower number has committed
+//! and not yet published its events, which is a matter of microseconds.
 
 use std::ffi::CString;
 use std::mem::take;
@@ -31,20 +32,23 @@ const MAX_OWN: usize = 65_536;
 /// The pause after an emission, in which more events arrive.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How long an emission waits for PostgreSQL's lock on NOTIFY: starts wait meanwhile. After a failure the next one waits
-/// longer, up to the longest, or would never get it from other sessions that notify.
+/// How long an emission waits for PostgreSQL's lock on NOTIFY: starts wait meanwhile. After a
+/// failure the next emission waits longer, up to LONGEST_PATIENCE, or it might never get the lock
+/// while other sessions notify.
 const PATIENCE: Duration = Duration::from_millis(50);
 const LONGEST_PATIENCE: Duration = Duration::from_millis(400);
 
-/// When an emission that met an error is retried; and with fewer events, which may find room in PostgreSQL's queue.
+/// When an emission that met an error is retried; and with fewer events, which may find room in
+/// PostgreSQL's queue.
 const RETRY: Duration = Duration::from_secs(1);
 const FEWER_RETRY: Duration = Duration::from_millis(100);
 
-/// How often the worker looks for a transaction that is about to publish its events, and how long others wait for it.
+/// How often the worker checks for a transaction that is about to publish its events, and how long
+/// later batches wait for it.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(1);
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often the worker looks for changes of prepared transactions, besides when one is committed.
+/// How often the worker checks for changes of prepared transactions, besides when one is committed.
 const PREPARED_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often the worker tries to emit its events before it ends.
@@ -58,11 +62,11 @@ pub struct EventEmitter {
     patience: Duration,
     /// Events that the next emission has, at most.
     at_once: usize,
-    /// The batch that others wait for, and since when.
+    /// The batch that later batches wait for, and since when.
     awaited: Option<(u64, Instant)>,
 }
 
-/// How far an emission has come.
+/// What an emission has emitted.
 #[derive(Default)]
 struct Emitted {
     /// Events of the worker's own.
@@ -76,7 +80,7 @@ struct Emitted {
 }
 
 impl EventEmitter {
-    /// Takes over what a worker before this one had taken.
+    /// Takes over the batches that an earlier worker had taken.
     pub fn new(database: pg_sys::Oid) -> Self {
         let now = Instant::now();
         Self {
@@ -98,7 +102,8 @@ impl EventEmitter {
         }
         self.batches.extend(event_queue::with(|queue| queue.take(database, false)));
         self.batches.sort_unstable();
-        // Before the batches: a session that changes an execution after a prepared transaction sees its commit.
+        // Before the batches, since a session that changes an execution after a prepared
+        // transaction has seen its commit.
         let has_prepared = workers::block(database, |worker| worker.prepared_changes)
             && (now >= self.next_prepared || !self.batches.is_empty());
         if context.events.is_empty() && self.batches.is_empty() && !has_prepared {
@@ -192,7 +197,7 @@ impl EventEmitter {
 
     /// Emits at most `count` events of prepared transactions that were committed; how many.
     fn emit_prepared(&mut self, database: pg_sys::Oid, count: usize) -> Result<usize, Error> {
-        // A transaction that is prepared from now on says so again.
+        // A transaction that is prepared from now on sets it again.
         workers::block(database, |worker| worker.prepared_changes = false);
         let taken = prepared_changes::take(count).inspect_err(|_| {
             workers::block(database, |worker| worker.prepared_changes = true);
@@ -209,11 +214,11 @@ impl EventEmitter {
 
     fn retry_after(&mut self, context: &mut Context, error: &XactError) {
         let now = Instant::now();
-        // What was taken may have been undone.
+        // The rollback has restored what was taken.
         workers::block(context.database, |worker| worker.prepared_changes = true);
         self.next_prepared = now + RETRY;
         if error.is_lock() {
-            // As long for the starts.
+            // Starts get as much time.
             self.next = now + self.patience;
             self.patience = (self.patience * 2).min(LONGEST_PATIENCE);
         } else if error.sqlstate == PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED {
@@ -233,7 +238,8 @@ impl EventEmitter {
         }
     }
 
-    /// Emits what there is, before the worker ends, and leaves what it cannot emit of its own to the next worker.
+    /// Emits the remaining events before the worker ends, and leaves those of its own that it
+    /// cannot emit to the next worker.
     pub fn finish(&mut self, context: &mut Context) {
         for _ in 0..LAST_TRIES {
             match self.emit(context) {
@@ -270,7 +276,7 @@ impl Part for EventEmitter {
         }
         self.emit(context).unwrap_or_else(|error| {
             self.retry_after(context, &error);
-            // A wait for a lock may have come before.
+            // It may have waited for a lock, and consumed a wake-up.
             true
         })
     }

@@ -1,7 +1,8 @@
 //! The launcher: finds the databases that have the extension, and keeps a worker in each.
 //!
-//! Only a process in a database can see whether it has the extension. So the launcher starts a worker in every database, a
-//! few at a time, and the worker exits if there is nothing for it to do.
+//! Only a process in a database can see whether it has the extension. So the launcher starts a
+//! worker in every database, a few at a time, and the worker exits if there is nothing for it to
+//! do.
 
 use std::collections::HashMap;
 use std::mem::take;
@@ -26,7 +27,7 @@ const STARTING_AT_ONCE: usize = 2;
 /// When the launcher retries if the server had no slot for another worker.
 const SLOT_RETRY: Duration = Duration::from_secs(5);
 
-/// The longest time until a worker that ended with an error is started again.
+/// The longest time until a worker that failed is started again.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// Registers the launcher. Called once, by the postmaster.
@@ -49,7 +50,8 @@ fn builder(name: &str, function: &str) -> BackgroundWorkerBuilder {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn loader_history_launcher_main(_argument: pg_sys::Datum) {
     bgworker::install_signal_handlers();
-    // SAFETY: the first thing that a background worker does; without a database it can read the shared catalogs.
+    // SAFETY: the first thing that a background worker does; without a database it can read the
+    // shared catalogs.
     unsafe { pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0) };
     workers::first_xid();
     workers::enter_launcher();
@@ -68,13 +70,13 @@ struct Launcher {
     pending: Vec<pg_sys::Oid>,
     /// The workers that this launcher has started.
     started: HashMap<pg_sys::Oid, DynamicBackgroundWorker>,
-    /// Databases whose worker ended although they need one.
+    /// Databases whose worker failed.
     failures: HashMap<pg_sys::Oid, Failure>,
     /// When there may be a slot for another worker.
     slot_retry: Option<Instant>,
 }
 
-/// That a worker ended although its database needs one.
+/// The failure of a worker.
 #[derive(Default)]
 struct Failure {
     /// How often in a row.
@@ -173,8 +175,8 @@ impl Launcher {
         }
         self.slot_retry = None;
         let candidates = self.take_candidates(now);
-        // Read after the states were set: a command that drops a database now either finds a worker starting, and waits for
-        // it to leave, or has closed the database, or dropped it.
+        // Read after the states were set: a command that drops a database now either finds a worker
+        // starting, and waits for it to leave, or has closed the database, or dropped it.
         let existing = databases();
         if let Some(existing) = &existing {
             self.pending.retain(|database| existing.contains(database));
@@ -184,7 +186,7 @@ impl Launcher {
                 self.failures.remove(&database);
                 drop_queued(database);
             } else if workers::is_closed(database) || existing.is_none() {
-                // The command that closed it announces it again. Its events wait.
+                // The command that closed it announces it again. Its events remain in the queue.
                 workers::block(database, |worker| worker.state = WorkerState::Crashed);
             } else if self.slot_retry.is_some() {
                 workers::block(database, |worker| worker.state = WorkerState::NoSlot);
@@ -238,7 +240,7 @@ impl Launcher {
         self.pending.push(database);
     }
 
-    /// Declines starts in databases that no worker is to come to, so that no session waits for one.
+    /// Declines starts in databases that get no worker, so that no session waits for one.
     fn decline_unserved(&self) {
         for database in start_queue::with(|queue| queue.waiting_databases()) {
             let is_pending = self.pending.contains(&database);
@@ -270,8 +272,8 @@ fn starting() -> usize {
     workers::all().iter().filter(|(_, state, _)| *state == WorkerState::Starting).count()
 }
 
-/// The databases that a worker may serve: no templates, which CREATE DATABASE copies, and none that does not allow
-/// connections. `None` if the catalog can't be read now.
+/// The databases that a worker may serve: no templates, which CREATE DATABASE copies, and none that
+/// does not allow connections. `None` if the catalog can't be read now.
 fn databases() -> Option<Vec<pg_sys::Oid>> {
     let found = transaction(|| {
         let mut found = Vec::new();

@@ -1,5 +1,5 @@
-//! The background workers: the launcher, and one worker in each database that has the extension. README.md says which
-//! process does what, and what holds if it ends in between.
+//! The background workers: the launcher, and one worker in each database that has the extension.
+//! README.md describes the processes, and what holds if one ends at any point.
 
 mod event_emitter;
 pub mod launcher;
@@ -33,22 +33,24 @@ use crate::pg::relation::trusted;
 use crate::shmem::workers::{self, WorkerBlock, WorkerState};
 use crate::shmem::{event_queue, start_queue, xact_reports};
 
-/// How often the worker checks whether the extension exists, besides when a command drops it; and after an error.
+/// How often the worker checks whether the extension exists, besides when a command drops it; and
+/// after an error.
 const EXTENSION_INTERVAL: Duration = Duration::from_secs(60);
 const EXTENSION_RETRY: Duration = Duration::from_secs(1);
 
 /// How often an error with the same message is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// When the worker retries what another session's lock kept it from.
+/// When the worker retries after a lock of another session.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
-/// How long starts wait for a worker that another session's lock keeps from reading its tables: CREATE EXTENSION holds its
-/// locks for a moment after the commit.
+/// How long starts wait for a worker that cannot read its tables because of another session's lock:
+/// CREATE EXTENSION holds its locks until shortly after its commit.
 const STARTUP_PATIENCE: Duration = Duration::from_millis(250);
 
-/// Settings that the worker relies on, whatever the configuration, the database or the role say.
-/// With session_replication_role = replica foreign keys are not checked: the caller's lock stands for the loader's key.
+/// Settings of the worker, which override the configuration, the database and the role. With
+/// session_replication_role = replica foreign keys are not checked: the caller's lock stands for
+/// the loader's key.
 const SETTINGS: [(&CStr, &CStr); 13] = [
     (c"search_path", c"pg_catalog, pg_temp"),
     (c"session_replication_role", c"replica"),
@@ -68,7 +70,7 @@ const SETTINGS: [(&CStr, &CStr); 13] = [
 thread_local! {
     /// The worker's state once this process has ended.
     static STATE_AT_EXIT: Cell<WorkerState> = const { Cell::new(WorkerState::Crashed) };
-    /// Whether another worker is to come at once.
+    /// Whether the launcher is to start another worker at once.
     static COMES_BACK: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -81,8 +83,8 @@ pub extern "C-unwind" fn loader_history_worker_main(argument: pg_sys::Datum) {
     if !workers::enter(database) {
         return;
     }
-    // SAFETY: the callback is static and takes the OID by value; connecting is the first thing that a background worker
-    // does.
+    // SAFETY: the callback is static and takes the OID by value; connecting is the first thing that
+    // a background worker does.
     unsafe {
         pg_sys::before_shmem_exit(Some(at_exit), argument);
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
@@ -121,7 +123,7 @@ extern "C-unwind" fn at_exit(_code: i32, argument: pg_sys::Datum) {
 enum Leaving {
     /// The database does not have the extension.
     ForGood,
-    /// It was asked to, and another is to come.
+    /// It was asked to, and the launcher starts another.
     ForNow,
 }
 
@@ -130,22 +132,23 @@ struct Context {
     database: pg_sys::Oid,
     /// The rows of `loader_history.watched_transaction`, which only this process writes.
     watched: WatchedTransactions,
-    /// Starts that were committed when the caller's lock on the loader's row may have been gone.
+    /// Starts that may have been committed after the caller's lock on the loader's row was
+    /// released.
     orphans: VecDeque<OrphanedStart>,
     /// The worker's own events, oldest first.
     events: VecDeque<String>,
     logged: Option<(String, Instant)>,
 }
 
-/// A part of the worker. Each does its work in small portions, since starts wait meanwhile.
+/// A part of the worker. Each works in small portions, since starts wait meanwhile.
 trait Part {
-    /// When there is something to do that no process wakes the worker for.
+    /// When there is work for which no process wakes the worker.
     fn due(&self, _context: &Context) -> Option<Instant> {
         None
     }
 
-    /// Does a portion of what is due; whether there was any. After a wait for a lock, which may have consumed a wake-up,
-    /// there was.
+    /// Does a portion of the work that is due; true if there was any, or if a wait for a lock may
+    /// have consumed a wake-up.
     fn run(&mut self, context: &mut Context) -> bool;
 }
 
@@ -163,7 +166,7 @@ impl Context {
         }
     }
 
-    /// The same, unless another session's lock is the cause: nothing is wrong then, and it is retried.
+    /// The same, unless another session's lock is the cause: the work is then retried.
     fn report_unless_locked(&mut self, error: &XactError) {
         if !error.is_lock() {
             self.report(error);
@@ -185,8 +188,8 @@ struct Worker {
 }
 
 impl Worker {
-    /// A worker that has read its tables; `None` if it is to leave before. While another session's lock keeps it from
-    /// that, as a migration's does, it declines starts.
+    /// A worker that has read its tables; `None` if it is to exit before. While another session's
+    /// lock prevents that, as a migration's may, it declines starts.
     fn start_up(database: pg_sys::Oid) -> Result<Option<Self>, XactError> {
         let patience_ends = Instant::now() + STARTUP_PATIENCE;
         loop {
@@ -198,7 +201,7 @@ impl Worker {
                 return Ok(None);
             }
             if Instant::now() >= patience_ends {
-                // Not as starting: the launcher waits for those before it starts others.
+                // As Running: the launcher limits the number of workers in state Starting.
                 workers::set_running(database);
                 start_queue::decline_queued(database, Reason::TableLocked);
             }
@@ -231,7 +234,7 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Takes up the work, in a database that has the extension.
+    /// Begins the work, in a database that has the extension.
     fn take_up_work(&mut self) -> Result<(), XactError> {
         // Before the first id is taken.
         transaction(id_sequence::skip_lost_ids)?;
@@ -290,7 +293,7 @@ impl Worker {
             {
                 continue;
             }
-            // Autovacuum learns about the rows by this.
+            // For autovacuum.
             // SAFETY: called outside of a transaction, in a process that is connected to a database.
             unsafe { pg_sys::pgstat_report_stat(self.context.watched.is_empty()) };
             bgworker::report_activity(None);
@@ -302,7 +305,7 @@ impl Worker {
         }
     }
 
-    /// Checks whether the extension exists, and is the one that the worker knows.
+    /// Checks whether the extension exists, and was not created again.
     fn check_extension(&mut self) {
         self.next_check = Instant::now() + EXTENSION_INTERVAL;
         let database = self.context.database;
@@ -320,7 +323,7 @@ impl Worker {
                 self.context.report_unless_locked(&error);
                 self.next_check = Instant::now() + EXTENSION_RETRY;
                 if self.extension == pg_sys::InvalidOid {
-                    // This worker leaves: another one is to look.
+                    // This worker exits: another one is to check.
                     workers::extension_changed(database);
                 }
                 return;
@@ -331,7 +334,7 @@ impl Worker {
         }
     }
 
-    /// Whether another worker would know all that matters: an error's text can get lost.
+    /// Whether nothing would be lost if another worker took over; error texts may be.
     fn has_nothing_to_hand_over(&self) -> bool {
         !self.monitor.has_failures() && !self.context.orphans.iter().any(|one| one.is_certain)
     }
@@ -340,13 +343,13 @@ impl Worker {
 /// The extension, if its SQL is of a version that this worker serves; else the invalid OID.
 fn extension() -> Result<pg_sys::Oid, XactError> {
     transaction(|| {
-        // SAFETY: a catalog lookup, in a transaction. The session that changes the extension says so before the message
-        // comes that cached entries are invalid.
+        // SAFETY: a catalog lookup, in a transaction. The session that changes the extension
+        // announces that before it sends the invalidation message.
         let oid = unsafe {
             pg_sys::InvalidateSystemCaches();
             pg_sys::get_extension_oid(EXTENSION.as_ptr(), true)
         };
-        // Where the extension is gone others may have created what they like.
+        // If the extension was dropped, other roles may have created relations of the same names.
         let is_current = oid != pg_sys::InvalidOid && trusted(WATCHED_TRANSACTION)?.is_some();
         Ok(if is_current { oid } else { pg_sys::InvalidOid })
     })
@@ -357,7 +360,7 @@ fn events_dropped(message: String) -> XactError {
     XactError::new(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, message)
 }
 
-/// Drops what is queued for a database that no worker serves any more.
+/// Drops the events of a database that has no worker any more.
 fn drop_queued(database: pg_sys::Oid) {
     workers::block(database, |worker| *worker = WorkerBlock::UNUSED);
     event_queue::with(|queue| queue.drop_all(database));

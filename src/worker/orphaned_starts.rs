@@ -1,9 +1,10 @@
-//! Orphaned starts: committed after the caller's backend, and so its KEY SHARE lock on the loader's row, was gone. The
-//! loader may have been deleted meanwhile.
+//! Orphaned starts: committed after the caller's backend had ended and so released its KEY SHARE
+//! lock on the loader's row. The loader may have been deleted meanwhile.
 //!
-//! Whether a caller that an earlier worker has answered learned that its start is recorded is unknown. If the foreign key
-//! is valid it did not, or the row would still exist: the lock kept it, and since then the execution does. If the key is
-//! NOT VALID, it came after starts of loaders that have never existed: those stay.
+//! It is unknown whether a caller that an earlier worker answered has read the answer. If the
+//! loader does not exist although the foreign key is valid, it has not: its lock would have kept
+//! the loader's row, and then the execution. If the key is NOT VALID, it may have been added after
+//! starts of loaders that never existed: those are kept.
 
 use std::time::Instant;
 
@@ -13,11 +14,11 @@ use crate::history::loader_fk::{self, LoaderRow};
 use crate::history::{outcomes, starts};
 use crate::pg::bgworker::transaction;
 
-/// A start whose loader's row may be gone.
+/// A start whose loader may have been deleted.
 pub struct OrphanedStart {
     pub execution_id: i64,
     pub loader_id: i64,
-    /// Whether the caller did not learn that the start is recorded.
+    /// Whether the caller certainly did not read the answer.
     pub is_certain: bool,
 }
 

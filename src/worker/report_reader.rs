@@ -1,4 +1,4 @@
-//! Reads what backends report about transactions that were rolled back.
+//! Reads the reports of backends about transactions that were rolled back.
 
 use super::{Context, Part};
 use crate::shmem::xact_reports;

@@ -1,10 +1,11 @@
 //! The worker's own purge, under `loader_history.retention`.
 //!
-//! It goes through the old executions by their ends, a few at a time. The position is kept in
-//! `loader_history.purge_position` and updated in the purge's own transaction: what was looked at and stays is not looked
-//! at again by the next batch, nor what was deleted and waits for vacuum. Behind the last old execution it waits for
-//! others to get old. Once an hour it starts from the beginning, for executions that have stopped being a loader's newest,
-//! were locked, or came late.
+//! It scans the old executions in the order of their ends, a few at a time. The position is stored
+//! in `loader_history.purge_position` and updated in the purge's own transaction: the next batch
+//! examines neither executions that are kept nor index entries that wait for vacuum again. Behind
+//! the last old execution it waits until others are old enough. Once an hour it starts from the
+//! beginning, for executions that have stopped being a loader's newest, were locked, or were
+//! inserted late.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -26,42 +27,42 @@ use crate::pg::relation::OpenRelation;
 use crate::pg::spi::{SavedPlan, query};
 use crate::pg::xact::clock_timestamp;
 
-/// Executions that a batch looks at: the first one, and at most. Starts wait for its end.
+/// Executions that a batch examines: the first one, and at most. Starts wait for its end.
 const FIRST_SIZE: i64 = 25;
 const MAX_SIZE: i64 = 200;
 
 /// How long a batch is to take, at most.
 const LONGEST_BATCH: Duration = Duration::from_millis(6);
 
-/// When a batch is given up: what a DBA's own triggers do, or the check of a foreign key whose column has
-/// no index, takes as long as it takes.
+/// When a batch is canceled: a DBA's own triggers, or the check of a foreign key whose column has
+/// no index, may take long.
 const PATIENCE_MS: c_int = 100;
 
-/// How much longer than a batch the pause behind it is.
+/// How many times longer than a batch the pause after it is.
 const PAUSES: u32 = 5;
 
 /// The shortest pause, and the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// How long it waits at the end for executions to get old, or before it tries again what did not work.
+/// How long it waits at the end for executions to become old enough, or after an error.
 const REST: Duration = Duration::from_secs(60);
 
-/// The same where somebody has locked the table.
+/// The same if another session locks the table.
 const LOCK_REST: Duration = Duration::from_secs(1);
 
 /// How often it starts from the beginning.
 const PASS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// How often in a row a batch may run out of time before it has begun, as on a machine that stalls, before that
-/// is an error.
+/// How often in a row a batch may be canceled before it has begun, as on a machine that stalls,
+/// before that is reported.
 const MAX_STALLS: u32 = 3;
 
 const MICROS_PER_MINUTE: i64 = 60_000_000;
 const MICROS_PER_DAY: i64 = 24 * 60 * MICROS_PER_MINUTE;
 
-// PostgreSQL's utils/timeout.h, the same in versions 15 to 18, which pgrx does not bind. Neither raises an
-// ERROR.
+// PostgreSQL's utils/timeout.h, the same in versions 15 to 18, which pgrx does not bind. Neither
+// raises an ERROR.
 const STATEMENT_TIMEOUT: c_uint = 3;
 unsafe extern "C" {
     fn enable_timeout_after(id: c_uint, delay_ms: c_int);
@@ -82,17 +83,18 @@ thread_local! {
 pub struct Retention {
     /// The setting that it uses.
     age: Option<NonZeroI32>,
-    /// What was set for the database when this process connected, which is when PostgreSQL reads it.
+    /// What was set for the database when this process connected, which is when PostgreSQL reads
+    /// it.
     database_setting: Option<String>,
     /// Whether that has changed.
     is_outdated: bool,
-    /// Behind the last execution that was looked at; `None` until it is read from the database.
+    /// Behind the last execution that was examined; `None` until it is read from the database.
     position: Option<Position>,
     /// The position before the purge started from the beginning.
     resume: Position,
-    /// Executions that the next batch looks at.
+    /// Executions that the next batch examines.
     size: i64,
-    /// How often in a row a batch has run out of time before it had begun.
+    /// How often in a row a batch was canceled before it had begun.
     stalls: u32,
     next: Instant,
     next_pass: Instant,
@@ -101,7 +103,7 @@ pub struct Retention {
 }
 
 enum Batch {
-    /// It looked at all executions up to the position, or to the end.
+    /// It examined all executions up to the position, or to the end.
     Done(Option<Position>),
     /// A table that does not belong to a superuser references the history.
     Refused(String),
@@ -130,7 +132,8 @@ impl Retention {
         Ok(())
     }
 
-    /// Whether the database's setting has changed, so that another worker must come, which reads it.
+    /// Whether the database's setting has changed, so that another worker must be started, which
+    /// reads it.
     pub const fn is_outdated(&self) -> bool {
         self.is_outdated
     }
@@ -147,14 +150,15 @@ impl Retention {
                 self.start_pass(now);
             }
         }
-        // What is outdated may keep less than is wanted now.
+        // An outdated setting may keep less than the new one.
         let is_due = self.next <= now && !self.is_outdated;
         let Some(age) = age.filter(|_| is_due) else { return Ok(false) };
         let reached = Cell::new(None);
         report_activity(Some("purging"));
         let batch = transaction(|| self.batch(age, &reached));
-        // SAFETY: PostgreSQL has registered the timeout for every process that is connected to a database. One that comes
-        // just now cancels nothing: outside of transactions that is forgotten.
+        // SAFETY: PostgreSQL has registered the timeout for every process that is connected to a
+        // database. If it fires just now it cancels nothing: outside of transactions the worker
+        // ignores it.
         unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
         let took = now.elapsed();
         let end = now + took;
@@ -195,7 +199,8 @@ impl Retention {
     ) -> Option<XactError> {
         self.next = end + pause(took);
         match reached {
-            // One of the executions is bad: which one shows when it is alone. Then it stays.
+            // One of the executions cannot be deleted: smaller batches find out which one. That one
+            // is kept.
             Some(last) if self.size == 1 => {
                 self.advance(last, end, took);
                 let message = format!("an execution is not purged: {error}");
@@ -203,7 +208,7 @@ impl Retention {
             }
             Some(_) => self.size = (self.size / 4).max(1),
             None if error.is_lock() => self.next = end + LOCK_REST,
-            // Before the oldest there may be much that was deleted, and that an old snapshot keeps in the index.
+            // Before the oldest there may be many dead index entries that an old snapshot keeps.
             None if self.position == Some(Position::FIRST) && self.resume != Position::FIRST => {
                 self.position = Some(self.resume);
             }
@@ -232,7 +237,7 @@ impl Retention {
         if let Some(table) = opened.iter().find_map(OpenRelation::untrusted_referencing_table) {
             return Ok(Batch::Refused(table));
         }
-        // SAFETY: as where it is disabled.
+        // SAFETY: as for disable_timeout() in purge().
         unsafe { enable_timeout_after(STATEMENT_TIMEOUT, PATIENCE_MS) };
         let position = match self.position {
             Some(position) => position,
@@ -241,8 +246,9 @@ impl Retention {
         let cutoff = cutoff(age, purge::newest_start()?);
         let last = purge::reach(cutoff, position, self.size)?;
         reached.set(Some(last));
-        // Foreign keys of other tables that reference the history are triggers too. If there are none, the role stays as
-        // it is: a change makes PostgreSQL plan every saved plan again.
+        // Foreign keys of other tables that reference the history are triggers too. If there are
+        // none, session_replication_role is not changed, which would make PostgreSQL replan every
+        // saved plan.
         if opened.iter().any(OpenRelation::fires_on_delete) {
             outcomes::fire_triggers();
         }
@@ -254,7 +260,7 @@ impl Retention {
         Ok(Batch::Done(last))
     }
 
-    /// Continues behind `last` or, if that is the end, with what gets old.
+    /// Continues behind `last` or, at the end, waits.
     fn advance(&mut self, last: Option<Position>, now: Instant, took: Duration) {
         match last {
             Some(last) => {
@@ -266,7 +272,7 @@ impl Retention {
                 self.next = now + REST;
             }
             None => {
-                // Read again where the batch has written it.
+                // The batch has written it.
                 self.position = None;
                 self.next = now + REST;
             }
@@ -303,21 +309,21 @@ fn setting_of(database: pg_sys::Oid) -> Result<Option<String>, Error> {
     query(&SELECT_SETTING, &[database.into()], |rows| rows.get(0, 1))
 }
 
-/// What ended before that is purged: the age is measured from the clock, or from a day after the newest start if the
-/// clock is ahead of that.
+/// Executions that ended before this time are purged. The age is measured from the clock, but
+/// at most from a day after the newest start.
 fn cutoff(age: NonZeroI32, newest_start: Option<i64>) -> i64 {
     let newest = newest_start.map_or(i64::MAX, |start| start.saturating_add(MICROS_PER_DAY));
     let now = clock_timestamp().min(newest);
     now.saturating_sub(i64::from(age.get()) * MICROS_PER_MINUTE).max(FIRST_TIMESTAMP)
 }
 
-/// The pause after a batch that `took` this long: the worker has other work.
+/// The pause after a batch that `took` this long, in which the worker does its other work.
 fn pause(took: Duration) -> Duration {
     (took * PAUSES).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-/// How many executions to look at after `size` of them `took` this long. One batch that was slow, on a busy
-/// machine, says little: sizes fall more slowly than they grow.
+/// How many executions to examine after `size` of them `took` this long. Sizes fall more slowly
+/// than they grow, since a single slow batch may be due to a busy machine.
 fn next_size(size: i64, took: Duration) -> i64 {
     let next = if took > LONGEST_BATCH {
         size * 3 / 4
@@ -343,7 +349,7 @@ mod tests {
         assert_eq!(settled(1), MAX_SIZE);
         assert_eq!(settled(20), MAX_SIZE);
         assert!((40..=60).contains(&settled(100)), "{}", settled(100));
-        // Where a row alone takes too long, it goes all the same.
+        // A single row that takes too long is deleted all the same.
         assert_eq!(settled(50_000), 1);
     }
 

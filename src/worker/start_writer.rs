@@ -1,7 +1,8 @@
 //! Commits the starts that backends hand over.
 //!
-//! The worker never waits for what a caller may hold: it locks tables only if no other session has them, rows only if no
-//! other session does, and `lock_timeout` ends what is left. What it can't do at once it declines, for the caller to do.
+//! The worker never waits for a lock that a caller may hold: it locks tables and rows only if no
+//! other session does, and `lock_timeout` limits all other waits. A start that it cannot record at
+//! once it declines, and the caller records it.
 
 use std::collections::HashMap;
 use std::slice;
@@ -32,7 +33,7 @@ impl Part for StartWriter {
         report_activity(Some("recording starts"));
         let deadline = Instant::now() + LOCK_PATIENCE;
         let mut result = record(context, &taken);
-        // Vacuum locks a table against all others for a moment, to truncate it.
+        // Vacuum takes an ACCESS EXCLUSIVE lock for a moment to truncate a table.
         while let Err(error) = &result
             && (error.is_lock() && Instant::now() < deadline || error.is_abandoned())
         {
@@ -47,7 +48,7 @@ impl Part for StartWriter {
             taken.iter().for_each(|(request, _)| decline(context, *request, &error));
             return true;
         }
-        // One of them is bad: which one shows when each is alone.
+        // One of them fails: it is found by trying each alone.
         for one in &taken {
             if let Err(error) = record(context, slice::from_ref(one))
                 && !start_queue::with(|queue| queue.free_abandoned(one.0))
@@ -60,14 +61,14 @@ impl Part for StartWriter {
 }
 
 impl StartWriter {
-    /// Answers the requests that a worker before this one was committing.
+    /// Answers the requests that an earlier worker was committing.
     pub fn take_over(&self, context: &mut Context) -> Result<(), XactError> {
         let (taken, committing) = start_queue::with(|queue| queue.take_over(context.database));
         taken.into_iter().for_each(|request| start_queue::decline(request, Reason::Late));
         if committing.is_empty() {
             return Ok(());
         }
-        // Where that worker's commits end is unknown, but a commit of this one comes after them.
+        // The LSNs of that worker's commits are unknown, but a commit of this one comes after them.
         transaction(|| {
             crate::pg::xact::assign_xids();
             Ok(())
@@ -99,7 +100,7 @@ fn decline(context: &mut Context, request: RequestId, error: &XactError) {
 /// Records starts in one transaction, and answers their callers.
 fn record(context: &mut Context, taken: &[(RequestId, Start)]) -> Result<(), XactError> {
     let (recorded, declined) = transaction(|| {
-        // Callers wait for the disk, and share that; more starts come meanwhile.
+        // Callers wait for the flush, which many share, while the worker records more starts.
         set_local(c"synchronous_commit", c"off");
         starts::lock_tables()?;
         let declined = unavailable_loaders(taken)?;
@@ -109,7 +110,7 @@ fn record(context: &mut Context, taken: &[(RequestId, Start)]) -> Result<(), Xac
         }
         let rows: Vec<_> = recorded.iter().map(|(_, start, id)| (*id, *start)).collect();
         starts::insert(&rows)?;
-        // From here on no caller gives up, and records its start itself.
+        // From here on no caller can abandon its start and record it itself.
         let committing: Vec<_> = recorded.iter().map(|(request, _, id)| (*request, *id)).collect();
         if start_queue::with(|queue| queue.begin_commit(&committing)) {
             Ok((recorded, declined))
@@ -141,11 +142,11 @@ fn record(context: &mut Context, taken: &[(RequestId, Start)]) -> Result<(), Xac
     Ok(())
 }
 
-/// The requests whose loaders' rows are not committed, or can't be looked at.
+/// The requests whose loaders' rows are not committed, or cannot be looked up.
 fn unavailable_loaders(taken: &[(RequestId, Start)]) -> Result<HashMap<RequestId, Reason>, Error> {
     let mut declined = HashMap::new();
     for (request, start) in taken.iter().filter(|(_, start)| start.check_loader) {
-        // The caller, which holds the row, may have written it.
+        // The caller, which locks the row, may have written it.
         match starts::lock_loader(start.loader_id)? {
             LoaderRow::Missing | LoaderRow::Unsupported => {
                 declined.insert(*request, Reason::LoaderUncommitted);

@@ -1,5 +1,5 @@
-//! Finds out how the transactions ended that have made autonomous starts, and ends the executions of those that were
-//! rolled back. README.md draws the states of a watched transaction.
+//! Determines the end of the transactions that have made autonomous starts, and ends the executions
+//! of those that were rolled back. README.md draws the states of a watched transaction.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::slice;
@@ -17,12 +17,12 @@ use crate::pg::xact::{self, XactStatus};
 use crate::shmem::workers;
 use crate::shmem::xact_reports::XactReport;
 
-/// How often the worker polls the status of open transactions, besides when one was reported as rolled back. Commits are
-/// not reported: their rows are deleted together, at the next poll.
+/// How often the worker polls the status of open transactions, besides when one was reported as
+/// rolled back. Commits are not reported: their rows are deleted together, at the next poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long the execution of a transaction that was rolled back waits for the report, which comes a moment after the
-/// rollback can be seen.
+/// How long the execution of a transaction that was rolled back waits for the report, which is
+/// posted shortly after the rollback is visible.
 const REPORT_DELAY: Duration = Duration::from_millis(200);
 
 /// Executions ended in one transaction. Starts wait for its end.
@@ -34,7 +34,7 @@ const DELETED_AT_ONCE: usize = 500;
 /// How the history describes a transaction that was rolled back without an error.
 const ROLLED_BACK: &str = "The transaction that started the execution was rolled back.";
 
-/// What is known about the transactions that have started executions, and the errors that backends have reported.
+/// The transactions that have started executions, and the errors that backends have reported.
 pub struct WatchedTransactions {
     by_execution: HashMap<i64, Watched>,
     /// By transaction and subtransaction.
@@ -68,7 +68,7 @@ struct Failed {
 pub struct XactMonitor {
     /// Executions to end.
     failed: VecDeque<Failed>,
-    /// How many of them at once: fewer while a lock keeps the worker from some of them.
+    /// How many of them at once: fewer while another session locks some of them.
     failed_at_once: usize,
     next_fail: Instant,
     /// Executions whose row in `watched_transaction` is to be deleted.
@@ -125,7 +125,8 @@ impl Watched {
         Self { xid, subxid, notify, was_open, rollback_seen: None, is_settled: false }
     }
 
-    /// The error message of the execution whose start was rolled back; `None` while the report may still come.
+    /// The error message of the execution whose start was rolled back; `None` while the report may
+    /// still come.
     fn message(
         &mut self,
         whole: XactStatus,
@@ -150,7 +151,7 @@ impl Watched {
             );
         }
         let first_seen = *self.rollback_seen.get_or_insert(now);
-        // The rollback was reported, without an error; or there is no backend left to report it.
+        // The rollback was reported without an error, or no backend exists to report it.
         (error_texts.contains_key(&(self.xid, 0)) || now.duration_since(first_seen) >= REPORT_DELAY)
             .then(|| ROLLED_BACK.to_owned())
     }
@@ -187,7 +188,7 @@ impl XactMonitor {
         }
     }
 
-    /// Reads the table anew.
+    /// Reads the table again.
     pub fn load(&mut self, context: &mut Context) -> Result<(), XactError> {
         let rows = transaction(watched_transactions::all)?;
         self.failed.clear();
@@ -197,7 +198,7 @@ impl XactMonitor {
         for WatchedTransaction { execution_id, loader_id, xid, subxid, notify } in rows {
             let watched = Watched::new(xid, subxid, notify, false);
             context.watched.by_execution.insert(execution_id, watched);
-            // A worker before this one may have left it so.
+            // An earlier worker may have left an orphaned start.
             context.orphans.push_back(OrphanedStart { execution_id, loader_id, is_certain: false });
         }
         Ok(())
@@ -278,8 +279,8 @@ impl XactMonitor {
         self.failed_at_once = FAILED_AT_ONCE;
         let busy = match fail(context, &some) {
             Ok(busy) => busy,
-            // One of them is bad: which one shows when each is alone. A lock may concern one of them too, and each wait
-            // for it delays starts.
+            // One of them fails: it is found by trying each alone. A lock may concern one of them
+            // too, but each wait for it delays starts.
             Err(error) if some.len() == 1 || error.is_lock() => {
                 context.report_unless_locked(&error);
                 waited = error.is_lock();
