@@ -29,13 +29,14 @@ pub fn queue_size() -> usize {
     usize::try_from(QUEUE_SIZE.get()).unwrap_or_default()
 }
 
-/// `loader_history.retention`, in minutes: how long after its end an execution stays; `None` where all do.
+/// `loader_history.retention`, in minutes: how long after its end an execution is kept; `None` to
+/// keep all.
 pub fn retention() -> Option<NonZeroI32> {
     NonZeroI32::new(RETENTION.get())
 }
 
-/// Defines the settings. Called once, when the library is loaded; `preloaded` says whether at server
-/// start.
+/// Defines the settings. Called once, when the library is loaded; `preloaded` says whether at
+/// server start.
 pub fn define(preloaded: bool) {
     GucRegistry::define_bool_guc(
         c"loader_history.notify",
@@ -71,7 +72,7 @@ pub fn define(preloaded: bool) {
         GucContext::Userset,
         GucFlags::UNIT_MS,
     );
-    // What a superuser sets for a database holds for that one; a session's own value says nothing.
+    // The worker uses the value of its database; a session's own value has no effect.
     GucRegistry::define_int_guc(
         c"loader_history.retention",
         c"How long after its end an execution is kept; 0 keeps everything.",

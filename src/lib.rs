@@ -1,8 +1,9 @@
 //! `loader_history`: a PostgreSQL extension that records every execution of a data loader.
 //!
-//! The SQL that users see is in `sql/*.sql`. The layers of this library import downwards only: `session` and `worker`, what
-//! runs in client sessions and in background workers; `history`, the statements of both; `shmem`, the memory that they
-//! share; `pg`, PostgreSQL; and `model`, which knows none of these.
+//! The SQL that users see is in `sql/*.sql`. The layers of this library import downwards only:
+//! `session` and `worker`, what runs in client sessions and in background workers; `history`, the
+//! statements of both; `shmem`, the memory that they share; `pg`, wrappers of PostgreSQL; and
+//! `model`, which depends on none of these.
 
 mod gucs;
 mod history;

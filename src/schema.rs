@@ -1,7 +1,7 @@
 //! The one ordered list of the SQL files that make up the install script.
 //!
-//! The functions written in Rust are declared there too (`AS 'MODULE_PATHNAME', '…_wrapper'`), so that
-//! an object's definition, grants and comment are read in one place.
+//! The functions written in Rust are declared there too (`AS 'MODULE_PATHNAME', '…_wrapper'`), so
+//! that an object's definition, grants and comment are read in one place.
 
 use pgrx::extension_sql_file;
 
