@@ -50,13 +50,13 @@ pub fn lock(history: &OpenRelation, loader_id: i64, wait: LockWaitPolicy::Type) 
 }
 
 /// The row changed between being found and being locked.
-struct LookAgain;
+struct RowChanged;
 
 fn try_lock(
     history: &OpenRelation,
     loader_id: i64,
     wait: LockWaitPolicy::Type,
-) -> Result<LoaderRow, LookAgain> {
+) -> Result<LoaderRow, RowChanged> {
     let Some(key) = foreign_key(history) else { return Ok(LoaderRow::Unchecked) };
     let (target, column) = (key.confrelid, key.confkey[0]);
     let Some(table) = open(target, wait) else { return Ok(LoaderRow::TableBusy) };
@@ -82,7 +82,7 @@ fn try_lock(
             Locked::Yes if xact::is_current(writer) => Ok(LoaderRow::Own),
             Locked::Yes => Ok(LoaderRow::Committed),
             Locked::Busy => Ok(LoaderRow::Busy),
-            Locked::Changed | Locked::Gone => Err(LookAgain),
+            Locked::Changed | Locked::Gone => Err(RowChanged),
         };
     }
     Ok(LoaderRow::Missing)

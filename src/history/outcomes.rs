@@ -50,7 +50,7 @@ pub enum Ended {
     /// It is FAILED now. The event's payload.
     Failed(String),
     /// It does not exist, or the loader has reported its outcome.
-    Before,
+    Already,
     /// Another session locks its row: retry.
     Busy,
 }
@@ -88,7 +88,7 @@ pub fn fail(execution_id: i64, message: &str) -> Result<Ended, Error> {
     let (Some(start), Some(loader_id)) = (start, loader_id) else {
         let has_ended =
             query(&SELECT_END, &[id()], |rows| rows.len() == 0 || rows.time(0, 1).is_some())?;
-        return Ok(if has_ended { Ended::Before } else { Ended::Busy });
+        return Ok(if has_ended { Ended::Already } else { Ended::Busy });
     };
     let end = end_of_execution(start, clock_timestamp());
     let seconds = duration_seconds(from_postgres(start), from_postgres(end));

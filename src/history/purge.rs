@@ -20,7 +20,7 @@ use crate::pg::spi::{Rows, SavedPlan, execute, query, timestamptz};
 use crate::pg::xact::{clock_timestamp, require_writable};
 
 /// Executions that a batch of `loader_history.purge_execution_history` examines, at most.
-const LOOKED_AT_ONCE: i64 = 1_000;
+const BATCH_SIZE: i64 = 1_000;
 
 /// HINTs about the arguments.
 const AGE_HINT: &str = "Pass an age such as '90 days'.";
@@ -54,7 +54,7 @@ thread_local! {
         c"SELECT execution_start FROM ONLY loader.execution_history \
           ORDER BY execution_start DESC, id DESC LIMIT 1",
     ) };
-    static REACH: SavedPlan = const { SavedPlan::new(
+    static SELECT_BATCH_END: SavedPlan = const { SavedPlan::new(
         c"SELECT execution_end, id FROM ONLY loader.execution_history \
           WHERE execution_end < $1 AND (execution_end, id) > ($2, $3) \
           ORDER BY execution_end, id OFFSET $4 - 1 LIMIT 1",
@@ -144,12 +144,12 @@ pub fn newest_start() -> Result<Option<i64>, Error> {
     query(&SELECT_NEWEST, &[], |rows| rows.time(0, 1))
 }
 
-/// The position of the last one of the next `looked` executions behind `after` that ended before
+/// The position of the last one of the next `count` executions behind `after` that ended before
 /// `cutoff`; `None` if there are fewer.
-pub fn reach(cutoff: i64, after: Position, looked: i64) -> Result<Option<Position>, Error> {
+pub fn batch_end(cutoff: i64, after: Position, count: i64) -> Result<Option<Position>, Error> {
     let _pinned = GucScope::set(&PLANNER_SETTINGS);
-    let arguments = [timestamptz(cutoff), timestamptz(after.end), after.id.into(), looked.into()];
-    query(&REACH, &arguments, Position::read)
+    let arguments = [timestamptz(cutoff), timestamptz(after.end), after.id.into(), count.into()];
+    query(&SELECT_BATCH_END, &arguments, Position::read)
 }
 
 /// Deletes the executions behind `after` that ended before `cutoff` and may be purged, up to
@@ -200,7 +200,7 @@ fn purge_execution_history(
     let mut deleted = 0;
     let mut after = Position::FIRST;
     while deleted < max_rows {
-        let last = reach(cutoff, after, LOOKED_AT_ONCE)?;
+        let last = batch_end(cutoff, after, BATCH_SIZE)?;
         deleted += delete(cutoff, after, last, max_rows - deleted)?;
         let Some(last) = last else { break };
         after = last;

@@ -48,7 +48,8 @@ impl fmt::Display for Name {
 pub fn trusted(name: Name) -> Result<Option<pg_sys::Oid>, Error> {
     let Some(oid) = named(name) else { return Ok(None) };
     let is_member = is_member(oid);
-    if is_member && is_a_superusers(oid, &[pg_sys::RELKIND_RELATION, pg_sys::RELKIND_SEQUENCE]) {
+    if is_member && belongs_to_superuser(oid, &[pg_sys::RELKIND_RELATION, pg_sys::RELKIND_SEQUENCE])
+    {
         return Ok(Some(oid));
     }
     let owner = is_member.then(|| class_of(oid)).flatten().map(|class| role_name(class.relowner));
@@ -89,7 +90,7 @@ fn class_of(oid: pg_sys::Oid) -> Option<pg_sys::FormData_pg_class> {
 }
 
 /// Whether `oid` is a relation of one of `kinds` that a superuser owns.
-fn is_a_superusers(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
+fn belongs_to_superuser(oid: pg_sys::Oid, kinds: &[u8]) -> bool {
     class_of(oid).is_some_and(|class| {
         // SAFETY: a catalog lookup, in a transaction.
         kinds.contains(&(class.relkind as u8)) && unsafe { pg_sys::superuser_arg(class.relowner) }
@@ -235,16 +236,16 @@ impl OpenRelation {
     ) -> Option<String> {
         let kinds = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE];
         // Copied before anything is looked up: that may rebuild the relation's cache entry.
-        let referrers: Vec<_> =
+        let referencing: Vec<_> =
             self.triggers_on_delete().filter(|t| counts(t)).map(|t| t.tgconstrrelid).collect();
-        let foreign = referrers
+        let untrusted = referencing
             .into_iter()
-            .find(|&oid| oid != pg_sys::InvalidOid && !is_a_superusers(oid, &kinds))?;
+            .find(|&oid| oid != pg_sys::InvalidOid && !belongs_to_superuser(oid, &kinds))?;
         // SAFETY: catalog lookups; what they return are C strings, or NULL if the table was
         // dropped.
         unsafe {
-            let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(foreign));
-            let name = pg_sys::get_rel_name(foreign);
+            let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(untrusted));
+            let name = pg_sys::get_rel_name(untrusted);
             if schema.is_null() || name.is_null() {
                 return None;
             }

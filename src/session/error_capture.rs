@@ -67,7 +67,7 @@ unsafe extern "C-unwind" fn on_log(error: *mut pg_sys::ErrorData) {
             // Later errors in an aborted transaction block are consequences of the first.
             && !pg_sys::IsAbortedTransactionBlockState()
         {
-            keep(message.sqlerrcode, CStr::from_ptr(message.message));
+            capture(message.sqlerrcode, CStr::from_ptr(message.message));
         }
         if let Some(next) = NEXT_HOOK {
             pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| next(error));
@@ -83,7 +83,7 @@ const fn is_lost_connection(message: &pg_sys::ErrorData) -> bool {
     class == 8 << 6
 }
 
-fn keep(sqlstate: i32, message: &CStr) {
+fn capture(sqlstate: i32, message: &CStr) {
     let code = |place| b'0' + u8::try_from((sqlstate >> (6 * place)) & 0x3f).unwrap_or_default();
     TEXT.with(|text| {
         if let Ok(mut text) = text.try_borrow_mut() {
@@ -103,15 +103,15 @@ mod tests {
     /// "22012", as MAKE_SQLSTATE() packs it.
     const DIVISION_BY_ZERO: i32 = 2 | 2 << 6 | 1 << 18 | 2 << 24;
 
-    fn kept(message: &str) -> String {
-        keep(DIVISION_BY_ZERO, &CString::new(message).expect("no NUL"));
+    fn captured(message: &str) -> String {
+        capture(DIVISION_BY_ZERO, &CString::new(message).expect("no NUL"));
         with(|text| str::from_utf8(text).expect("whole characters").to_owned())
     }
 
     #[test]
     fn an_error_is_kept_until_it_is_cleared() {
-        assert_eq!(kept("division by zero"), "22012: division by zero");
-        assert_eq!(kept("x"), "22012: x");
+        assert_eq!(captured("division by zero"), "22012: division by zero");
+        assert_eq!(captured("x"), "22012: x");
         clear();
         assert!(with(<[u8]>::is_empty));
     }

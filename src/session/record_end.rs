@@ -166,7 +166,7 @@ struct State {
 
 /// The state of an execution, as committed by now or written by this transaction.
 fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, Error> {
-    let look = || {
+    let find_state = || {
         // SAFETY: by the contract the times are timestamptz, which are passed by value as a bigint
         // is, and the status is a varchar.
         find(history, &Key::id(execution_id), |row| unsafe {
@@ -181,7 +181,7 @@ fn execution_state(history: &OpenRelation, execution_id: i64) -> Result<State, E
         })
         .flatten()
     };
-    look().ok_or(Error::UnknownExecution(execution_id))
+    find_state().ok_or(Error::UnknownExecution(execution_id))
 }
 
 /// Warns the caller that `given` records were stored as `stored`. Not an error: a count that is too

@@ -9,7 +9,7 @@ use crate::pg::segment::{Contents, Segment};
 use crate::pg::xact::{clock_timestamp, my_pid};
 
 /// Databases that can be announced, or closed to workers, at the same time.
-const NOTES: usize = 64;
+const MAX_ANNOUNCED: usize = 64;
 
 static WORKERS: Segment<Header, WorkerBlock> = Segment::new(c"loader_history workers");
 
@@ -25,9 +25,9 @@ struct Header {
     /// known.
     first_xid: u64,
     /// Databases that may have the extension, and no worker.
-    announced: [pg_sys::Oid; NOTES],
+    announced: [pg_sys::Oid; MAX_ANNOUNCED],
     /// Databases that are closed to workers, and the processes that have closed them.
-    closed: [(pg_sys::Oid, i32); NOTES],
+    closed: [(pg_sys::Oid, i32); MAX_ANNOUNCED],
 }
 
 /// The worker of a database. The block is free if the database is invalid.
@@ -105,8 +105,8 @@ pub fn initialize(count: usize) {
         launcher_is_late: false,
         rolled_back_prepared: false,
         first_xid: 0,
-        announced: [pg_sys::InvalidOid; NOTES],
-        closed: [(pg_sys::InvalidOid, 0); NOTES],
+        announced: [pg_sys::InvalidOid; MAX_ANNOUNCED],
+        closed: [(pg_sys::InvalidOid, 0); MAX_ANNOUNCED],
     };
     WORKERS.initialize(count, header, |_| WorkerBlock::UNUSED);
 }
@@ -225,7 +225,7 @@ pub fn close(database: pg_sys::Oid) -> bool {
 /// Reopens all databases that this process has closed, and announces them. Cannot fail.
 pub fn reopen_all() {
     with(|workers| {
-        for place in 0..NOTES {
+        for place in 0..MAX_ANNOUNCED {
             let (database, pid) = workers.header.closed[place];
             if pid == my_pid() {
                 workers.header.closed[place] = (pg_sys::InvalidOid, 0);

@@ -33,10 +33,10 @@ const MAX_OWN: usize = 65_536;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// How long an emission waits for PostgreSQL's lock on NOTIFY: starts wait meanwhile. After a
-/// failure the next emission waits longer, up to LONGEST_PATIENCE, or it might never get the lock
+/// failure the next emission waits longer, up to MAX_LOCK_TIMEOUT, or it might never get the lock
 /// while other sessions notify.
-const PATIENCE: Duration = Duration::from_millis(50);
-const LONGEST_PATIENCE: Duration = Duration::from_millis(400);
+const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
+const MAX_LOCK_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// When an emission that met an error is retried; and with fewer events, which may find room in
 /// PostgreSQL's queue.
@@ -46,7 +46,7 @@ const FEWER_RETRY: Duration = Duration::from_millis(100);
 /// How often the worker checks for a transaction that is about to publish its events, and how long
 /// later batches wait for it.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(1);
-const PUBLISH_PATIENCE: Duration = Duration::from_secs(1);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often the worker checks for changes of prepared transactions, besides when one is committed.
 const PREPARED_INTERVAL: Duration = Duration::from_millis(250);
@@ -59,7 +59,7 @@ pub struct EventEmitter {
     batches: Vec<Batch>,
     next: Instant,
     next_prepared: Instant,
-    patience: Duration,
+    lock_timeout: Duration,
     /// Events that the next emission has, at most.
     at_once: usize,
     /// The batch that later batches wait for, and since when.
@@ -87,7 +87,7 @@ impl EventEmitter {
             batches: event_queue::with(|queue| queue.take(database, true)),
             next: now,
             next_prepared: now,
-            patience: PATIENCE,
+            lock_timeout: LOCK_TIMEOUT,
             at_once: EMITTED_AT_ONCE,
             awaited: None,
         }
@@ -112,7 +112,7 @@ impl EventEmitter {
         report_activity(Some("emitting events"));
         let ready = self.ready_batches(database, now);
         let emitted = transaction(|| self.emit_in_transaction(context, ready, has_prepared))?;
-        self.patience = PATIENCE;
+        self.lock_timeout = LOCK_TIMEOUT;
         self.next = Instant::now() + if emitted.count > 0 { PAUSE } else { PUBLISH_PAUSE };
         if emitted.count > 0 {
             self.at_once = (self.at_once * 2).min(EMITTED_AT_ONCE);
@@ -139,7 +139,7 @@ impl EventEmitter {
             _ => (number, now),
         });
         match self.awaited {
-            Some((number, since)) if now.duration_since(since) < PUBLISH_PATIENCE => {
+            Some((number, since)) if now.duration_since(since) < PUBLISH_TIMEOUT => {
                 self.batches.partition_point(|batch| batch.sequence_number < number)
             }
             _ => self.batches.len(),
@@ -154,8 +154,8 @@ impl EventEmitter {
     ) -> Result<Emitted, Error> {
         // A crash that undoes it ends the sessions that listen, too.
         set_local(c"synchronous_commit", c"off");
-        if let Ok(patience) = CString::new(self.patience.as_millis().to_string()) {
-            set_local(c"lock_timeout", &patience);
+        if let Ok(lock_timeout) = CString::new(self.lock_timeout.as_millis().to_string()) {
+            set_local(c"lock_timeout", &lock_timeout);
         }
         if self.at_once < EMITTED_AT_ONCE {
             // PostgreSQL's queue was full.
@@ -219,8 +219,8 @@ impl EventEmitter {
         self.next_prepared = now + RETRY;
         if error.is_lock() {
             // Starts get as much time.
-            self.next = now + self.patience;
-            self.patience = (self.patience * 2).min(LONGEST_PATIENCE);
+            self.next = now + self.lock_timeout;
+            self.lock_timeout = (self.lock_timeout * 2).min(MAX_LOCK_TIMEOUT);
         } else if error.sqlstate == PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED {
             // PostgreSQL's queue is full.
             self.next = now + if self.at_once > 1 { FEWER_RETRY } else { RETRY };

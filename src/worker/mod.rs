@@ -46,7 +46,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// How long starts wait for a worker that cannot read its tables because of another session's lock:
 /// CREATE EXTENSION holds its locks until shortly after its commit.
-const STARTUP_PATIENCE: Duration = Duration::from_millis(250);
+const STARTUP_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Settings of the worker, which override the configuration, the database and the role. With
 /// session_replication_role = replica foreign keys are not checked: the caller's lock stands for
@@ -71,7 +71,7 @@ thread_local! {
     /// The worker's state once this process has ended.
     static STATE_AT_EXIT: Cell<WorkerState> = const { Cell::new(WorkerState::Crashed) };
     /// Whether the launcher is to start another worker at once.
-    static COMES_BACK: Cell<bool> = const { Cell::new(false) };
+    static RESTART: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A worker's entry point, called by PostgreSQL with the OID of its database.
@@ -94,12 +94,12 @@ pub extern "C-unwind" fn loader_history_worker_main(argument: pg_sys::Datum) {
         bgworker::set(name, value);
     }
     bgworker::set_is_worker();
-    let ended = Worker::start_up(database)
-        .and_then(|worker| worker.map_or(Ok(Leaving::ForNow), Worker::run));
+    let ended =
+        Worker::start_up(database).and_then(|worker| worker.map_or(Ok(Exit::Restart), Worker::run));
     STATE_AT_EXIT.set(match ended {
-        Ok(Leaving::ForGood) => WorkerState::Exited,
-        Ok(Leaving::ForNow) => {
-            COMES_BACK.set(true);
+        Ok(Exit::NoExtension) => WorkerState::Exited,
+        Ok(Exit::Restart) => {
+            RESTART.set(true);
             WorkerState::Crashed
         }
         Err(error) => {
@@ -114,17 +114,17 @@ pub extern "C-unwind" fn loader_history_worker_main(argument: pg_sys::Datum) {
 extern "C-unwind" fn at_exit(_code: i32, argument: pg_sys::Datum) {
     let database = pg_sys::Oid::from(u32::try_from(argument.value()).unwrap_or_default());
     workers::exit(database, STATE_AT_EXIT.get());
-    if COMES_BACK.get() {
+    if RESTART.get() {
         workers::announce(database);
     }
 }
 
 /// Why a worker ends.
-enum Leaving {
+enum Exit {
     /// The database does not have the extension.
-    ForGood,
+    NoExtension,
     /// It was asked to, and the launcher starts another.
-    ForNow,
+    Restart,
 }
 
 /// What the parts of the worker share.
@@ -191,7 +191,7 @@ impl Worker {
     /// A worker that has read its tables; `None` if it is to exit before. While another session's
     /// lock prevents that, as a migration's may, it declines starts.
     fn start_up(database: pg_sys::Oid) -> Result<Option<Self>, XactError> {
-        let patience_ends = Instant::now() + STARTUP_PATIENCE;
+        let deadline = Instant::now() + STARTUP_TIMEOUT;
         loop {
             match Self::new(database) {
                 Err(error) if error.is_lock() => {}
@@ -200,7 +200,7 @@ impl Worker {
             if bgworker::is_stop_requested() || workers::is_closed(database) {
                 return Ok(None);
             }
-            if Instant::now() >= patience_ends {
+            if Instant::now() >= deadline {
                 // As Running: the launcher limits the number of workers in state Starting.
                 workers::set_running(database);
                 start_queue::decline_queued(database, Reason::TableLocked);
@@ -229,13 +229,13 @@ impl Worker {
             retention: Retention::new(database)?,
         };
         if worker.extension != pg_sys::InvalidOid {
-            worker.take_up_work()?;
+            worker.begin_work()?;
         }
         Ok(worker)
     }
 
     /// Begins the work, in a database that has the extension.
-    fn take_up_work(&mut self) -> Result<(), XactError> {
+    fn begin_work(&mut self) -> Result<(), XactError> {
         // Before the first id is taken.
         transaction(id_sequence::skip_lost_ids)?;
         self.monitor.load(&mut self.context)?;
@@ -259,12 +259,12 @@ impl Worker {
         (parts, &mut self.context)
     }
 
-    fn run(mut self) -> Result<Leaving, XactError> {
+    fn run(mut self) -> Result<Exit, XactError> {
         let database = self.context.database;
         loop {
             if bgworker::is_stop_requested() || workers::is_closed(database) {
                 self.emitter.finish(&mut self.context);
-                return Ok(Leaving::ForNow);
+                return Ok(Exit::Restart);
             }
             bgworker::reload_settings();
             if workers::block(database, |worker| take(&mut worker.check_extension))
@@ -277,11 +277,11 @@ impl Worker {
                 // Their table does not exist.
                 workers::block(database, |worker| worker.prepared_changes = false);
                 self.emitter.finish(&mut self.context);
-                return Ok(Leaving::ForGood);
+                return Ok(Exit::NoExtension);
             }
-            if self.retention.is_outdated() && self.has_nothing_to_hand_over() {
+            if self.retention.is_outdated() && self.can_be_replaced() {
                 self.emitter.finish(&mut self.context);
-                return Ok(Leaving::ForNow);
+                return Ok(Exit::Restart);
             }
             workers::block(database, |worker| worker.is_late = false);
             let (parts, context) = self.parts();
@@ -313,7 +313,7 @@ impl Worker {
             let is_new = extension != self.extension
                 || !workers::block(database, |worker| worker.is_running());
             if is_new && extension != pg_sys::InvalidOid {
-                self.take_up_work()?;
+                self.begin_work()?;
             }
             Ok(extension)
         });
@@ -335,8 +335,8 @@ impl Worker {
     }
 
     /// Whether nothing would be lost if another worker took over; error texts may be.
-    fn has_nothing_to_hand_over(&self) -> bool {
-        !self.monitor.has_failures() && !self.context.orphans.iter().any(|one| one.is_certain)
+    fn can_be_replaced(&self) -> bool {
+        !self.monitor.has_failures() && !self.context.orphans.iter().any(|one| one.is_unanswered)
     }
 }
 

@@ -19,7 +19,7 @@ pub struct OrphanedStart {
     pub execution_id: i64,
     pub loader_id: i64,
     /// Whether the caller certainly did not read the answer.
-    pub is_certain: bool,
+    pub is_unanswered: bool,
 }
 
 /// Removes orphaned starts of loaders that do not exist.
@@ -48,7 +48,7 @@ impl Part for OrphanedStarts {
             let removed = transaction(|| {
                 let row = starts::lock_loader(one.loader_id)?;
                 let remove =
-                    row == LoaderRow::Missing && (one.is_certain || loader_fk::is_valid()?);
+                    row == LoaderRow::Missing && (one.is_unanswered || loader_fk::is_valid()?);
                 if remove {
                     outcomes::lock_tables()?;
                     outcomes::remove(one.execution_id)?;

@@ -36,7 +36,7 @@ const LONGEST_BATCH: Duration = Duration::from_millis(6);
 
 /// When a batch is canceled: a DBA's own triggers, or the check of a foreign key whose column has
 /// no index, may take long.
-const PATIENCE_MS: c_int = 100;
+const BATCH_TIMEOUT_MS: c_int = 100;
 
 /// How many times longer than a batch the pause after it is.
 const PAUSES: u32 = 5;
@@ -238,13 +238,13 @@ impl Retention {
             return Ok(Batch::Refused(table));
         }
         // SAFETY: as for disable_timeout() in purge().
-        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, PATIENCE_MS) };
+        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS) };
         let position = match self.position {
             Some(position) => position,
             None => *self.position.insert(purge::position()?),
         };
         let cutoff = cutoff(age, purge::newest_start()?);
-        let last = purge::reach(cutoff, position, self.size)?;
+        let last = purge::batch_end(cutoff, position, self.size)?;
         reached.set(Some(last));
         // Foreign keys of other tables that reference the history are triggers too. If there are
         // none, session_replication_role is not changed, which would make PostgreSQL replan every

@@ -19,7 +19,7 @@ use crate::pg::guc_scope::set_local;
 use crate::shmem::start_queue::{self, Recorded, RequestId, Start};
 
 /// How long starts are retried while a table is locked, and the pause between.
-const LOCK_PATIENCE: Duration = Duration::from_millis(20);
+const LOCK_TIMEOUT: Duration = Duration::from_millis(20);
 const LOCK_PAUSE: Duration = Duration::from_millis(4);
 
 pub struct StartWriter;
@@ -31,7 +31,7 @@ impl Part for StartWriter {
             return false;
         }
         report_activity(Some("recording starts"));
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         let mut result = record(context, &taken);
         // Vacuum takes an ACCESS EXCLUSIVE lock for a moment to truncate a table.
         while let Err(error) = &result
@@ -83,7 +83,7 @@ impl StartWriter {
                 context.orphans.push_back(OrphanedStart {
                     execution_id,
                     loader_id,
-                    is_certain: true,
+                    is_unanswered: true,
                 });
             }
         }
@@ -128,7 +128,11 @@ fn record(context: &mut Context, taken: &[(RequestId, Start)]) -> Result<(), Xac
         let Start { loader_id, xid, subxid, notify, .. } = start;
         context.watched.insert(execution_id, xid, subxid, notify);
         if !start_queue::answer(request, Recorded { execution_id, commit_lsn }) {
-            context.orphans.push_back(OrphanedStart { execution_id, loader_id, is_certain: true });
+            context.orphans.push_back(OrphanedStart {
+                execution_id,
+                loader_id,
+                is_unanswered: true,
+            });
         }
         if notify && let Ok(event) = starts::event(execution_id, &start) {
             context.events.push_back(event);

@@ -199,7 +199,11 @@ impl XactMonitor {
             let watched = Watched::new(xid, subxid, notify, false);
             context.watched.by_execution.insert(execution_id, watched);
             // An earlier worker may have left an orphaned start.
-            context.orphans.push_back(OrphanedStart { execution_id, loader_id, is_certain: false });
+            context.orphans.push_back(OrphanedStart {
+                execution_id,
+                loader_id,
+                is_unanswered: false,
+            });
         }
         Ok(())
     }
@@ -348,7 +352,7 @@ fn statuses(watched: &WatchedTransactions) -> (HashMap<u64, XactStatus>, HashMap
 /// Ends executions whose start was rolled back, and returns those whose rows other sessions lock.
 fn fail(context: &mut Context, failed: &[Failed]) -> Result<HashSet<i64>, XactError> {
     let is_orphan = |id: i64| {
-        context.orphans.iter().any(|orphan| orphan.is_certain && orphan.execution_id == id)
+        context.orphans.iter().any(|orphan| orphan.is_unanswered && orphan.execution_id == id)
     };
     let (done, busy, events) = transaction(|| {
         // If a crash undoes it, it is done again.
@@ -367,7 +371,7 @@ fn fail(context: &mut Context, failed: &[Failed]) -> Result<HashSet<i64>, XactEr
                     continue;
                 }
                 Ended::Failed(event) if *notify => events.push(event),
-                Ended::Failed(_) | Ended::Before => {}
+                Ended::Failed(_) | Ended::Already => {}
             }
             done.push(*execution_id);
         }
