@@ -1,6 +1,6 @@
--- loader_history: run by CREATE EXTENSION, as a superuser, in a schema that others may own.
+-- loader_history: run by CREATE EXTENSION, as a superuser, in a schema that any role may own.
 
--- Nothing in the schema loader may be taken for PostgreSQL's own while this script runs.
+-- No object in the schema loader may be found in place of PostgreSQL's own while this script runs.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
 DO $$
@@ -20,8 +20,8 @@ BEGIN
 END
 $$;
 
--- The schema loader is the application's: it keeps its owner. One that CREATE EXTENSION has just created
--- gets the owner that an application expects, the database's.
+-- The schema loader is the application's: it keeps its owner. One that CREATE EXTENSION has just
+-- created gets the owner that an application expects, the database's.
 DO $$
 DECLARE
     owner text;

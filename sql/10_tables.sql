@@ -1,5 +1,4 @@
--- The history itself. Its columns are the public contract: what else must be remembered goes into
--- tables of its own.
+-- The history. Its columns are the public contract: other data is stored in tables of its own.
 CREATE TABLE loader.execution_history (
     id               bigserial   NOT NULL,
     loader_id        bigint      NOT NULL,
@@ -47,11 +46,11 @@ COMMENT ON CONSTRAINT execution_history_record_count_check ON loader.execution_h
     'record_count is not negative';
 COMMENT ON INDEX loader.execution_history_pkey IS 'Finds an execution by its id';
 
--- An end changes indexed columns, so it is no HOT update: every start and every end inserts into each index
--- whose condition its row meets, and evaluates the conditions of all. Without any one of these indexes some
--- read would grow with the history. Those of failures cost nothing unless a load fails. They are ascending,
--- and read backward: an ascending index fills its last page, a descending one splits its first page in
--- half whenever that is full.
+-- Ending an execution changes indexed columns, so it is not a HOT update: every start and every end
+-- inserts into each index whose predicate its row satisfies, and evaluates the predicates of all.
+-- Without any one of these indexes some read would become slower as the history grows. Those of
+-- failures cost nothing unless a load fails. They are ascending, and scanned backward: an ascending
+-- index fills its last page, a descending one splits its first page in half whenever that is full.
 CREATE INDEX execution_history_loader_start_idx
     ON loader.execution_history (loader_id, execution_start, id);
 COMMENT ON INDEX loader.execution_history_loader_start_idx IS
@@ -87,40 +86,41 @@ CREATE INDEX execution_history_failed_end_idx
 COMMENT ON INDEX loader.execution_history_failed_end_idx IS
     'Failures of the last days';
 
--- The loaders that have history, at least once each, so that a summary need not look for them among
--- all executions. Not unique on purpose: with a unique key two sessions that start a new loader at
--- the same time would wait for each other.
+-- The loaders that have history, at least once each, so that a summary need not scan all executions
+-- for them. Not unique on purpose: with a unique key, two sessions that start a new loader at the
+-- same time would wait for each other.
 CREATE TABLE loader_history.recorded_loader (
     loader_id bigint NOT NULL
 ) USING heap;
 CREATE INDEX recorded_loader_loader_id_idx ON loader_history.recorded_loader (loader_id);
 
 COMMENT ON TABLE loader_history.recorded_loader IS
-    'Internal: every loader that has history, once or more often. Kept by a trigger.';
+    'Internal: every loader that has history, once or more often. Maintained by a trigger.';
 COMMENT ON COLUMN loader_history.recorded_loader.loader_id IS 'The loader''s id';
 COMMENT ON INDEX loader_history.recorded_loader_loader_id_idx IS 'Finds out whether a loader is known';
 
--- One trigger for INSERT and one for UPDATE: a second one, or a condition, would cost each start and each end
--- more than the function does. C functions look up no name by the search path, so none is set.
+-- One trigger for INSERT and one for UPDATE: a second one, or a WHEN condition, would cost each
+-- start and each end more than the function does. It looks up no name by the search path, so none
+-- is set.
 CREATE FUNCTION loader_history.history_changed() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'history_changed_wrapper';
 COMMENT ON FUNCTION loader_history.history_changed() IS
-    'Internal: trigger that keeps loader_history.recorded_loader and emits NOTIFY loader_execution';
+    'Internal: trigger that maintains loader_history.recorded_loader and emits NOTIFY loader_execution';
 
 CREATE TRIGGER history_inserted AFTER INSERT ON loader.execution_history
     FOR EACH ROW EXECUTE FUNCTION loader_history.history_changed();
 CREATE TRIGGER history_updated AFTER UPDATE ON loader.execution_history
     FOR EACH ROW EXECUTE FUNCTION loader_history.history_changed();
 COMMENT ON TRIGGER history_inserted ON loader.execution_history IS
-    'Keeps loader_history.recorded_loader; emits the event of an execution that starts';
+    'Maintains loader_history.recorded_loader; emits the event of an execution that starts';
 COMMENT ON TRIGGER history_updated ON loader.execution_history IS
-    'Keeps loader_history.recorded_loader; emits the event of an execution whose status changes';
--- Rows that replication brings have loaders too. They emit no events.
+    'Maintains loader_history.recorded_loader; emits the event of an execution whose status changes';
+-- Replicated rows have loaders too. They emit no events.
 ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER history_inserted;
 ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER history_updated;
 
--- Without these a dump would hold no history at all.
+-- Without these a dump would not contain the history.
 SELECT pg_extension_config_dump('loader.execution_history', '');
 SELECT pg_extension_config_dump('loader.execution_history_id_seq', '');
 SELECT pg_extension_config_dump('loader_history.recorded_loader',

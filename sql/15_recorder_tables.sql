@@ -1,7 +1,7 @@
--- What the background worker remembers beside the history. None of it is dumped: transaction ids and timelines
--- mean nothing in another cluster.
+-- The data of the background worker beside the history. None of it is dumped: transaction ids and
+-- timelines have no meaning in another cluster.
 
--- Which transaction started an execution, while the worker has not seen its end.
+-- The transaction that started an execution, until the worker has seen its end.
 CREATE TABLE loader_history.watched_transaction (
     execution_id bigint  NOT NULL,
     xid          xid8    NOT NULL,
@@ -9,7 +9,7 @@ CREATE TABLE loader_history.watched_transaction (
     notify       boolean NOT NULL,
     CONSTRAINT watched_transaction_pkey PRIMARY KEY (execution_id)
 ) USING heap
--- To truncate a table, vacuum locks it against all others.
+-- To truncate a table, vacuum takes an ACCESS EXCLUSIVE lock.
 WITH (vacuum_truncate = off);
 COMMENT ON TABLE loader_history.watched_transaction IS
     'Internal: the transactions that started executions and were open when the background worker last looked. Only the worker writes it.';
@@ -23,8 +23,8 @@ COMMENT ON CONSTRAINT watched_transaction_pkey ON loader_history.watched_transac
     'An execution is started once';
 COMMENT ON INDEX loader_history.watched_transaction_pkey IS 'Finds the transaction of an execution';
 
--- The loader's report replaces such an outcome. Its time tells it from a later execution of the same
--- id, as there may be after TRUNCATE ... RESTART IDENTITY.
+-- The loader's report replaces such an outcome. Its time distinguishes it from a later execution of
+-- the same id, which may exist after TRUNCATE ... RESTART IDENTITY.
 CREATE TABLE loader_history.server_outcome (
     execution_id  bigint      NOT NULL,
     execution_end timestamptz NOT NULL,
@@ -38,8 +38,8 @@ COMMENT ON CONSTRAINT server_outcome_pkey ON loader_history.server_outcome IS
     'The server ends an execution once';
 COMMENT ON INDEX loader_history.server_outcome_pkey IS 'Finds out whether the server ended an execution';
 
--- PREPARE TRANSACTION inserts into it within the transaction that it prepares. So its rows are visible as
--- soon as COMMIT PREPARED is done, and never if the transaction is rolled back.
+-- PREPARE TRANSACTION inserts into it within the transaction that it prepares. So its rows are
+-- visible as soon as COMMIT PREPARED is done, and never if the transaction is rolled back.
 CREATE TABLE loader_history.prepared_change (
     execution_id bigint      NOT NULL,
     xid          xid8        NOT NULL,
@@ -56,7 +56,8 @@ COMMENT ON CONSTRAINT prepared_change_pkey ON loader_history.prepared_change IS
     'A transaction gives an execution a status once';
 COMMENT ON INDEX loader_history.prepared_change_pkey IS 'Finds the changes that have been emitted';
 
--- How far the worker has purged, under loader_history.retention. What it kept behind that stays.
+-- How far the worker has purged, under loader_history.retention. Executions that remain before it
+-- are kept.
 CREATE TABLE loader_history.purge_position (
     is_only       boolean     NOT NULL DEFAULT true,
     execution_end timestamptz NOT NULL,
@@ -78,14 +79,14 @@ INSERT INTO loader_history.purge_position (execution_end, id) VALUES ('-infinity
 -- A sequence, since those are WAL-logged and no rollback undoes them.
 CREATE SEQUENCE loader_history.last_timeline MINVALUE 0 START 0;
 COMMENT ON SEQUENCE loader_history.last_timeline IS
-    'Internal: the last timeline of the server for which ids were skipped that may have been given on the one before';
+    'Internal: the last timeline of the server for which ids were skipped that may have been assigned on the one before';
 
--- A publication FOR ALL TABLES would bring another cluster's transaction ids and position.
+-- A publication FOR ALL TABLES would replicate another cluster's transaction ids and position.
 CREATE FUNCTION loader_history.drop_replicated_row() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'drop_replicated_row_wrapper';
 COMMENT ON FUNCTION loader_history.drop_replicated_row() IS
-    'Internal: trigger that drops rows that replication brings';
+    'Internal: trigger that drops replicated rows';
 CREATE TRIGGER drop_replicated_row BEFORE INSERT ON loader_history.watched_transaction
     FOR EACH ROW EXECUTE FUNCTION loader_history.drop_replicated_row();
 COMMENT ON TRIGGER drop_replicated_row ON loader_history.watched_transaction IS

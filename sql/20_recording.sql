@@ -1,4 +1,4 @@
--- What loaders call. SECURITY DEFINER: a recorder may record, and not touch the table.
+-- The functions for loaders. SECURITY DEFINER: a recorder needs no privilege on the table.
 
 CREATE FUNCTION loader.record_execution_start(loader_id bigint) RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER

@@ -1,8 +1,8 @@
--- What backends read. The views name no table of the application's, and no function of this
--- extension's, which their readers would need the right to call.
+-- The views for backends. They name no table of the application, and no function of this extension,
+-- for which their readers would need EXECUTE.
 
--- Two plain selects and the condition outside: PostgreSQL merges the ends of two indexes then, and
--- finds the newest events at the same cost whatever the history holds.
+-- Two simple subqueries and the condition outside: PostgreSQL then merges the ends of two indexes,
+-- and finds the newest events at the same cost however long the history is.
 CREATE VIEW loader.activity_feed AS
     SELECT event_time, event_type, severity, execution_id, loader_id, status, record_count,
            duration_seconds, error_message, message
@@ -48,7 +48,7 @@ COMMENT ON COLUMN loader.activity_feed.duration_seconds IS 'Whole seconds it too
 COMMENT ON COLUMN loader.activity_feed.error_message IS 'What went wrong; NULL for a start';
 COMMENT ON COLUMN loader.activity_feed.message IS 'The event as a sentence';
 
--- Not clock_timestamp(): with a volatile function PostgreSQL would work out the whole view first.
+-- Not clock_timestamp(): with a volatile function PostgreSQL would not flatten the view.
 CREATE VIEW loader.execution_details AS
     SELECT id, loader_id, execution_start, execution_end, status, record_count, error_message,
            duration_seconds,
@@ -70,10 +70,10 @@ COMMENT ON COLUMN loader.execution_details.duration_seconds IS 'Whole seconds it
 COMMENT ON COLUMN loader.execution_details.duration IS 'How long it took, exactly; while it runs: so far';
 COMMENT ON COLUMN loader.execution_details.is_running IS 'Whether it has not ended';
 
--- A row is a descent or two of an index for each thing said of the loader. The conditions and the order name
--- the status as a range, since only execution_history_loader_status_idx has that order: with an equality
--- the planner could as well walk over a loader's executions of any status. The two counts stop at 1,000, so
--- that a loader that never succeeds costs no more than another.
+-- A row costs one or two index lookups for each group of columns. The conditions and the order name
+-- the status as a range, since only execution_history_loader_status_idx has that order: with an
+-- equality the planner could as well scan a loader's executions of any status. The two counts stop
+-- at 1,000, so that a loader that never succeeds costs no more than another.
 CREATE VIEW loader.loader_summary AS
     SELECT known.loader_id,
            newest.id AS last_execution_id,
@@ -140,10 +140,10 @@ COMMENT ON COLUMN loader.loader_summary.consecutive_failures IS
 COMMENT ON COLUMN loader.loader_summary.running_executions IS
     'Executions that run now; 1,000 stands for 1,000 or more';
 
--- Loader by loader in the order of the index, so that each descent finds in cache what the last one has
--- read. Most loaders succeed within a day of a failure: that is looked for first, since a scan reads
--- all entries of a page that meet its condition, and a day has few. What failed in two days is
--- read once for the other three counts.
+-- Loader by loader in the order of the index, so that each lookup finds in cache the pages that the
+-- last one has read. Most loaders succeed within a day of a failure: a day is searched first, since
+-- a scan reads all entries of a page that satisfy its condition, and a day has few. The failures of
+-- two days are read once for the other three counts.
 CREATE VIEW loader.failed_loader_counts AS
     SELECT loaders.failed AS failed_loaders,
            recent.loaders AS failed_loaders_24h,

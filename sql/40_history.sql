@@ -1,4 +1,4 @@
--- The history as pages, and its purge.
+-- The history as pages of JSON, and its purge.
 
 CREATE FUNCTION loader.get_execution_history(
     loader_id bigint DEFAULT NULL, page_size integer DEFAULT 50, "cursor" text DEFAULT NULL,
@@ -25,9 +25,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.require_writable() IS
-    'Internal: error 25006 where the transaction cannot write';
+    'Internal: raises error 25006 if the transaction cannot write';
 
--- Which executions may be deleted is decided in the library, for the background worker too.
+-- The library decides which executions may be deleted, for the background worker too.
 CREATE FUNCTION loader_history.purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000)
     RETURNS bigint
     LANGUAGE c

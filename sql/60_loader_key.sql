@@ -1,22 +1,23 @@
 -- The foreign key to loader.loader, which the application owns.
 --
 -- pg_dump writes CREATE EXTENSION before CREATE TABLE loader.loader, and never the key of an
--- extension's table. So the key cannot be part of CREATE TABLE: it is attached here where
--- loader.loader exists, and otherwise by an event trigger, once it does. That trigger being enabled
--- means that the key is still wanted; attaching the key disables it, so that nobody brings back a key
--- that a DBA dropped, and other DDL never hears of it again. (A restore begins with it enabled.)
+-- extension's table. So the key cannot be part of CREATE TABLE: it is attached here if
+-- loader.loader exists, and otherwise by an event trigger, once it does. That trigger is enabled
+-- while the key is still to be attached. Attaching the key disables it, so that a key that a DBA
+-- dropped is not added again, and other DDL is not slowed down. (A restore begins with it enabled.)
 --
--- PL/pgSQL throughout, and catalog look-ups by name: nothing here may need loader.loader to exist.
+-- PL/pgSQL throughout, and catalog lookups by name: nothing here may require loader.loader to
+-- exist.
 --
--- Whoever owns the schema loader can drop it, and the extension with it, at any moment, and then create others
--- of the same names. So a function that runs with a superuser's rights first locks a table of the extension,
--- and then makes sure that it is the extension's. While the table is locked the extension cannot be
--- dropped, nothing of it can be moved, and the names stay bound to what they name. LOCK TABLE itself
--- runs nobody's code.
+-- The owner of the schema loader can drop it, and the extension with it, at any moment, and then
+-- create objects of the same names. So a function that runs with a superuser's rights first locks a
+-- table of the extension, and then verifies that it is a member of the extension. While the table
+-- is locked the extension cannot be dropped, no member can be moved, and the names keep referring
+-- to the same objects. LOCK TABLE itself runs no user-defined code.
 
--- The key is attached, by itself, with a superuser's rights, to a table that others own. Planning a
--- query of that table, as validating the key does, evaluates what its indexes, constraints and
--- statistics say; the code of anybody but a superuser is not to be evaluated here.
+-- The key is attached automatically, with a superuser's rights, to a table of another role.
+-- Planning a query of that table, as validating the key does, evaluates expressions of its indexes,
+-- constraints and statistics; only a superuser's code may be evaluated here.
 CREATE FUNCTION loader_history.untrusted_code(target regclass) RETURNS text
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
@@ -49,7 +50,7 @@ AS $$
      LIMIT 1
 $$;
 COMMENT ON FUNCTION loader_history.untrusted_code(regclass) IS
-    'Internal: something of a role that is no superuser, which planning a query of a table would evaluate';
+    'Internal: an object of a role that is not a superuser, which planning a query of a table would evaluate';
 
 CREATE FUNCTION loader_history.foreign_key_state(OUT present boolean, OUT valid boolean, OUT obstacle text)
     LANGUAGE plpgsql STABLE
@@ -129,7 +130,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.foreign_key_state() IS
-    'Internal: whether the foreign key is there, whether it is valid, and what keeps it from being attached';
+    'Internal: whether the foreign key exists, whether it is valid, and what prevents it from being attached';
 
 CREATE FUNCTION loader_history.validate_foreign_key() RETURNS void
     LANGUAGE plpgsql
@@ -171,7 +172,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.validate_foreign_key() IS
-    'Internal: validates a foreign key that is NOT VALID, or warns of the executions in its way';
+    'Internal: validates a foreign key that is NOT VALID, or warns of the executions that prevent that';
 
 CREATE FUNCTION loader_history.add_foreign_key() RETURNS void
     LANGUAGE plpgsql
@@ -200,7 +201,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.add_foreign_key() IS
-    'Internal: adds the foreign key, and disables what waited for the chance';
+    'Internal: adds the foreign key, and disables the triggers that attach it';
 
 CREATE FUNCTION loader_history.attach_foreign_key() RETURNS boolean
     LANGUAGE plpgsql
@@ -237,7 +238,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.attach_foreign_key() IS
-    'Attaches the foreign key to loader.loader, or validates it, where that is possible; returns whether it is there';
+    'Attaches the foreign key to loader.loader, or validates it, if that is possible; returns whether it exists';
 
 CREATE FUNCTION loader_history.attach_foreign_key_on_ddl() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -285,9 +286,9 @@ CREATE EVENT TRIGGER loader_history_foreign_key ON ddl_command_end
 COMMENT ON EVENT TRIGGER loader_history_foreign_key IS
     'Attaches the foreign key of loader.execution_history once loader.loader has its primary key; disabled from then on';
 
--- In a parallel restore the primary key of loader.loader may appear while another session still
--- copies the history, and the DDL gives up waiting for that. Then it is the copy that attaches the
--- key, when it commits. A trigger cannot alter the table that fires it, hence the request: a row of
+-- In a parallel restore the primary key of loader.loader may be created while another session still
+-- copies the history, and the event trigger stops waiting for that. The copy then attaches the key,
+-- when it commits. A trigger cannot alter the table that fires it, hence the request: a row of
 -- another table, whose deferred trigger can. Starts, which have no end, request nothing.
 CREATE TABLE loader_history.foreign_key_request (
     requested_in xid8 NOT NULL,

@@ -1,9 +1,9 @@
--- What others must not do to the extension's objects, although PostgreSQL would let them.
+-- What other roles must not do to the extension's objects, although PostgreSQL would allow it.
 
--- The functions that loaders call, and the background worker, write the history with a superuser's rights, and
--- triggers run with the rights of whoever writes. So the privilege TRIGGER, which comes with GRANT ALL ON
--- loader.execution_history, would be as good as a superuser's. Only a superuser may create triggers here,
--- and only of functions that belong to superusers.
+-- The functions that loaders call, and the background worker, write the history with a superuser's
+-- rights, and triggers run with the rights of the role that writes. So the privilege TRIGGER, which
+-- GRANT ALL ON loader.execution_history includes, would be equivalent to a superuser's. Only a
+-- superuser may create triggers here, and only with functions that belong to superusers.
 
 CREATE FUNCTION loader_history.refuse_foreign_trigger() RETURNS event_trigger
     LANGUAGE plpgsql
@@ -42,18 +42,18 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.refuse_foreign_trigger() IS
-    'Internal: event trigger that refuses triggers by which others would run code as a superuser';
+    'Internal: event trigger that refuses triggers by which other roles would run code as a superuser';
 
 CREATE EVENT TRIGGER loader_history_triggers ON ddl_command_end
     WHEN TAG IN ('CREATE TRIGGER')
     EXECUTE FUNCTION loader_history.refuse_foreign_trigger();
--- In the role of replication, too, which may be granted.
+-- Also while session_replication_role is replica, which roles may be allowed to set.
 ALTER EVENT TRIGGER loader_history_triggers ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER loader_history_triggers IS
-    'Refuses triggers on the tables of loader_history by which others would run code as a superuser';
+    'Refuses triggers on the tables of loader_history by which other roles would run code as a superuser';
 
--- Functions that run with a superuser's rights find their tables by name. The schema loader may belong to
--- anybody, who could rename it and put tables of the same names into another one.
+-- Functions that run with a superuser's rights find their tables by name. The schema loader may
+-- belong to any role, which could rename it and create tables of the same names in a new one.
 CREATE FUNCTION loader_history.refuse_schema_rename() RETURNS event_trigger
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,4 @@
--- Privileges: PUBLIC has none, others have what these two functions grant.
+-- Privileges: PUBLIC has none, other roles have those that these two functions grant.
 
 CREATE FUNCTION loader_history.grant_execute(role regrole, functions regprocedure[]) RETURNS void
     LANGUAGE plpgsql
@@ -72,7 +72,8 @@ $$;
 COMMENT ON FUNCTION loader_history.grant_reader(regrole) IS
     'Grants a role what a backend needs: the four views, get_execution_history and recorder_status';
 
--- Functions come with EXECUTE for PUBLIC, and default privileges may have granted more, to anybody.
+-- By default PUBLIC has EXECUTE on functions, and default privileges may have granted more, to any
+-- role.
 DO $$
 DECLARE
     member record;
@@ -98,7 +99,8 @@ BEGIN
 END
 $$;
 
--- The owners of the schema and of the database get what their migrations and dumps need, to grant it further.
+-- The owners of the schema and of the database get the privileges that their migrations and dumps
+-- need, with grant option.
 DO $$
 DECLARE
     schema_owner oid := (SELECT nspowner FROM pg_namespace WHERE nspname = 'loader');
@@ -128,9 +130,9 @@ BEGIN
 END
 $$;
 
--- What a script grants counts as the extension's own, and pg_dump leaves it out. These grants it is to dump: a
--- restore may have other owners, and a role that is dropped must not be left behind. Nor is the schema
--- loader the extension's own.
+-- Privileges that a script grants are initial privileges of the extension, which pg_dump does not
+-- dump. It is to dump these: a restore may have other owners, and a role that was dropped must not
+-- remain in them. Nor are those of the schema loader initial privileges of the extension.
 UPDATE pg_init_privs AS i
    SET initprivs = ARRAY(SELECT item FROM unnest(i.initprivs) AS item, aclexplode(ARRAY[item]) AS a
                           GROUP BY item HAVING bool_and(a.grantee = m.owner))

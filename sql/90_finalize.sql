@@ -1,4 +1,4 @@
--- Last, when everything is there: the foreign key, where loader.loader is.
+-- Last, when all objects exist: the foreign key, if loader.loader exists.
 DO $$
 DECLARE
     state record;

@@ -120,14 +120,14 @@ INSERT INTO loader_history.purge_position (execution_end, id) VALUES ('-infinity
 -- A sequence, since those are WAL-logged and no rollback undoes them.
 CREATE SEQUENCE loader_history.last_timeline MINVALUE 0 START 0;
 COMMENT ON SEQUENCE loader_history.last_timeline IS
-    'Internal: the last timeline of the server for which ids were skipped that may have been given on the one before';
+    'Internal: the last timeline of the server for which ids were skipped that may have been assigned on the one before';
 
 -- A publication FOR ALL TABLES would bring another cluster's transaction ids and position.
 CREATE FUNCTION loader_history.drop_replicated_row() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'drop_replicated_row_wrapper';
 COMMENT ON FUNCTION loader_history.drop_replicated_row() IS
-    'Internal: trigger that drops rows that replication brings';
+    'Internal: trigger that drops replicated rows';
 CREATE TRIGGER drop_replicated_row BEFORE INSERT ON loader_history.watched_transaction
     FOR EACH ROW EXECUTE FUNCTION loader_history.drop_replicated_row();
 COMMENT ON TRIGGER drop_replicated_row ON loader_history.watched_transaction IS
@@ -165,16 +165,16 @@ CREATE FUNCTION loader_history.history_changed() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'history_changed_wrapper';
 COMMENT ON FUNCTION loader_history.history_changed() IS
-    'Internal: trigger that keeps loader_history.recorded_loader and emits NOTIFY loader_execution';
+    'Internal: trigger that maintains loader_history.recorded_loader and emits NOTIFY loader_execution';
 
 CREATE TRIGGER history_inserted AFTER INSERT ON loader.execution_history
     FOR EACH ROW EXECUTE FUNCTION loader_history.history_changed();
 CREATE TRIGGER history_updated AFTER UPDATE ON loader.execution_history
     FOR EACH ROW EXECUTE FUNCTION loader_history.history_changed();
 COMMENT ON TRIGGER history_inserted ON loader.execution_history IS
-    'Keeps loader_history.recorded_loader; emits the event of an execution that starts';
+    'Maintains loader_history.recorded_loader; emits the event of an execution that starts';
 COMMENT ON TRIGGER history_updated ON loader.execution_history IS
-    'Keeps loader_history.recorded_loader; emits the event of an execution whose status changes';
+    'Maintains loader_history.recorded_loader; emits the event of an execution whose status changes';
 -- Rows that replication brings have loaders too. They emit no events.
 ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER history_inserted;
 ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER history_updated;
@@ -219,7 +219,7 @@ COMMENT ON CONSTRAINT execution_history_order_check ON loader.execution_history 
 COMMENT ON CONSTRAINT execution_history_record_count_check ON loader.execution_history IS
     'record_count is not negative';
 COMMENT ON TABLE loader_history.recorded_loader IS
-    'Internal: every loader that has history, once or more often. Kept by a trigger.';
+    'Internal: every loader that has history, once or more often. Maintained by a trigger.';
 SELECT pg_extension_config_dump('loader_history.recorded_loader',
     'WHERE ctid = (SELECT min(twin.ctid) FROM loader_history.recorded_loader AS twin WHERE twin.loader_id = recorded_loader.loader_id)');
 
@@ -459,7 +459,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.require_writable() IS
-    'Internal: error 25006 where the transaction cannot write';
+    'Internal: raises error 25006 if the transaction cannot write';
 
 -- Which executions may be deleted is decided in the library, for the background worker too.
 CREATE OR REPLACE FUNCTION loader_history.purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000)
@@ -507,7 +507,7 @@ AS $$
      LIMIT 1
 $$;
 COMMENT ON FUNCTION loader_history.untrusted_code(regclass) IS
-    'Internal: something of a role that is no superuser, which planning a query of a table would evaluate';
+    'Internal: an object of a role that is not a superuser, which planning a query of a table would evaluate';
 
 CREATE OR REPLACE FUNCTION loader_history.foreign_key_state(OUT present boolean, OUT valid boolean, OUT obstacle text)
     LANGUAGE plpgsql STABLE
@@ -587,7 +587,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.foreign_key_state() IS
-    'Internal: whether the foreign key is there, whether it is valid, and what keeps it from being attached';
+    'Internal: whether the foreign key exists, whether it is valid, and what prevents it from being attached';
 
 CREATE OR REPLACE FUNCTION loader_history.validate_foreign_key() RETURNS void
     LANGUAGE plpgsql
@@ -629,7 +629,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.validate_foreign_key() IS
-    'Internal: validates a foreign key that is NOT VALID, or warns of the executions in its way';
+    'Internal: validates a foreign key that is NOT VALID, or warns of the executions that prevent that';
 
 CREATE OR REPLACE FUNCTION loader_history.add_foreign_key() RETURNS void
     LANGUAGE plpgsql
@@ -658,7 +658,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.add_foreign_key() IS
-    'Internal: adds the foreign key, and disables what waited for the chance';
+    'Internal: adds the foreign key, and disables the triggers that attach it';
 
 CREATE OR REPLACE FUNCTION loader_history.attach_foreign_key() RETURNS boolean
     LANGUAGE plpgsql
@@ -695,7 +695,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.attach_foreign_key() IS
-    'Attaches the foreign key to loader.loader, or validates it, where that is possible; returns whether it is there';
+    'Attaches the foreign key to loader.loader, or validates it, if that is possible; returns whether it exists';
 
 CREATE OR REPLACE FUNCTION loader_history.attach_foreign_key_on_ddl() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -836,7 +836,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.refuse_foreign_trigger() IS
-    'Internal: event trigger that refuses triggers by which others would run code as a superuser';
+    'Internal: event trigger that refuses triggers by which other roles would run code as a superuser';
+COMMENT ON EVENT TRIGGER loader_history_triggers IS
+    'Refuses triggers on the tables of loader_history by which other roles would run code as a superuser';
 
 -- Functions that run with a superuser's rights find their tables by name. The schema loader may belong to
 -- anybody, who could rename it and put tables of the same names into another one.
