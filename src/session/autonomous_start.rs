@@ -93,7 +93,7 @@ fn hand_over(start: Start) -> Result<Recorded, Fallback> {
     match answer {
         Answer::Recorded(recorded) => Ok(recorded),
         Answer::Declined(Reason::Failed) => {
-            let error = workers::status(database).map(|status| status.last_error);
+            let error = workers::status(database).map(|status| status.last_error.get());
             Err(Fallback { reason: Reason::Failed, error: error.unwrap_or_default() })
         }
         Answer::Declined(reason) => Err(reason.into()),

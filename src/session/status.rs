@@ -61,7 +61,7 @@ fn recorder_state() -> TableIterator<
         true,
         status.map(|status| status.pid).filter(|&pid| pid != 0),
         i32::try_from(start_queue::with(|queue| queue.depth(database))).unwrap_or(i32::MAX),
-        status.map(|status| status.last_error.clone()).filter(|text| !text.is_empty()),
+        status.map(|status| status.last_error.get()).filter(|text| !text.is_empty()),
         error_at.and_then(|at| TimestampWithTimeZone::try_from(at).ok()),
         obstacle.map(str::to_owned),
     ))

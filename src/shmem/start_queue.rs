@@ -182,21 +182,16 @@ impl Queue<'_> {
 
     /// Frees a request if its caller has abandoned it; whether it has.
     pub fn free_abandoned(&mut self, id: RequestId) -> bool {
-        self.free_if(id, State::Abandoned)
+        let is_abandoned = self.entries[id.0].state == State::Abandoned;
+        if is_abandoned {
+            self.free(id);
+        }
+        is_abandoned
     }
 
     fn free(&mut self, id: RequestId) {
         self.entries[id.0].state = State::Free;
         self.header.used -= 1;
-    }
-
-    /// Frees a request that is in this state; whether it is.
-    fn free_if(&mut self, id: RequestId, state: State) -> bool {
-        let is = self.entries[id.0].state == state;
-        if is {
-            self.free(id);
-        }
-        is
     }
 
     /// The commit of a start has failed: it is taken, as before.
@@ -343,7 +338,7 @@ mod tests {
             queue.take(DATABASE);
             assert_eq!(queue.poll(id, true), Answer::Abandoned);
             assert!(!queue.begin_commit(&[(id, 17)]));
-            assert!(queue.free_if(id, State::Abandoned));
+            assert!(queue.free_abandoned(id));
             // Not taken.
             let id = enqueue(queue);
             assert_eq!(queue.poll(id, true), Answer::NotTaken);
@@ -358,7 +353,7 @@ mod tests {
             queue.take(DATABASE);
             queue.give_up(other);
             assert!(!queue.begin_commit(&[(one, 1), (other, 2)]));
-            assert!(queue.free_if(other, State::Abandoned));
+            assert!(queue.free_abandoned(other));
             assert!(queue.begin_commit(&[(one, 1)]));
             queue.undo_commit(one);
             queue.decline(one, Reason::TableLocked);

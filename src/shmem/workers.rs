@@ -31,12 +31,13 @@ struct Header {
 }
 
 /// The worker of a database. The block is free if the database is invalid.
+#[derive(Clone)]
 pub struct WorkerBlock {
     database: pg_sys::Oid,
     pub state: WorkerState,
     latch: Option<ProcLatch>,
     /// Its process id; 0 if there is no process.
-    pid: i32,
+    pub pid: i32,
     /// A start found that the worker is late: further starts do not wait for it.
     pub is_late: bool,
     /// The extension may have changed: the worker is to check.
@@ -45,9 +46,10 @@ pub struct WorkerBlock {
     pub has_events: bool,
     /// There may be rows in `loader_history.prepared_change`.
     pub prepared_changes: bool,
-    last_error: Text,
+    /// Its last error; empty for none.
+    pub last_error: Text,
     /// When, in PostgreSQL's microseconds; 0 for never.
-    last_error_at: i64,
+    pub last_error_at: i64,
 }
 
 /// The state of a database's worker.
@@ -65,19 +67,6 @@ pub enum WorkerState {
     Exited,
     /// The worker ended, and the launcher starts another.
     Crashed,
-}
-
-/// The state of the worker of a database, for sessions.
-#[derive(Debug, Clone)]
-pub struct WorkerStatus {
-    pub state: WorkerState,
-    pub pid: i32,
-    /// Whether starts do not wait for it.
-    pub is_late: bool,
-    /// Its last error; empty for none.
-    pub last_error: String,
-    /// When that was, in PostgreSQL's microseconds; 0 for never.
-    pub last_error_at: i64,
 }
 
 /// Whether a start can be handed over.
@@ -236,16 +225,8 @@ pub fn reopen_all() {
 }
 
 /// The worker of `database`; `None` if there is no block for it.
-pub fn status(database: pg_sys::Oid) -> Option<WorkerStatus> {
-    block(database, |block| {
-        Some(WorkerStatus {
-            state: block.state,
-            pid: block.pid,
-            is_late: block.is_late,
-            last_error: block.last_error.get(),
-            last_error_at: block.last_error_at,
-        })
-    })
+pub fn status(database: pg_sys::Oid) -> Option<WorkerBlock> {
+    block(database, |block| Some(block.clone()))
 }
 
 // What the worker does

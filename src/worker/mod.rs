@@ -279,7 +279,7 @@ impl Worker {
                 self.emitter.finish(&mut self.context);
                 return Ok(Exit::NoExtension);
             }
-            if self.retention.is_outdated() && self.can_be_replaced() {
+            if self.retention.is_outdated && self.can_be_replaced() {
                 self.emitter.finish(&mut self.context);
                 return Ok(Exit::Restart);
             }

@@ -86,8 +86,9 @@ pub struct Retention {
     /// What was set for the database when this process connected, which is when PostgreSQL reads
     /// it.
     database_setting: Option<String>,
-    /// Whether that has changed.
-    is_outdated: bool,
+    /// Whether the database's setting has changed, so that another worker must be started, which
+    /// reads it.
+    pub is_outdated: bool,
     /// Behind the last execution that was examined; `None` until it is read from the database.
     position: Option<Position>,
     /// The position before the purge started from the beginning.
@@ -130,12 +131,6 @@ impl Retention {
     pub fn check_setting(&mut self, database: pg_sys::Oid) -> Result<(), XactError> {
         self.is_outdated = transaction(|| setting_of(database))? != self.database_setting;
         Ok(())
-    }
-
-    /// Whether the database's setting has changed, so that another worker must be started, which
-    /// reads it.
-    pub const fn is_outdated(&self) -> bool {
-        self.is_outdated
     }
 
     /// Purges a batch if that is due; whether it did anything.
