@@ -97,14 +97,10 @@ pub fn fail(execution_id: i64, message: &str) -> Result<Ended, Error> {
     tables::require_written(execute(&UPDATE_FAILED, &arguments)?, 1)?;
     execute(&INSERT_OUTCOME, &[id(), stored_end()])?;
     let event = Event {
-        execution_id,
-        loader_id,
-        status: Status::Failed,
-        time: from_postgres(end),
         record_count,
         duration_seconds: Some(seconds),
         error_message: Some(message).filter(|_| gucs::NOTIFY_ERROR_MESSAGE.get()),
-        truncated: false,
+        ..Event::new(execution_id, loader_id, Status::Failed, end)
     };
     Ok(Ended::Failed(event.payload()?))
 }

@@ -9,7 +9,6 @@ use crate::gucs;
 use crate::model::error::Error;
 use crate::model::event::Event;
 use crate::model::execution::Status;
-use crate::model::timestamp::from_postgres;
 use crate::pg::relation::{require, trusted};
 use crate::pg::security_context::SecurityContext;
 use crate::pg::spi::{Rows, SavedPlan, execute, query, with_active_snapshot};
@@ -83,16 +82,14 @@ fn event(rows: &Rows<'_>, row: u64) -> Result<Option<String>, Error> {
     let (Some(id), Some(loader_id)) = (rows.get(row, 1), rows.get(row, 2)) else { return Ok(None) };
     let error_message = rows.get::<String>(row, 9).filter(|_| gucs::NOTIFY_ERROR_MESSAGE.get());
     let event = match (status(3), status(4), time(5), time(6)) {
-        (Some(Status::Running), _, Some(start), _) => Event::started(id, loader_id, start),
+        (Some(Status::Running), _, Some(start), _) => {
+            Event::new(id, loader_id, Status::Running, start)
+        }
         (Some(_), Some(status), _, Some(end)) => Event {
-            execution_id: id,
-            loader_id,
-            status,
-            time: from_postgres(end),
             record_count: rows.get(row, 7),
             duration_seconds: rows.get(row, 8),
             error_message: error_message.as_deref(),
-            truncated: false,
+            ..Event::new(id, loader_id, status, end)
         },
         _ => return Ok(None),
     };

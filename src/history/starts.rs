@@ -11,6 +11,7 @@ use super::tables::{
 use super::watched_transactions;
 use crate::model::error::Error;
 use crate::model::event::Event;
+use crate::model::execution::Status;
 use crate::pg::relation::{require, trusted};
 use crate::pg::spi::{SavedPlan, execute};
 use crate::pg::xact;
@@ -77,5 +78,5 @@ fn insert_all(starts: &[(i64, Start)]) -> Result<(), Error> {
 
 /// The payload of the event that an execution has started.
 pub fn event(execution_id: i64, start: &Start) -> Result<String, Error> {
-    Ok(Event::started(execution_id, start.loader_id, start.time).payload()?)
+    Ok(Event::new(execution_id, start.loader_id, Status::Running, start.time).payload()?)
 }

@@ -51,12 +51,12 @@ struct Payload<'a> {
 }
 
 impl Event<'_> {
-    /// That an execution has started at `time`, in PostgreSQL's microseconds.
-    pub fn started(execution_id: i64, loader_id: i64, time: i64) -> Self {
+    /// That an execution has changed to `status` at `time`, in PostgreSQL's microseconds.
+    pub fn new(execution_id: i64, loader_id: i64, status: Status, time: i64) -> Self {
         Self {
             execution_id,
             loader_id,
-            status: Status::Running,
+            status,
             time: from_postgres(time),
             record_count: None,
             duration_seconds: None,
@@ -215,14 +215,10 @@ mod tests {
 
     fn failed(message: &str) -> Event<'_> {
         Event {
-            execution_id: i64::MIN,
-            loader_id: i64::MIN,
-            status: Status::Failed,
-            time: from_postgres(i64::MIN),
             record_count: Some(i32::MAX),
             duration_seconds: Some(i32::MAX),
             error_message: Some(message),
-            truncated: false,
+            ..Event::new(i64::MIN, i64::MIN, Status::Failed, i64::MIN)
         }
     }
 

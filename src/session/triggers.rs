@@ -13,7 +13,6 @@ use crate::history::recorded_loaders;
 use crate::model::error::Error;
 use crate::model::event::{Event, MAX_PAYLOAD_BYTES};
 use crate::model::execution::{Status, column};
-use crate::model::timestamp::from_postgres;
 use crate::pg::bgworker;
 use crate::{gucs, pg};
 
@@ -92,14 +91,11 @@ fn read_event<'a>(
         return Ok(None);
     };
     Ok(Some(Event {
-        execution_id,
-        loader_id,
-        status,
-        time: from_postgres(time.into_inner()),
         record_count: row.get_by_index(column::RECORD_COUNT)?,
         duration_seconds: row.get_by_index(column::DURATION_SECONDS)?,
         error_message: message.map(|(start, _)| start.as_str()),
         truncated: message.is_some_and(|(_, more)| *more),
+        ..Event::new(execution_id, loader_id, status, time.into_inner())
     }))
 }
 
