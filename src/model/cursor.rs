@@ -35,7 +35,7 @@ impl FromStr for Cursor {
             start: start.parse().map_err(|_| MalformedCursor)?,
             id: id.parse().map_err(|_| MalformedCursor)?,
         };
-        // Signs and leading zeros parse too, but no cursor of ours is written like that. PostgreSQL
+        // Signs and leading zeros parse too, but no cursor is written like that. PostgreSQL
         // cannot print times outside of its range.
         let within_range = (FIRST_TIMESTAMP..=LAST_TIMESTAMP).contains(&cursor.start);
         if within_range && cursor.to_string() == text { Ok(cursor) } else { Err(MalformedCursor) }

@@ -34,7 +34,6 @@ pub struct XactError {
 }
 
 impl XactError {
-    /// An error of ours.
     pub fn new(sqlstate: PgSqlErrorCode, message: impl Into<String>) -> Self {
         Self { sqlstate, message: message.into() }
     }

@@ -273,7 +273,7 @@ fn starting() -> usize {
 }
 
 /// The databases that a worker may serve: no templates, which CREATE DATABASE copies, and none that
-/// does not allow connections. `None` if the catalog can't be read now.
+/// does not allow connections. `None` if the catalog cannot be read now.
 fn databases() -> Option<Vec<pg_sys::Oid>> {
     let found = transaction(|| {
         let mut found = Vec::new();

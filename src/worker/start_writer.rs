@@ -74,20 +74,22 @@ impl StartWriter {
             Ok(())
         })?;
         for (request, loader_id, execution_id) in committing {
-            if !context.watched.contains(execution_id) {
+            if context.watched.contains(execution_id) {
+                let recorded = Recorded { execution_id, commit_lsn: last_commit_lsn() };
+                answer(context, request, loader_id, recorded);
+            } else {
                 start_queue::decline(request, Reason::Late);
-            } else if !start_queue::answer(
-                request,
-                Recorded { execution_id, commit_lsn: last_commit_lsn() },
-            ) {
-                context.orphans.push_back(OrphanedStart {
-                    execution_id,
-                    loader_id,
-                    is_unanswered: true,
-                });
             }
         }
         Ok(())
+    }
+}
+
+/// Answers a request that is committed. If no caller waits any more, the start is orphaned.
+fn answer(context: &mut Context, request: RequestId, loader_id: i64, recorded: Recorded) {
+    if !start_queue::answer(request, recorded) {
+        let execution_id = recorded.execution_id;
+        context.orphans.push_back(OrphanedStart { execution_id, loader_id, is_unanswered: true });
     }
 }
 
@@ -127,13 +129,7 @@ fn record(context: &mut Context, taken: &[(RequestId, Start)]) -> Result<(), Xac
     for (request, start, execution_id) in recorded {
         let Start { loader_id, xid, subxid, notify, .. } = start;
         context.watched.insert(execution_id, xid, subxid, notify);
-        if !start_queue::answer(request, Recorded { execution_id, commit_lsn }) {
-            context.orphans.push_back(OrphanedStart {
-                execution_id,
-                loader_id,
-                is_unanswered: true,
-            });
-        }
+        answer(context, request, loader_id, Recorded { execution_id, commit_lsn });
         if notify && let Ok(event) = starts::event(execution_id, &start) {
             context.events.push_back(event);
         }
