@@ -9,9 +9,9 @@ The ordering of items is not stable, it is driven by a dependency graph.
 /* <begin connected objects> */
 -- src/schema.rs:8
 -- bootstrap
--- loader_history: run by CREATE EXTENSION, as a superuser, in a schema that others may own.
+-- loader_history: run by CREATE EXTENSION, as a superuser, in a schema that any role may own.
 
--- Nothing in the schema loader may be taken for PostgreSQL's own while this script runs.
+-- No object in the schema loader may be found in place of PostgreSQL's own while this script runs.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
 DO $$
@@ -31,8 +31,8 @@ BEGIN
 END
 $$;
 
--- The schema loader is the application's: it keeps its owner. One that CREATE EXTENSION has just created
--- gets the owner that an application expects, the database's.
+-- The schema loader is the application's: it keeps its owner. One that CREATE EXTENSION has just
+-- created gets the owner that an application expects, the database's.
 DO $$
 DECLARE
     owner text;
@@ -61,8 +61,7 @@ COMMENT ON SCHEMA loader_history IS
 -- requires:
 --   prelude
 
--- The history itself. Its columns are the public contract: what else must be remembered goes into
--- tables of its own.
+-- The history. Its columns are the public contract: other data is stored in tables of its own.
 CREATE TABLE loader.execution_history (
     id               bigserial   NOT NULL,
     loader_id        bigint      NOT NULL,
@@ -110,11 +109,11 @@ COMMENT ON CONSTRAINT execution_history_record_count_check ON loader.execution_h
     'record_count is not negative';
 COMMENT ON INDEX loader.execution_history_pkey IS 'Finds an execution by its id';
 
--- An end changes indexed columns, so it is no HOT update: every start and every end inserts into each index
--- whose condition its row meets, and evaluates the conditions of all. Without any one of these indexes some
--- read would grow with the history. Those of failures cost nothing unless a load fails. They are ascending,
--- and read backward: an ascending index fills its last page, a descending one splits its first page in
--- half whenever that is full.
+-- Ending an execution changes indexed columns, so it is not a HOT update: every start and every end
+-- inserts into each index whose predicate its row satisfies, and evaluates the predicates of all.
+-- Without any one of these indexes some read would become slower as the history grows. Those of
+-- failures cost nothing unless a load fails. They are ascending, and scanned backward: an ascending
+-- index fills its last page, a descending one splits its first page in half whenever that is full.
 CREATE INDEX execution_history_loader_start_idx
     ON loader.execution_history (loader_id, execution_start, id);
 COMMENT ON INDEX loader.execution_history_loader_start_idx IS
@@ -150,40 +149,41 @@ CREATE INDEX execution_history_failed_end_idx
 COMMENT ON INDEX loader.execution_history_failed_end_idx IS
     'Failures of the last days';
 
--- The loaders that have history, at least once each, so that a summary need not look for them among
--- all executions. Not unique on purpose: with a unique key two sessions that start a new loader at
--- the same time would wait for each other.
+-- The loaders that have history, at least once each, so that a summary need not scan all executions
+-- for them. Not unique on purpose: with a unique key, two sessions that start a new loader at the
+-- same time would wait for each other.
 CREATE TABLE loader_history.recorded_loader (
     loader_id bigint NOT NULL
 ) USING heap;
 CREATE INDEX recorded_loader_loader_id_idx ON loader_history.recorded_loader (loader_id);
 
 COMMENT ON TABLE loader_history.recorded_loader IS
-    'Internal: every loader that has history, once or more often. Kept by a trigger.';
+    'Internal: every loader that has history, once or more often. Maintained by a trigger.';
 COMMENT ON COLUMN loader_history.recorded_loader.loader_id IS 'The loader''s id';
 COMMENT ON INDEX loader_history.recorded_loader_loader_id_idx IS 'Finds out whether a loader is known';
 
--- One trigger for INSERT and one for UPDATE: a second one, or a condition, would cost each start and each end
--- more than the function does. C functions look up no name by the search path, so none is set.
+-- One trigger for INSERT and one for UPDATE: a second one, or a WHEN condition, would cost each
+-- start and each end more than the function does. It looks up no name by the search path, so none
+-- is set.
 CREATE FUNCTION loader_history.history_changed() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'history_changed_wrapper';
 COMMENT ON FUNCTION loader_history.history_changed() IS
-    'Internal: trigger that keeps loader_history.recorded_loader and emits NOTIFY loader_execution';
+    'Internal: trigger that maintains loader_history.recorded_loader and emits NOTIFY loader_execution';
 
 CREATE TRIGGER history_inserted AFTER INSERT ON loader.execution_history
     FOR EACH ROW EXECUTE FUNCTION loader_history.history_changed();
 CREATE TRIGGER history_updated AFTER UPDATE ON loader.execution_history
     FOR EACH ROW EXECUTE FUNCTION loader_history.history_changed();
 COMMENT ON TRIGGER history_inserted ON loader.execution_history IS
-    'Keeps loader_history.recorded_loader; emits the event of an execution that starts';
+    'Maintains loader_history.recorded_loader; emits the event of an execution that starts';
 COMMENT ON TRIGGER history_updated ON loader.execution_history IS
-    'Keeps loader_history.recorded_loader; emits the event of an execution whose status changes';
--- Rows that replication brings have loaders too. They emit no events.
+    'Maintains loader_history.recorded_loader; emits the event of an execution whose status changes';
+-- Replicated rows have loaders too. They emit no events.
 ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER history_inserted;
 ALTER TABLE loader.execution_history ENABLE ALWAYS TRIGGER history_updated;
 
--- Without these a dump would hold no history at all.
+-- Without these a dump would not contain the history.
 SELECT pg_extension_config_dump('loader.execution_history', '');
 SELECT pg_extension_config_dump('loader.execution_history_id_seq', '');
 SELECT pg_extension_config_dump('loader_history.recorded_loader',
@@ -195,10 +195,10 @@ SELECT pg_extension_config_dump('loader_history.recorded_loader',
 -- requires:
 --   tables
 
--- What the background worker remembers beside the history. None of it is dumped: transaction ids and timelines
--- mean nothing in another cluster.
+-- The data of the background worker beside the history. None of it is dumped: transaction ids and
+-- timelines have no meaning in another cluster.
 
--- Which transaction started an execution, while the worker has not seen its end.
+-- The transaction that started an execution, until the worker has seen its end.
 CREATE TABLE loader_history.watched_transaction (
     execution_id bigint  NOT NULL,
     xid          xid8    NOT NULL,
@@ -206,7 +206,7 @@ CREATE TABLE loader_history.watched_transaction (
     notify       boolean NOT NULL,
     CONSTRAINT watched_transaction_pkey PRIMARY KEY (execution_id)
 ) USING heap
--- To truncate a table, vacuum locks it against all others.
+-- To truncate a table, vacuum takes an ACCESS EXCLUSIVE lock.
 WITH (vacuum_truncate = off);
 COMMENT ON TABLE loader_history.watched_transaction IS
     'Internal: the transactions that started executions and were open when the background worker last looked. Only the worker writes it.';
@@ -220,8 +220,8 @@ COMMENT ON CONSTRAINT watched_transaction_pkey ON loader_history.watched_transac
     'An execution is started once';
 COMMENT ON INDEX loader_history.watched_transaction_pkey IS 'Finds the transaction of an execution';
 
--- The loader's report replaces such an outcome. Its time tells it from a later execution of the same
--- id, as there may be after TRUNCATE ... RESTART IDENTITY.
+-- The loader's report replaces such an outcome. Its time distinguishes it from a later execution of
+-- the same id, which may exist after TRUNCATE ... RESTART IDENTITY.
 CREATE TABLE loader_history.server_outcome (
     execution_id  bigint      NOT NULL,
     execution_end timestamptz NOT NULL,
@@ -235,8 +235,8 @@ COMMENT ON CONSTRAINT server_outcome_pkey ON loader_history.server_outcome IS
     'The server ends an execution once';
 COMMENT ON INDEX loader_history.server_outcome_pkey IS 'Finds out whether the server ended an execution';
 
--- PREPARE TRANSACTION inserts into it within the transaction that it prepares. So its rows are visible as
--- soon as COMMIT PREPARED is done, and never if the transaction is rolled back.
+-- PREPARE TRANSACTION inserts into it within the transaction that it prepares. So its rows are
+-- visible as soon as COMMIT PREPARED is done, and never if the transaction is rolled back.
 CREATE TABLE loader_history.prepared_change (
     execution_id bigint      NOT NULL,
     xid          xid8        NOT NULL,
@@ -253,7 +253,8 @@ COMMENT ON CONSTRAINT prepared_change_pkey ON loader_history.prepared_change IS
     'A transaction gives an execution a status once';
 COMMENT ON INDEX loader_history.prepared_change_pkey IS 'Finds the changes that have been emitted';
 
--- How far the worker has purged, under loader_history.retention. What it kept behind that stays.
+-- How far the worker has purged, under loader_history.retention. Executions that remain before it
+-- are kept.
 CREATE TABLE loader_history.purge_position (
     is_only       boolean     NOT NULL DEFAULT true,
     execution_end timestamptz NOT NULL,
@@ -275,14 +276,14 @@ INSERT INTO loader_history.purge_position (execution_end, id) VALUES ('-infinity
 -- A sequence, since those are WAL-logged and no rollback undoes them.
 CREATE SEQUENCE loader_history.last_timeline MINVALUE 0 START 0;
 COMMENT ON SEQUENCE loader_history.last_timeline IS
-    'Internal: the last timeline of the server for which ids were skipped that may have been given on the one before';
+    'Internal: the last timeline of the server for which ids were skipped that may have been assigned on the one before';
 
--- A publication FOR ALL TABLES would bring another cluster's transaction ids and position.
+-- A publication FOR ALL TABLES would replicate another cluster's transaction ids and position.
 CREATE FUNCTION loader_history.drop_replicated_row() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'drop_replicated_row_wrapper';
 COMMENT ON FUNCTION loader_history.drop_replicated_row() IS
-    'Internal: trigger that drops rows that replication brings';
+    'Internal: trigger that drops replicated rows';
 CREATE TRIGGER drop_replicated_row BEFORE INSERT ON loader_history.watched_transaction
     FOR EACH ROW EXECUTE FUNCTION loader_history.drop_replicated_row();
 COMMENT ON TRIGGER drop_replicated_row ON loader_history.watched_transaction IS
@@ -305,7 +306,7 @@ ALTER TABLE loader_history.purge_position ENABLE ALWAYS TRIGGER drop_replicated_
 -- requires:
 --   recorder_tables
 
--- What loaders call. SECURITY DEFINER: a recorder may record, and not touch the table.
+-- The functions for loaders. SECURITY DEFINER: a recorder needs no privilege on the table.
 
 CREATE FUNCTION loader.record_execution_start(loader_id bigint) RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -329,11 +330,11 @@ COMMENT ON FUNCTION loader.record_execution_end(bigint, text, bigint, text) IS
 -- requires:
 --   recording
 
--- What backends read. The views name no table of the application's, and no function of this
--- extension's, which their readers would need the right to call.
+-- The views for backends. They name no table of the application, and no function of this extension,
+-- for which their readers would need EXECUTE.
 
--- Two plain selects and the condition outside: PostgreSQL merges the ends of two indexes then, and
--- finds the newest events at the same cost whatever the history holds.
+-- Two simple subqueries and the condition outside: PostgreSQL then merges the ends of two indexes,
+-- and finds the newest events at the same cost however long the history is.
 CREATE VIEW loader.activity_feed AS
     SELECT event_time, event_type, severity, execution_id, loader_id, status, record_count,
            duration_seconds, error_message, message
@@ -379,7 +380,7 @@ COMMENT ON COLUMN loader.activity_feed.duration_seconds IS 'Whole seconds it too
 COMMENT ON COLUMN loader.activity_feed.error_message IS 'What went wrong; NULL for a start';
 COMMENT ON COLUMN loader.activity_feed.message IS 'The event as a sentence';
 
--- Not clock_timestamp(): with a volatile function PostgreSQL would work out the whole view first.
+-- Not clock_timestamp(): with a volatile function PostgreSQL would not flatten the view.
 CREATE VIEW loader.execution_details AS
     SELECT id, loader_id, execution_start, execution_end, status, record_count, error_message,
            duration_seconds,
@@ -401,10 +402,10 @@ COMMENT ON COLUMN loader.execution_details.duration_seconds IS 'Whole seconds it
 COMMENT ON COLUMN loader.execution_details.duration IS 'How long it took, exactly; while it runs: so far';
 COMMENT ON COLUMN loader.execution_details.is_running IS 'Whether it has not ended';
 
--- A row is a descent or two of an index for each thing said of the loader. The conditions and the order name
--- the status as a range, since only execution_history_loader_status_idx has that order: with an equality
--- the planner could as well walk over a loader's executions of any status. The two counts stop at 1,000, so
--- that a loader that never succeeds costs no more than another.
+-- A row costs one or two index lookups for each group of columns. The conditions and the order name
+-- the status as a range, since only execution_history_loader_status_idx has that order: with an
+-- equality the planner could as well scan a loader's executions of any status. The two counts stop
+-- at 1,000, so that a loader that never succeeds costs no more than another.
 CREATE VIEW loader.loader_summary AS
     SELECT known.loader_id,
            newest.id AS last_execution_id,
@@ -471,10 +472,10 @@ COMMENT ON COLUMN loader.loader_summary.consecutive_failures IS
 COMMENT ON COLUMN loader.loader_summary.running_executions IS
     'Executions that run now; 1,000 stands for 1,000 or more';
 
--- Loader by loader in the order of the index, so that each descent finds in cache what the last one has
--- read. Most loaders succeed within a day of a failure: that is looked for first, since a scan reads
--- all entries of a page that meet its condition, and a day has few. What failed in two days is
--- read once for the other three counts.
+-- Loader by loader in the order of the index, so that each lookup finds in cache the pages that the
+-- last one has read. Most loaders succeed within a day of a failure: a day is searched first, since
+-- a scan reads all entries of a page that satisfy its condition, and a day has few. The failures of
+-- two days are read once for the other three counts.
 CREATE VIEW loader.failed_loader_counts AS
     SELECT loaders.failed AS failed_loaders,
            recent.loaders AS failed_loaders_24h,
@@ -527,7 +528,7 @@ COMMENT ON COLUMN loader.failed_loader_counts.failed_executions_24h IS
 -- requires:
 --   views
 
--- The history as pages, and its purge.
+-- The history as pages of JSON, and its purge.
 
 CREATE FUNCTION loader.get_execution_history(
     loader_id bigint DEFAULT NULL, page_size integer DEFAULT 50, "cursor" text DEFAULT NULL,
@@ -554,9 +555,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.require_writable() IS
-    'Internal: error 25006 where the transaction cannot write';
+    'Internal: raises error 25006 if the transaction cannot write';
 
--- Which executions may be deleted is decided in the library, for the background worker too.
+-- The library decides which executions may be deleted, for the background worker too.
 CREATE FUNCTION loader_history.purge_execution_history(older_than interval, max_rows bigint DEFAULT 10000)
     RETURNS bigint
     LANGUAGE c
@@ -574,22 +575,23 @@ COMMENT ON FUNCTION loader_history.purge_execution_history(interval, bigint) IS
 -- The foreign key to loader.loader, which the application owns.
 --
 -- pg_dump writes CREATE EXTENSION before CREATE TABLE loader.loader, and never the key of an
--- extension's table. So the key cannot be part of CREATE TABLE: it is attached here where
--- loader.loader exists, and otherwise by an event trigger, once it does. That trigger being enabled
--- means that the key is still wanted; attaching the key disables it, so that nobody brings back a key
--- that a DBA dropped, and other DDL never hears of it again. (A restore begins with it enabled.)
+-- extension's table. So the key cannot be part of CREATE TABLE: it is attached here if
+-- loader.loader exists, and otherwise by an event trigger, once it does. That trigger is enabled
+-- while the key is still to be attached. Attaching the key disables it, so that a key that a DBA
+-- dropped is not added again, and other DDL is not slowed down. (A restore begins with it enabled.)
 --
--- PL/pgSQL throughout, and catalog look-ups by name: nothing here may need loader.loader to exist.
+-- PL/pgSQL throughout, and catalog lookups by name: nothing here may require loader.loader to
+-- exist.
 --
--- Whoever owns the schema loader can drop it, and the extension with it, at any moment, and then create others
--- of the same names. So a function that runs with a superuser's rights first locks a table of the extension,
--- and then makes sure that it is the extension's. While the table is locked the extension cannot be
--- dropped, nothing of it can be moved, and the names stay bound to what they name. LOCK TABLE itself
--- runs nobody's code.
+-- The owner of the schema loader can drop it, and the extension with it, at any moment, and then
+-- create objects of the same names. So a function that runs with a superuser's rights first locks a
+-- table of the extension, and then verifies that it is a member of the extension. While the table
+-- is locked the extension cannot be dropped, no member can be moved, and the names keep referring
+-- to the same objects. LOCK TABLE itself runs no user-defined code.
 
--- The key is attached, by itself, with a superuser's rights, to a table that others own. Planning a
--- query of that table, as validating the key does, evaluates what its indexes, constraints and
--- statistics say; the code of anybody but a superuser is not to be evaluated here.
+-- The key is attached automatically, with a superuser's rights, to a table of another role.
+-- Planning a query of that table, as validating the key does, evaluates expressions of its indexes,
+-- constraints and statistics; only a superuser's code may be evaluated here.
 CREATE FUNCTION loader_history.untrusted_code(target regclass) RETURNS text
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
@@ -622,7 +624,7 @@ AS $$
      LIMIT 1
 $$;
 COMMENT ON FUNCTION loader_history.untrusted_code(regclass) IS
-    'Internal: something of a role that is no superuser, which planning a query of a table would evaluate';
+    'Internal: an object of a role that is not a superuser, which planning a query of a table would evaluate';
 
 CREATE FUNCTION loader_history.foreign_key_state(OUT present boolean, OUT valid boolean, OUT obstacle text)
     LANGUAGE plpgsql STABLE
@@ -702,7 +704,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.foreign_key_state() IS
-    'Internal: whether the foreign key is there, whether it is valid, and what keeps it from being attached';
+    'Internal: whether the foreign key exists, whether it is valid, and what prevents it from being attached';
 
 CREATE FUNCTION loader_history.validate_foreign_key() RETURNS void
     LANGUAGE plpgsql
@@ -744,7 +746,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.validate_foreign_key() IS
-    'Internal: validates a foreign key that is NOT VALID, or warns of the executions in its way';
+    'Internal: validates a foreign key that is NOT VALID, or warns of the executions that prevent that';
 
 CREATE FUNCTION loader_history.add_foreign_key() RETURNS void
     LANGUAGE plpgsql
@@ -773,7 +775,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.add_foreign_key() IS
-    'Internal: adds the foreign key, and disables what waited for the chance';
+    'Internal: adds the foreign key, and disables the triggers that attach it';
 
 CREATE FUNCTION loader_history.attach_foreign_key() RETURNS boolean
     LANGUAGE plpgsql
@@ -810,7 +812,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.attach_foreign_key() IS
-    'Attaches the foreign key to loader.loader, or validates it, where that is possible; returns whether it is there';
+    'Attaches the foreign key to loader.loader, or validates it, if that is possible; returns whether it exists';
 
 CREATE FUNCTION loader_history.attach_foreign_key_on_ddl() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -858,9 +860,9 @@ CREATE EVENT TRIGGER loader_history_foreign_key ON ddl_command_end
 COMMENT ON EVENT TRIGGER loader_history_foreign_key IS
     'Attaches the foreign key of loader.execution_history once loader.loader has its primary key; disabled from then on';
 
--- In a parallel restore the primary key of loader.loader may appear while another session still
--- copies the history, and the DDL gives up waiting for that. Then it is the copy that attaches the
--- key, when it commits. A trigger cannot alter the table that fires it, hence the request: a row of
+-- In a parallel restore the primary key of loader.loader may be created while another session still
+-- copies the history, and the event trigger stops waiting for that. The copy then attaches the key,
+-- when it commits. A trigger cannot alter the table that fires it, hence the request: a row of
 -- another table, whose deferred trigger can. Starts, which have no end, request nothing.
 CREATE TABLE loader_history.foreign_key_request (
     requested_in xid8 NOT NULL,
@@ -949,12 +951,12 @@ COMMENT ON TRIGGER attach_foreign_key_on_commit ON loader_history.foreign_key_re
 -- requires:
 --   loader_key
 
--- What others must not do to the extension's objects, although PostgreSQL would let them.
+-- What other roles must not do to the extension's objects, although PostgreSQL would allow it.
 
--- The functions that loaders call, and the background worker, write the history with a superuser's rights, and
--- triggers run with the rights of whoever writes. So the privilege TRIGGER, which comes with GRANT ALL ON
--- loader.execution_history, would be as good as a superuser's. Only a superuser may create triggers here,
--- and only of functions that belong to superusers.
+-- The functions that loaders call, and the background worker, write the history with a superuser's
+-- rights, and triggers run with the rights of the role that writes. So the privilege TRIGGER, which
+-- GRANT ALL ON loader.execution_history includes, would be equivalent to a superuser's. Only a
+-- superuser may create triggers here, and only with functions that belong to superusers.
 
 CREATE FUNCTION loader_history.refuse_foreign_trigger() RETURNS event_trigger
     LANGUAGE plpgsql
@@ -993,18 +995,18 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION loader_history.refuse_foreign_trigger() IS
-    'Internal: event trigger that refuses triggers by which others would run code as a superuser';
+    'Internal: event trigger that refuses triggers by which other roles would run code as a superuser';
 
 CREATE EVENT TRIGGER loader_history_triggers ON ddl_command_end
     WHEN TAG IN ('CREATE TRIGGER')
     EXECUTE FUNCTION loader_history.refuse_foreign_trigger();
--- In the role of replication, too, which may be granted.
+-- Also while session_replication_role is replica, which roles may be allowed to set.
 ALTER EVENT TRIGGER loader_history_triggers ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER loader_history_triggers IS
-    'Refuses triggers on the tables of loader_history by which others would run code as a superuser';
+    'Refuses triggers on the tables of loader_history by which other roles would run code as a superuser';
 
--- Functions that run with a superuser's rights find their tables by name. The schema loader may belong to
--- anybody, who could rename it and put tables of the same names into another one.
+-- Functions that run with a superuser's rights find their tables by name. The schema loader may
+-- belong to any role, which could rename it and create tables of the same names in a new one.
 CREATE FUNCTION loader_history.refuse_schema_rename() RETURNS event_trigger
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -1109,7 +1111,7 @@ COMMENT ON FUNCTION loader.recorder_status() IS
 -- requires:
 --   status
 
--- Privileges: PUBLIC has none, others have what these two functions grant.
+-- Privileges: PUBLIC has none, other roles have those that these two functions grant.
 
 CREATE FUNCTION loader_history.grant_execute(role regrole, functions regprocedure[]) RETURNS void
     LANGUAGE plpgsql
@@ -1183,7 +1185,8 @@ $$;
 COMMENT ON FUNCTION loader_history.grant_reader(regrole) IS
     'Grants a role what a backend needs: the four views, get_execution_history and recorder_status';
 
--- Functions come with EXECUTE for PUBLIC, and default privileges may have granted more, to anybody.
+-- By default PUBLIC has EXECUTE on functions, and default privileges may have granted more, to any
+-- role.
 DO $$
 DECLARE
     member record;
@@ -1209,7 +1212,8 @@ BEGIN
 END
 $$;
 
--- The owners of the schema and of the database get what their migrations and dumps need, to grant it further.
+-- The owners of the schema and of the database get the privileges that their migrations and dumps
+-- need, with grant option.
 DO $$
 DECLARE
     schema_owner oid := (SELECT nspowner FROM pg_namespace WHERE nspname = 'loader');
@@ -1239,9 +1243,9 @@ BEGIN
 END
 $$;
 
--- What a script grants counts as the extension's own, and pg_dump leaves it out. These grants it is to dump: a
--- restore may have other owners, and a role that is dropped must not be left behind. Nor is the schema
--- loader the extension's own.
+-- Privileges that a script grants are initial privileges of the extension, which pg_dump does not
+-- dump. It is to dump these: a restore may have other owners, and a role that was dropped must not
+-- remain in them. Nor are those of the schema loader initial privileges of the extension.
 UPDATE pg_init_privs AS i
    SET initprivs = ARRAY(SELECT item FROM unnest(i.initprivs) AS item, aclexplode(ARRAY[item]) AS a
                           GROUP BY item HAVING bool_and(a.grantee = m.owner))
@@ -1258,19 +1262,19 @@ DELETE FROM pg_init_privs
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/session/get_history.rs:171
+-- src/session/get_history.rs:153
 -- loader_history::session::get_history::get_execution_history
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/history/purge.rs:222
+-- src/history/purge.rs:180
 -- loader_history::history::purge::purge_execution_history
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/session/record_end.rs:45
+-- src/session/record_end.rs:39
 -- loader_history::session::record_end::record_execution_end
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
@@ -1288,31 +1292,31 @@ DELETE FROM pg_init_privs
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/session/triggers.rs:134
+-- src/session/triggers.rs:131
 -- loader_history::session::triggers::drop_replicated_row
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/session/triggers.rs:25
+-- src/session/triggers.rs:24
 -- loader_history::session::triggers::history_changed
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/session/triggers.rs:152
+-- src/session/triggers.rs:151
 -- loader_history::session::triggers::notify_execution
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/session/triggers.rs:170
+-- src/session/triggers.rs:169
 -- loader_history::session::triggers::refuse_foreign_binding
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/session/triggers.rs:164
+-- src/session/triggers.rs:163
 -- loader_history::session::triggers::remember_loader
 -- Skipped due to `#[pgrx(sql = false)]`
 /* </end connected objects> */
@@ -1320,7 +1324,7 @@ DELETE FROM pg_init_privs
 /* <begin connected objects> */
 -- src/schema.rs:22
 -- finalize
--- Last, when everything is there: the foreign key, where loader.loader is.
+-- Last, when all objects exist: the foreign key, if loader.loader exists.
 DO $$
 DECLARE
     state record;
