@@ -42,10 +42,11 @@ pub fn lock_loader(loader_id: i64) -> Result<LoaderRow, Error> {
     Ok(loader_fk::lock(&history, loader_id, LockWaitPolicy::LockWaitSkip))
 }
 
-pub fn next_id() -> Result<i64, Error> {
+/// Takes the id of an execution. A caller that does not flush the WAL later anyway asks for `flush`.
+pub fn next_id(flush: bool) -> Result<i64, Error> {
     let sequence = trusted(EXECUTION_HISTORY_ID_SEQ)?;
     let missing = || Error::MissingRelation(EXECUTION_HISTORY_ID_SEQ.to_string());
-    sequence.map(xact::next_value).ok_or_else(missing)
+    sequence.map(|sequence| xact::next_value(sequence, flush)).ok_or_else(missing)
 }
 
 pub fn insert_one(execution_id: i64, loader_id: i64, time: i64) -> Result<(), Error> {

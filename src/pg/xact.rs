@@ -145,15 +145,16 @@ pub fn wait_for_wal(lsn: u64) {
     }
 }
 
-/// Takes the next value of a sequence, and makes that crash-safe even if the transaction rolls
-/// back: a sequence logs 32 values at once, and the call that logs them flushes the WAL.
-pub fn next_value(sequence: pg_sys::Oid) -> i64 {
+/// Takes the next value of a sequence. If `flush`, the value is not assigned again after a crash,
+/// even if the transaction rolls back: a sequence logs 32 values at once, and the call that logs them
+/// flushes the WAL.
+pub fn next_value(sequence: pg_sys::Oid, flush: bool) -> i64 {
     // SAFETY: in a transaction that can write; XactLastRecEnd is a variable of this process, within
     // the WAL.
     unsafe {
         let before = pg_sys::XactLastRecEnd;
         let value = pg_sys::nextval_internal(sequence, false);
-        if pg_sys::XactLastRecEnd != before {
+        if flush && pg_sys::XactLastRecEnd != before {
             pg_sys::XLogFlush(pg_sys::XactLastRecEnd);
         }
         value

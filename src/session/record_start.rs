@@ -38,7 +38,7 @@ fn start_in_transaction(loader_id: i64, time: i64) -> Result<i64, Error> {
     // The foreign key's check plans a query of loader.loader.
     let history = require(EXECUTION_HISTORY, pg_sys::RowExclusiveLock)?;
     let _restricted = SecurityContext::restricted_for_writing(&history);
-    let id = starts::next_id()?;
+    let id = starts::next_id(true)?;
     with_hint_for_unknown_loaders(|| starts::insert_one(id, loader_id, time))?;
     Ok(id)
 }

@@ -108,7 +108,7 @@ fn record(context: &mut Context, taken: &[(RequestId, Start)]) -> Result<(), Xac
         let declined = unavailable_loaders(taken)?;
         let mut recorded = Vec::with_capacity(taken.len());
         for (request, start) in taken.iter().filter(|(one, _)| !declined.contains_key(one)) {
-            recorded.push((*request, *start, starts::next_id()?));
+            recorded.push((*request, *start, starts::next_id(false)?));
         }
         let rows: Vec<_> = recorded.iter().map(|(_, start, id)| (*id, *start)).collect();
         starts::insert(&rows)?;
