@@ -39,6 +39,26 @@ ALTER TABLE loader.watched_transaction SET SCHEMA loader_history;
 ALTER TABLE loader.derived_failure RENAME TO server_outcome;
 ALTER TABLE loader.server_outcome RENAME CONSTRAINT derived_failure_pkey TO server_outcome_pkey;
 ALTER TABLE loader.server_outcome SET SCHEMA loader_history;
+-- PostgreSQL 18 and later name NOT NULL constraints.
+DO $$
+DECLARE
+    constraint_ record;
+BEGIN
+    FOR constraint_ IN
+        SELECT k.conrelid::regclass AS target, k.conname AS name,
+               regexp_replace(regexp_replace(k.conname, '^binding_', 'watched_transaction_'),
+                              '^derived_failure_', 'server_outcome_') AS new_name
+          FROM pg_constraint AS k
+         WHERE k.contype = 'n'
+           AND k.conrelid IN ('loader_history.watched_transaction'::regclass,
+                              'loader_history.server_outcome'::regclass)
+           AND k.conname ~ '^(binding|derived_failure)_'
+    LOOP
+        EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I',
+                       constraint_.target, constraint_.name, constraint_.new_name);
+    END LOOP;
+END
+$$;
 
 -- A start whose caller had given it up and recorded it otherwise. Triggers of others do not fire.
 SET LOCAL session_replication_role = replica;
@@ -1106,6 +1126,15 @@ UPDATE pg_init_privs AS i
  WHERE i.classoid = m.classid AND i.objoid = m.objid AND i.objsubid = 0 AND i.privtype = 'e';
 DELETE FROM pg_init_privs
  WHERE classoid = 'pg_namespace'::regclass AND objoid = 'loader'::regnamespace AND privtype = 'e';
+-- PostgreSQL 17 and later record a dependency for each role in initial privileges.
+DELETE FROM pg_shdepend AS s
+ WHERE s.deptype = 'i'
+   AND s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND (s.classid = 'pg_namespace'::regclass AND s.objid = 'loader'::regnamespace
+        OR EXISTS (SELECT FROM pg_depend AS d
+                     JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+                    WHERE e.extname = 'loader_history' AND d.deptype = 'e'
+                      AND d.classid = s.classid AND d.objid = s.objid));
 
 -- The setting's new name, where it is set for a database or a role.
 UPDATE pg_db_role_setting

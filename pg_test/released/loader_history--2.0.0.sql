@@ -1259,6 +1259,15 @@ UPDATE pg_init_privs AS i
  WHERE i.classoid = m.classid AND i.objoid = m.objid AND i.objsubid = 0 AND i.privtype = 'e';
 DELETE FROM pg_init_privs
  WHERE classoid = 'pg_namespace'::regclass AND objoid = 'loader'::regnamespace AND privtype = 'e';
+-- PostgreSQL 17 and later record a dependency for each role in initial privileges.
+DELETE FROM pg_shdepend AS s
+ WHERE s.deptype = 'i'
+   AND s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND (s.classid = 'pg_namespace'::regclass AND s.objid = 'loader'::regnamespace
+        OR EXISTS (SELECT FROM pg_depend AS d
+                     JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+                    WHERE e.extname = 'loader_history' AND d.deptype = 'e'
+                      AND d.classid = s.classid AND d.objid = s.objid));
 /* </end connected objects> */
 
 /* <begin connected objects> */

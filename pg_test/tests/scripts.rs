@@ -262,6 +262,8 @@ esac
         let _ = fs::remove_file(&ran);
         let mut make = Command::new("make");
         make.current_dir(project).arg(target).env("PATH", path).env("PG_CONFIG", &pg_config);
+        // That of the tests themselves.
+        make.env_remove("PG");
         let output = make.env("CARGO_HOME", folder.join("nowhere")).output().unwrap();
         (output, fs::read_to_string(&ran).unwrap_or_default())
     };

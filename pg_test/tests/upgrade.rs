@@ -540,6 +540,7 @@ fn an_update_gives_the_schema_back_to_the_owner_it_was_taken_from() {
         client
             .batch_execute("CREATE ROLE app LOGIN; CREATE ROLE recorder; CREATE SCHEMA loader AUTHORIZATION app")
             .unwrap();
+        assert_eq!(released_versions(), ["1.5.0"], "what CREATE EXTENSION finds");
         client.batch_execute("CREATE EXTENSION loader_history VERSION '1.5.0'").unwrap();
         client.batch_execute("SELECT loader.grant_recorder('recorder')").unwrap();
         client.batch_execute(change).unwrap();
@@ -570,6 +571,7 @@ fn an_update_renames_the_setting_where_a_database_or_role_has_it() {
              ALTER DATABASE postgres SET loader_history.durable = 'on'",
         )
         .unwrap();
+    assert_eq!(released_versions(), ["1.5.0"], "what CREATE EXTENSION finds");
     cluster
         .connect()
         .batch_execute(
