@@ -199,9 +199,7 @@ impl EventEmitter {
     fn emit_prepared(&mut self, database: pg_sys::Oid, count: usize) -> Result<usize, Error> {
         // A transaction that is prepared from now on sets it again.
         workers::block(database, |worker| worker.prepared_changes = false);
-        let taken = prepared_changes::take(count).inspect_err(|_| {
-            workers::block(database, |worker| worker.prepared_changes = true);
-        })?;
+        let taken = prepared_changes::take(count)?;
         taken.payloads.iter().for_each(|payload| notify::emit(payload.as_bytes()));
         if taken.has_more {
             workers::block(database, |worker| worker.prepared_changes = true);
