@@ -60,7 +60,7 @@ BEGIN
 END
 $$;
 
--- A start whose caller had given it up and recorded it otherwise. Triggers of others do not fire.
+-- A start that its caller had abandoned and recorded itself. No triggers of other roles fire.
 SET LOCAL session_replication_role = replica;
 WITH abandoned AS (
     DELETE FROM loader_history.watched_transaction AS w USING loader.abandoned_start AS a

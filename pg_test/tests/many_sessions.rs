@@ -1,4 +1,4 @@
-//! Promise: whatever many sessions or one large load do, starts of others stay autonomous, and failures are known in
+//! Promise: beside many sessions or one large load, all other starts stay autonomous, and failures are known in
 //! time, with the error's text.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

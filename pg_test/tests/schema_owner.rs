@@ -212,7 +212,7 @@ fn the_schemas_cannot_be_renamed_while_the_extension_is_there() {
     for schema in ["loader", "loader_history"] {
         dba.batch_execute(&format!("ALTER SCHEMA {schema} RENAME TO former")).error("42501");
     }
-    // What else is done to schemas is nobody's business.
+    // Other schemas can be renamed.
     migrator
         .batch_execute(
             "CREATE SCHEMA one; ALTER SCHEMA one RENAME TO two; DROP SCHEMA two;
